@@ -1,0 +1,88 @@
+"""The hook by which transformers' own `from_pretrained` and `save_pretrained` handle our models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+
+from qdqpatch import patch
+from qdqpatch.attention import IMPLEMENTATION
+from qdqpatch.checkpoint.ranges import make_room, read_ranges
+from qdqpatch.config import QUANT_METHOD, QDQConfig
+from qdqpatch.plan import Plan, find_sites
+
+
+class QDQQuantizer(HfQuantizer):
+    """Quantizes a model while transformers loads it, and goes with it as `model.hf_quantizer`.
+
+    Attributes:
+        quantization_config: The model's recipe.
+        attn_implementation: What the float model computes attention with, to return to.
+    """
+
+    requires_calibration = False
+    quantization_config: QDQConfig
+
+    def __init__(self, quantization_config: QDQConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.attn_implementation: str | None = None
+        self._plan: Plan | None = None
+
+    def patch(self, model: PreTrainedModel, plan: Plan) -> None:
+        """Apply the plan and make the model say so."""
+        if model.config._attn_implementation != IMPLEMENTATION:
+            self.attn_implementation = model.config._attn_implementation
+        patch.apply(model, plan)
+        self.quantization_config = plan.config
+        model.config.quantization_config = plan.config
+        model.quantization_method = QUANT_METHOD
+        model.hf_quantizer = self
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        # A checkpoint's overrides may name a head that this class does not have.
+        self._plan = find_sites(model, self.quantization_config, strict=not self.pre_quantized)
+        self.patch(model, self._plan)
+        make_room(model, read_ranges(checkpoint_files or []), model.base_model_prefix)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        assert self._plan is not None, "transformers calls the hook before loading first"
+        patch.set_fixed_ranges(model, self._plan)
+        self._plan = None
+        # Its weights are floats that can be cast and trained, which transformers forbids to a model
+        # whose weights are packed integers.
+        model.is_quantized = False
+        return model
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        patch.revert(model, self.attn_implementation)
+        return model
+
+    def is_serializable(self, safe_serialization: object = None) -> bool:
+        """Return True: ranges and recipe are saved with the model."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """True: fake quantization passes gradients."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """True: training the float weights behind the quantizers is what QAT is."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """True: the quantizers compile without a graph break."""
+        return True
+
+
+def register() -> None:
+    """Make transformers know the method, once."""
+    register_quantization_config(QUANT_METHOD)(QDQConfig)
+    register_quantizer(QUANT_METHOD)(QDQQuantizer)

@@ -1,0 +1,95 @@
+"""The verbs on a model: plan, quantize, dequantize."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from qdqpatch import patch
+from qdqpatch.checkpoint.hf_quantizer import QDQQuantizer
+from qdqpatch.config import QDQConfig
+from qdqpatch.errors import NotQuantizedError, QuantizedError
+from qdqpatch.plan import Plan, find_sites
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def plan(model: PreTrainedModel, config: QDQConfig | None = None) -> Plan:
+    """List every place that would be quantized, and every one that would stay float, with the reason.
+
+    The model is only read. Of a model that is quantized already, the plan it was made by is given,
+    unless `config` is another.
+
+    Args:
+        model: A transformers model.
+        config: What to quantize; None for the defaults.
+
+    Returns:
+        The plan; printed, it is a table.
+
+    Raises:
+        UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
+        OverrideError: If an override matches no quantizer.
+    """
+    if isinstance(model, PreTrainedModel) and patch.is_quantized(model):
+        config = config or model.config.quantization_config
+        with torch.device("meta"):
+            model = type(model)(model.config)
+    return find_sites(model, config)
+
+
+def quantize(model: Model, config: QDQConfig | None = None) -> Model:
+    """Turn a loaded BERT into a QDQBERT, in place.
+
+    Linears are swapped for quantized ones that share their Parameters, and quantizers are inserted at
+    attention's matmuls and at the residual adds. The model stays an instance of its class. Its ranges
+    are computed from each tensor it sees until it is calibrated (`qdqpatch.calibrate`).
+
+    Args:
+        model: A float transformers model, on any device and in any floating-point dtype.
+        config: What to quantize and how; None for QDQBERT's placement.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
+        OverrideError: If an override matches no quantizer.
+        QuantizedError: If the model is quantized already.
+        Whatever is raised, the model is as it was.
+
+    Example:
+        >>> model = qdqpatch.quantize(AutoModelForMaskedLM.from_pretrained("bert-base-uncased"))
+    """
+    if isinstance(model, PreTrainedModel) and patch.is_quantized(model):
+        raise QuantizedError(
+            f"This {type(model).__name__} is quantized already. To quantize it otherwise, call "
+            "qdqpatch.dequantize(model) first."
+        )
+    sites = find_sites(model, config)
+    patch.own_config(model)
+    QDQQuantizer(sites.config).patch(model, sites)
+    patch.set_fixed_ranges(model, sites)
+    return model
+
+
+def dequantize(model: Model) -> Model:
+    """Take every quantizer out again, in place; weights that were trained stay trained.
+
+    Args:
+        model: A model that `quantize` or `from_pretrained` quantized.
+
+    Returns:
+        The same object, a float model as before.
+
+    Raises:
+        NotQuantizedError: If the model has no quantizer.
+    """
+    hf_quantizer = getattr(model, "hf_quantizer", None)
+    if not isinstance(hf_quantizer, QDQQuantizer):
+        raise NotQuantizedError(f"This {type(model).__name__} was not quantized by qdqpatch.")
+    patch.revert(model, hf_quantizer.attn_implementation)
+    hf_quantizer.remove_quantization_config(model)
+    return model

@@ -1,0 +1,33 @@
+"""What can go wrong, each with the built-in exception a caller would expect it to be."""
+
+
+class QdqError(Exception):
+    """Base of every error that qdqpatch raises on purpose."""
+
+
+class ConfigError(QdqError, ValueError):
+    """A configuration names an unknown key, holds a value out of range, or contradicts itself."""
+
+
+class OverrideError(ConfigError):
+    """An override's pattern matches no quantizer of the model."""
+
+
+class UnsupportedModelError(QdqError, TypeError):
+    """The object is not a model that any rule knows, or nothing in it can be quantized."""
+
+
+class QuantizedError(QdqError, RuntimeError):
+    """The model is quantized already and the call needs a float one."""
+
+
+class NotQuantizedError(QdqError, RuntimeError):
+    """The call needs a quantized model and was given a float one."""
+
+
+class CalibrationError(QdqError, RuntimeError):
+    """A range could not be determined from the data given."""
+
+
+class CheckpointError(QdqError, OSError):
+    """A checkpoint is missing, damaged, of another kind, or cannot be written."""

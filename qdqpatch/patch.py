@@ -1,0 +1,112 @@
+"""Carry out a plan: the only code that changes a model. All checks come before the first change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from qdqpatch.attention import IMPLEMENTATION
+from qdqpatch.errors import UnsupportedModelError
+from qdqpatch.plan import Plan, Site
+from qdqpatch.quantizer import TensorQuantizer
+
+
+def apply(model: PreTrainedModel, plan: Plan) -> None:
+    """Give every site of the plan its quantizers and its class, in place.
+
+    Fixed ranges (`amax` in the configuration) are not set here but by `set_fixed_ranges`, because a
+    model that is being loaded has no memory for them yet.
+
+    Raises:
+        UnsupportedModelError: If transformers refuses the attention implementation that quantizes
+            matmuls. The model is then as it was.
+    """
+    changes = [(model.get_submodule(site.path), site, _quantizers(site)) for site in plan.sites]
+    if any(site.rule == "AttentionMatmuls" for site in plan.sites):
+        _set_attention(model)
+    for module, site, quantizers in changes:
+        for name, quantizer in quantizers.items():
+            module.add_module(name, quantizer.train(module.training))
+        module.__class__ = site.becomes
+
+
+def revert(model: PreTrainedModel, attn_implementation: str | None) -> None:
+    """Undo `apply`: every class, child and the attention implementation as before, in place.
+
+    Args:
+        model: A quantized model.
+        attn_implementation: The attention implementation to return to; None for the usual default.
+    """
+    if uses_qdq_attention(model):
+        model.set_attn_implementation(attn_implementation or "sdpa")
+    for module in model.modules():
+        module.__class__ = getattr(module, "float_class", type(module))
+        for name, child in list(module.named_children()):
+            if isinstance(child, TensorQuantizer):
+                delattr(module, name)
+
+
+def named_quantizers(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
+    """Yield path and module of every quantizer, in the order of `named_modules`."""
+    for path, module in model.named_modules():
+        if isinstance(module, TensorQuantizer):
+            yield path, module
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the model has a quantizer."""
+    return next(named_quantizers(model), None) is not None
+
+
+def set_fixed_ranges(model: PreTrainedModel, plan: Plan) -> None:
+    """Set the ranges that the configuration fixes, on quantizers that have none yet."""
+    for site in plan.sites:
+        for name, config in site.quantizers.items():
+            quantizer = model.get_submodule(f"{site.path}.{name}")
+            if config is not None and config.amax is not None and quantizer.amax is None:
+                quantizer.amax = config.amax
+                quantizer.to(model.device)
+
+
+def own_config(model: PreTrainedModel) -> None:
+    """Give the model a config of its own, so that another model made from the same one stays float."""
+    old = model.config
+    new = copy.deepcopy(old)
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = new
+
+
+def uses_qdq_attention(model: PreTrainedModel) -> bool:
+    """Whether attention runs through `qdqpatch.attention`."""
+    return any(
+        module.config._attn_implementation == IMPLEMENTATION
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+    )
+
+
+def _quantizers(site: Site) -> dict[str, TensorQuantizer]:
+    """Build a site's quantizers; one that is turned off is there, but disabled."""
+    quantizers = {}
+    for name, config in site.quantizers.items():
+        if config is None:
+            quantizers[name] = TensorQuantizer(disabled=True)
+        else:
+            descriptor = config.without_amax().descriptor()
+            quantizers[name] = TensorQuantizer(descriptor)
+    return quantizers
+
+
+def _set_attention(model: PreTrainedModel) -> None:
+    before = model.config._attn_implementation
+    model.set_attn_implementation(IMPLEMENTATION)
+    if not uses_qdq_attention(model):
+        model.set_attn_implementation(before)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not compute attention through transformers' AttentionInterface, "
+            "so its matmuls cannot be quantized. Pass QDQConfig(matmuls=False) to leave them float."
+        )

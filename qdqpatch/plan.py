@@ -1,0 +1,222 @@
+"""Look at a model and say what would be quantized, what not, and why. Changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from qdqpatch.config import QDQConfig
+from qdqpatch.errors import OverrideError, UnsupportedModelError
+from qdqpatch.folding import Row, fold
+from qdqpatch.linear import QuantLinear
+from qdqpatch.rules import RULES
+from qdqpatch.rules.base import Match, Miss, Rule
+from qdqpatch.settings import QuantizerConfig
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place that gets quantizers.
+
+    Attributes:
+        path: The module's name in the model.
+        operation: What is computed there.
+        rule: Name of the rule that found it.
+        quantizers: Name and settings of each quantizer; None for one that an override turned off.
+        becomes: The class that the module gets.
+    """
+
+    path: str
+    operation: str
+    rule: str
+    quantizers: Mapping[str, QuantizerConfig | None]
+    becomes: type[nn.Module] = field(repr=False)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}: {config or 'off'}" for name, config in self.quantizers.items())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every place of a model that gets quantizers, and every one that stays float with the reason.
+
+    Attributes:
+        model: Name of the model's class.
+        config: The configuration that the plan follows, nothing in it left to defaults.
+        sites: What is quantized, rule by rule.
+        misses: What stays float.
+    """
+
+    model: str
+    config: QDQConfig
+    sites: tuple[Site, ...]
+    misses: tuple[Miss, ...]
+
+    def site_rows(self) -> list[Row]:
+        """Return path, operation and quantizers of the sites, equal ones of all layers in one row."""
+        return fold([(site.path, site.operation, str(site)) for site in self.sites])
+
+    def miss_rows(self) -> list[Row]:
+        """Return path, operation and reason of what stays float, equal ones of all layers in one row."""
+        return fold([(miss.path, miss.operation, miss.reason) for miss in self.misses])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready data."""
+        sites = [
+            {
+                "path": site.path,
+                "operation": site.operation,
+                "rule": site.rule,
+                "quantizers": {
+                    name: None if config is None else dataclasses.asdict(config)
+                    for name, config in site.quantizers.items()
+                },
+            }
+            for site in self.sites
+        ]
+        misses = [dataclasses.asdict(miss) for miss in self.misses]
+        return {"model": self.model, "config": self.config.to_dict(), "sites": sites, "misses": misses}
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: {len(self.sites)} operations quantized, {len(self.misses)} stay float"]
+        for title, rows in (("Quantized", self.site_rows()), ("Float", self.miss_rows())):
+            widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+            lines += ["", title] if rows else []
+            for path, operation, detail in rows:
+                lines.append(f"  {path:<{widths[0]}}  {operation:<{widths[1]}}  {detail}")
+        return "\n".join(lines)
+
+
+def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool = True) -> Plan:
+    """Apply the architecture's rules, the configuration and its overrides to a float model.
+
+    Args:
+        model: A float transformers model; it is only read.
+        config: What to quantize; None for the defaults.
+        strict: Whether an override that matches nothing is an error. Loading turns this off, because
+            the head that an override names may have been exchanged.
+
+    Raises:
+        UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
+        OverrideError: If an override matches no quantizer.
+    """
+    config = with_defaults(config)
+    used: set[str] = set()
+    sites: list[Site] = []
+    misses: list[Miss] = []
+    for root_path, root in _known_models(model):
+        aliases = _Aliases(root_path, root)
+        for rule, match in _matches(root, RULES[root.config.model_type]):
+            if isinstance(match, Miss):
+                misses.append(dataclasses.replace(match, path=aliases.full(match.path)))
+                continue
+            found = _decide(rule, match, config, aliases, used)
+            (sites if isinstance(found, Site) else misses).append(found)  # type: ignore[arg-type]  # by kind
+    if strict:
+        _check_overrides(config, used)
+    if not sites:
+        raise UnsupportedModelError(_nothing_found(model, config))
+    return Plan(type(model).__name__, config, tuple(sites), tuple(misses))
+
+
+def with_defaults(config: QDQConfig | None) -> QDQConfig:
+    """Fill what the configuration leaves open from the default descriptors set on `QuantLinear`."""
+    config = QDQConfig() if config is None else config
+    activation = config.activation or QuantizerConfig.from_descriptor(QuantLinear.default_quant_desc_input)
+    weight = config.weight or QuantizerConfig.from_descriptor(QuantLinear.default_quant_desc_weight)
+    return dataclasses.replace(config, activation=activation, weight=weight)
+
+
+class _Aliases:
+    """The names that a quantizer goes by: with and without the prefix that a head puts before the base."""
+
+    def __init__(self, root_path: str, root: PreTrainedModel) -> None:
+        self.root = f"{root_path}." if root_path else ""
+        self.prefix = f"{root.base_model_prefix}."
+        self.is_base = root.base_model is root
+
+    def full(self, path: str) -> str:
+        return f"{self.root}{path}"
+
+    def of(self, path: str) -> tuple[str, str]:
+        other = self.prefix + path if self.is_base else path.removeprefix(self.prefix)
+        return self.full(path), self.root + other
+
+
+def _known_models(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
+    """Return the outermost models that have rules: the model itself, or parts of a composite one."""
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"Expected a transformers model such as AutoModel.from_pretrained(...) gives, not a "
+            f"{type(model).__name__}. Of a pipeline or wrapper, pass the model inside it."
+        )
+    found: list[tuple[str, PreTrainedModel]] = []
+    for path, module in model.named_modules():
+        inside = any(not outer or path.startswith(f"{outer}.") for outer, _ in found)
+        if isinstance(module, PreTrainedModel) and module.config.model_type in RULES and not inside:
+            found.append((path, module))
+    if not found:
+        raise UnsupportedModelError(
+            f"There are no rules for {type(model).__name__} (model type {model.config.model_type!r}); "
+            f"there are for {', '.join(RULES)}."
+        )
+    return found
+
+
+def _matches(model: nn.Module, rules: tuple[Rule, ...]) -> Iterator[tuple[Rule, Match | Miss]]:
+    """Yield what the rules find; the first rule that finds an operation has it."""
+    claimed = set()
+    for rule in rules:
+        for found in rule.match(model):
+            if (found.path, found.operation) not in claimed:
+                claimed.add((found.path, found.operation))
+                yield rule, found
+
+
+def _decide(
+    rule: Rule, match: Match, config: QDQConfig, aliases: _Aliases, used: set[str]
+) -> Site | Miss:
+    quantizers: dict[str, QuantizerConfig | None] = {}
+    part_is_on = getattr(config, rule.part)
+    turned_off_by = None
+    for name, operand in match.quantizers.items():
+        settings: QuantizerConfig = getattr(config, operand)
+        enabled = part_is_on
+        for override in config.overrides:
+            if override.matches(aliases.of(f"{match.path}.{name}")):
+                used.add(override.pattern)
+                settings = dataclasses.replace(settings, **override.settings)
+                if override.enabled is not None:
+                    enabled = override.enabled
+                    turned_off_by = None if enabled else override.pattern
+        quantizers[name] = settings if enabled else None
+    path = aliases.full(match.path)
+    if any(quantizers.values()):
+        return Site(path, match.operation, type(rule).__name__, quantizers, match.becomes)
+    reason = f"{rule.part} is off in the configuration"
+    if turned_off_by is not None:
+        reason = f"override {turned_off_by!r} turns it off"
+    return Miss(path, match.operation, reason)
+
+
+def _check_overrides(config: QDQConfig, used: set[str]) -> None:
+    for override in config.overrides:
+        if override.pattern not in used:
+            raise OverrideError(
+                f"The override {override.pattern!r} matches no quantizer of the model. Patterns are globs "
+                "over quantizer paths; `qdqpatch inspect` or print(qdqpatch.plan(model)) lists them."
+            )
+
+
+def _nothing_found(model: nn.Module, config: QDQConfig) -> str:
+    on = [name for name in ("linears", "matmuls", "residual_adds") if getattr(config, name)]
+    return (
+        f"Nothing in {type(model).__name__} would be quantized. Looked for the Linears, attention matmuls "
+        f"and residual adds of its layers; the configuration turns on {', '.join(on) or 'none of them'}, "
+        "and no override turns a quantizer on."
+    )

@@ -1,0 +1,165 @@
+"""TensorQuantizer: NVIDIA's class with our forward; the one home of fake quantization.
+
+Two arithmetics, the toolkit's own and PyTorch's native one (`TensorQuantizer.use_fb_fake_quant`), each
+bit for bit as in pytorch-quantization 2.1.3 (`tensor_quant.py`, `tensor_quantizer.py`). What differs is
+what a caller does not see in fp32: nothing here waits for the device, so that the same code runs
+eagerly, under `torch.compile(fullgraph=True)` and in `torch.export`; and fp16 and bf16 tensors are
+quantized in fp32 and rounded once, at the end, where the toolkit divides in half precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_quantization.nn.modules import tensor_quantizer
+from pytorch_quantization.tensor_quant import QuantDescriptor
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from qdqpatch.errors import CalibrationError
+
+SMALLEST_AMAX = 2.0**-24
+"""A range up to this (fp16's smallest positive number) counts as zero: all values become 0."""
+
+
+class TensorQuantizer(tensor_quantizer.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
+    """Round a tensor to a few integer levels and back, in its own floating-point dtype.
+
+    A quantizer that has a range `_amax` (fp32; a 0-dim tensor, or one entry per channel with the other
+    dimensions kept as 1) uses it; one without computes it from each tensor that it sees. `_amax` stays
+    fp32 when the model is cast.
+
+    Args:
+        quant_desc: Bits, axis and the rest, as pytorch-quantization describes them.
+        **stages: `disabled`, `if_quant`, `if_calib`, as in the toolkit.
+    """
+
+    _amax: Tensor
+
+    def __init__(self, quant_desc: QuantDescriptor | None = None, **stages: bool) -> None:
+        super().__init__(QuantDescriptor() if quant_desc is None else quant_desc, **stages)
+
+    @property
+    def amax(self) -> Tensor | None:
+        """The range, or None where each tensor's own is used."""
+        return self._buffers.get("_amax")
+
+    @amax.setter
+    def amax(self, value: Tensor | float) -> None:
+        amax = torch.as_tensor(value, dtype=torch.float32).detach().clone()
+        if not bool(((amax >= 0) & amax.isfinite()).all()):
+            raise CalibrationError(f"A range must be finite and not negative, not {amax}.")
+        current = self.amax
+        if current is not None and current.shape != amax.shape:
+            raise TypeError(f"The range has shape {tuple(current.shape)}, not {tuple(amax.shape)}.")
+        self.register_buffer("_amax", amax if current is None else amax.to(current.device))
+
+    def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
+        """Take the range from the calibrator, as the toolkit does, without a log line a quantizer.
+
+        Raises:
+            CalibrationError: If `strict` and the calibrator has not seen a tensor.
+        """
+        amax = self._calibrator.compute_amax(*args, **kwargs)
+        if amax is not None:
+            self.amax = amax
+        elif strict:
+            raise CalibrationError("The calibrator has not seen a tensor, so it has no range to give.")
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return `inputs` rounded to the quantizer's levels; shape and dtype stay."""
+        if self._disabled:
+            return inputs
+        if self._if_calib:
+            self._calibrator.collect(inputs)
+        if not self._if_quant:
+            return inputs
+        low, high = self._bounds()
+        arguments = (inputs, self._range_of(inputs), low, high, self.use_fb_fake_quant)
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            outputs: Tensor = _FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
+            return outputs
+        return _fake_quantize(*arguments)[0]
+
+    def _bounds(self) -> tuple[int, int]:
+        """Return the lowest and the highest integer."""
+        high = 2 ** (self._num_bits - 1 + int(self._unsigned)) - 1
+        if self._unsigned:
+            return 0, high
+        # Native fake quantization always has the full range, whatever narrow_range says.
+        return (-high if self._narrow_range and not self.use_fb_fake_quant else -high - 1), high
+
+    def _range_of(self, inputs: Tensor) -> Tensor:
+        amax = self.amax
+        if amax is None:
+            magnitudes = inputs.detach().float().abs()
+            axes = self._axis if isinstance(self._axis, (list, tuple)) else [self._axis]
+            reduced = [dim for dim in range(inputs.dim()) if dim not in axes]
+            amax = magnitudes.amax() if self._axis is None else magnitudes.amax(reduced, keepdim=True)
+        return amax if self._scale_amax is None else amax * self._scale_amax
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorQuantizer:
+        """Move or cast the module; the range follows the device and keeps its dtype."""
+        before = self.amax
+        super()._apply(fn, recurse)
+        after = self.amax
+        if before is not None and after is not None and after.dtype != before.dtype:
+            self._buffers["_amax"] = before.to(after.device)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Make room for a range that the state dict has and this quantizer has not."""
+        stored = state_dict.get(prefix + "_amax")
+        if stored is not None and self.amax is None:
+            self.register_buffer("_amax", torch.empty_like(stored, dtype=torch.float32))
+        # The toolkit's own method would put the range on CUDA, so its parent's is called.
+        torch.nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Fake quantization with the straight-through gradient: 1 inside the range, 0 outside."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]  # the base class takes anything
+        ctx: FunctionCtx, inputs: Tensor, amax: Tensor, low: int, high: int, native: bool
+    ) -> Tensor:
+        outputs, levels = _fake_quantize(inputs, amax, low, high, native, keep_levels=native)
+        if levels is None:
+            inside = inputs.float().abs() <= amax
+        else:
+            inside = (levels >= low) & (levels <= high)
+        ctx.save_for_backward(inside)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (inside,) = ctx.saved_tensors
+        (gradient,) = gradients
+        return torch.where(inside, gradient, torch.zeros_like(gradient)), None, None, None, None
+
+
+def _fake_quantize(
+    inputs: Tensor, amax: Tensor, low: int, high: int, native: bool, keep_levels: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return the fake-quantized tensor and, if asked for, its levels before clipping.
+
+    The toolkit multiplies by 1/scale and divides by it again; PyTorch's native kernel multiplies by
+    1/scale and then by scale. The two differ in the last bit, so both are kept, each to the letter.
+    """
+    if native:
+        scale = amax / high
+        to_levels = torch.where(scale > 0, torch.ones_like(scale) / scale, torch.zeros_like(scale))
+    else:
+        # full_like, not `high / amax`: that multiplies by the reciprocal, which rounds twice.
+        steps = torch.full_like(amax, high) / amax
+        is_zero = amax <= SMALLEST_AMAX
+        to_levels = torch.where(is_zero, torch.zeros_like(steps), steps)
+        scale = torch.where(is_zero, torch.ones_like(steps), steps)
+    levels = (inputs.float() * to_levels).round()
+    clipped = levels.clamp(low, high)
+    outputs = clipped * scale if native else clipped / scale
+    return outputs.to(inputs.dtype), levels if keep_levels else None

@@ -1,0 +1,179 @@
+"""The settings of one quantizer, and changes to the settings of some: the parts of a `QDQConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from pytorch_quantization.tensor_quant import QuantDescriptor
+
+from qdqpatch.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """How one quantizer rounds: the settings of pytorch-quantization's `QuantDescriptor`.
+
+    Attributes:
+        num_bits: Width of the integer, 2 to 16.
+        axis: Dimensions that each keep a range of their own, as an int or a tuple of ints (0 is a
+            weight's output channel); None for one range per tensor.
+        unsigned: Whether the integers start at 0, for tensors that are never negative.
+        narrow_range: Whether a signed integer leaves out its lowest value: [-127, 127], not [-128, 127].
+        amax: A fixed range for the whole tensor; None leaves it to calibration.
+        scale_amax: A factor on the range, for experiments; None for 1.
+        calib_method: The calibrator that NVIDIA's own calibration scripts find on the quantizer,
+            "max" or "histogram". `qdqpatch.calibrate` takes its method as an argument instead.
+
+    Raises:
+        ConfigError: If a value is of the wrong type or out of range.
+    """
+
+    num_bits: int = 8
+    axis: int | tuple[int, ...] | None = None
+    unsigned: bool = False
+    narrow_range: bool = False
+    amax: float | None = None
+    scale_amax: float | None = None
+    calib_method: Literal["max", "histogram"] = "max"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.axis, list):
+            object.__setattr__(self, "axis", tuple(self.axis))
+        if type(self.num_bits) is not int or not 2 <= self.num_bits <= 16:
+            raise ConfigError(f"num_bits must be an integer from 2 to 16, not {self.num_bits!r}.")
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        if self.axis is not None and not all(type(axis) is int for axis in axes):
+            raise ConfigError(f"axis must be an integer, a list of them or null, not {self.axis!r}.")
+        for name in ("unsigned", "narrow_range"):
+            check_bool(name, getattr(self, name))
+        for name in ("amax", "scale_amax"):
+            _check_range(name, getattr(self, name))
+        if self.calib_method not in ("max", "histogram"):
+            raise ConfigError(f'calib_method must be "max" or "histogram", not {self.calib_method!r}.')
+
+    @classmethod
+    def from_descriptor(cls, descriptor: QuantDescriptor) -> QuantizerConfig:
+        """Take over the settings of a pytorch-quantization `QuantDescriptor`.
+
+        Raises:
+            ConfigError: If it asks for what a converted model does not have: real quantization
+                (`fake_quant=False`), a learned range (`learn_amax=True`), or a fixed range per channel,
+                which cannot suit every layer.
+        """
+        if not descriptor.fake_quant:
+            raise ConfigError("The descriptor has fake_quant=False; only fake quantization is possible.")
+        if descriptor.learn_amax:
+            raise ConfigError("The descriptor has learn_amax=True; learned ranges are not supported.")
+        if descriptor.amax is not None and np.size(descriptor.amax) != 1:
+            raise ConfigError("The descriptor fixes a range per channel; only one per tensor can be fixed.")
+        settings = {item.name: getattr(descriptor, item.name) for item in dataclasses.fields(cls)}
+        if descriptor.amax is not None:
+            settings["amax"] = float(descriptor.amax)
+        return cls(**settings)
+
+    def descriptor(self) -> QuantDescriptor:
+        """Return the same settings as a `QuantDescriptor`."""
+        return QuantDescriptor(**dataclasses.asdict(self))
+
+    def without_amax(self) -> QuantizerConfig:
+        """Return the same settings without the fixed range."""
+        return dataclasses.replace(self, amax=None)
+
+    def __str__(self) -> str:
+        text = f"{'u' if self.unsigned else ''}int{self.num_bits}"
+        if self.axis is not None:
+            text += f" per channel (axis {self.axis[0] if isinstance(self.axis, tuple) else self.axis})"
+        return text
+
+
+@dataclass(frozen=True)
+class Override:
+    """A change to the quantizers whose path matches a pattern.
+
+    Attributes:
+        pattern: A glob over quantizer paths as `model.named_modules()` gives them, for example
+            `*.layer.0.*` or `*_weight_quantizer`; `*` also matches dots.
+        enabled: True or False turns the quantizers on or off, whatever their part says; None
+            leaves that as it is.
+        settings: Fields of `QuantizerConfig` to change, for example `{"num_bits": 4}`.
+
+    Raises:
+        ConfigError: If a setting is unknown or its value is out of range.
+    """
+
+    pattern: str
+    enabled: bool | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str) or not self.pattern:
+            raise ConfigError(f"An override's pattern must be a non-empty text, not {self.pattern!r}.")
+        if self.enabled is not None:
+            check_bool(f"enabled of override {self.pattern!r}", self.enabled)
+        checked = build(QuantizerConfig, self.settings, f"override {self.pattern!r}")
+        settings = {name: getattr(checked, name) for name in self.settings}
+        object.__setattr__(self, "settings", settings)
+
+    @classmethod
+    def parse(cls, text: str) -> Override:
+        """Read `PATTERN=off`, `PATTERN=on` or `PATTERN=KEY:VALUE,...`, as on the command line.
+
+        Raises:
+            ConfigError: If the text has another form.
+        """
+        pattern, equals, change = text.rpartition("=")
+        if change in ("on", "off") and equals:
+            return cls(pattern, enabled=change == "on")
+        pairs = [item.partition(":") for item in change.split(",")]
+        if not equals or not all(colon for _, colon, _ in pairs):
+            raise ConfigError(
+                f"Cannot read the override {text!r}: write PATTERN=off, PATTERN=on or "
+                "PATTERN=KEY:VALUE,... such as '*_weight_quantizer=num_bits:4'."
+            )
+        return cls(pattern, settings={key: _parse_value(value) for key, _, value in pairs})
+
+    def matches(self, paths: Iterable[str]) -> bool:
+        """Whether the pattern matches one of the names that a quantizer goes by."""
+        return any(fnmatchcase(path, self.pattern) for path in paths)
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Make a dataclass of `values`, with an error that names an unknown key and its likely spelling."""
+    names = [item.name for item in dataclasses.fields(cls) if item.init]  # type: ignore[arg-type]  # only given dataclasses
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" The keys are {', '.join(names)}."
+            raise ConfigError(f"Unknown key {key!r} in {where}.{hint}")
+    return cls(**values)
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise a `ConfigError` that names `name` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, not {value!r}.")
+
+
+def _parse_value(text: str) -> Any:
+    """Read a setting's value from the command line: JSON, with `none` for null and bare words as text."""
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return json.loads(text.lower())
+    except ValueError:
+        return text
+
+
+def _check_range(name: str, value: object) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 <= value < float("inf")):  # type: ignore[operator]
+        raise ConfigError(f"{name} must be a finite number that is not negative, not {value!r}.")
