@@ -1,14 +1,30 @@
 """Turn any Hugging Face BERT into a QDQBERT: int8 quantizers where an int8 engine needs them."""
 
 from qdqpatch import attention
-from qdqpatch.checkpoint import hf_quantizer
+from qdqpatch.calibration import calibrate
+from qdqpatch.checkpoint import hf_quantizer, qdqbert
+from qdqpatch.checkpoint.qdqbert import load_qdqbert, save_qdqbert
 from qdqpatch.config import QDQConfig
 from qdqpatch.conversion import dequantize, plan, quantize
 from qdqpatch.errors import QdqError
+from qdqpatch.settings import Override, QuantizerConfig
 
 __version__ = "0.1.0"
 
-__all__ = ["QDQConfig", "QdqError", "__version__", "dequantize", "plan", "quantize"]
+__all__ = [
+    "Override",
+    "QDQConfig",
+    "QdqError",
+    "QuantizerConfig",
+    "__version__",
+    "calibrate",
+    "dequantize",
+    "load_qdqbert",
+    "plan",
+    "quantize",
+    "save_qdqbert",
+]
 
 attention.register()
 hf_quantizer.register()
+qdqbert.register()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TypeVar
 
-import torch
 from transformers import PreTrainedModel
 
 from qdqpatch import patch
@@ -33,11 +33,13 @@ def plan(model: PreTrainedModel, config: QDQConfig | None = None) -> Plan:
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
     """
-    if isinstance(model, PreTrainedModel) and patch.is_quantized(model):
-        config = config or model.config.quantization_config
-        with torch.device("meta"):
-            model = type(model)(model.config)
-    return find_sites(model, config)
+    if not isinstance(model, PreTrainedModel) or not patch.is_quantized(model):
+        return find_sites(model, config)
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    float_twin = dequantize(copy.deepcopy(model, shared))
+    if config is not None:
+        return find_sites(float_twin, config)
+    return find_sites(float_twin, model.config.quantization_config, strict=False)
 
 
 def quantize(model: Model, config: QDQConfig | None = None) -> Model:

@@ -54,7 +54,11 @@ class TensorQuantizer(tensor_quantizer.TensorQuantizer):  # type: ignore[misc]  
         current = self.amax
         if current is not None and current.shape != amax.shape:
             raise TypeError(f"The range has shape {tuple(current.shape)}, not {tuple(amax.shape)}.")
-        self.register_buffer("_amax", amax if current is None else amax.to(current.device))
+        self.load_range(amax if current is None else amax.to(current.device))
+
+    def load_range(self, amax: Tensor) -> None:
+        """Take a range, whatever shape the one before had, without looking at its values."""
+        self.register_buffer("_amax", amax)
 
     def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
         """Take the range from the calibrator, as the toolkit does, without a log line a quantizer.
@@ -92,12 +96,7 @@ class TensorQuantizer(tensor_quantizer.TensorQuantizer):  # type: ignore[misc]  
         return (-high if self._narrow_range and not self.use_fb_fake_quant else -high - 1), high
 
     def _range_of(self, inputs: Tensor) -> Tensor:
-        amax = self.amax
-        if amax is None:
-            magnitudes = inputs.detach().float().abs()
-            axes = self._axis if isinstance(self._axis, (list, tuple)) else [self._axis]
-            reduced = [dim for dim in range(inputs.dim()) if dim not in axes]
-            amax = magnitudes.amax() if self._axis is None else magnitudes.amax(reduced, keepdim=True)
+        amax = absolute_max(inputs, self._axis) if self.amax is None else self.amax
         return amax if self._scale_amax is None else amax * self._scale_amax
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorQuantizer:
@@ -118,6 +117,15 @@ class TensorQuantizer(tensor_quantizer.TensorQuantizer):  # type: ignore[misc]  
             self.register_buffer("_amax", torch.empty_like(stored, dtype=torch.float32))
         # The toolkit's own method would put the range on CUDA, so its parent's is called.
         torch.nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
+
+
+def absolute_max(inputs: Tensor, axis: int | tuple[int, ...] | None) -> Tensor:
+    """Return the largest magnitude: fp32, 0-dim, or one per index of `axis` with other dimensions 1."""
+    magnitudes = inputs.detach().float().abs()
+    if axis is None:
+        return magnitudes.amax()
+    kept = {dim % inputs.dim() for dim in ((axis,) if isinstance(axis, int) else axis)}
+    return magnitudes.amax([dim for dim in range(inputs.dim()) if dim not in kept], keepdim=True)
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 
 from qdqpatch import patch
 from qdqpatch.attention import IMPLEMENTATION
-from qdqpatch.checkpoint.ranges import make_room, read_ranges
+from qdqpatch.checkpoint.ranges import make_room, read_ranges, weight_settings
 from qdqpatch.config import QUANT_METHOD, QDQConfig
+from qdqpatch.errors import ConfigError
 from qdqpatch.plan import Plan, find_sites
 
 
@@ -44,10 +46,14 @@ class QDQQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
+        ranges = read_ranges(checkpoint_files or [])
+        config = self.quantization_config
+        if self.pre_quantized and config.weight is None:
+            config = dataclasses.replace(config, weight=weight_settings(ranges))
         # A checkpoint's overrides may name a head that this class does not have.
-        self._plan = find_sites(model, self.quantization_config, strict=not self.pre_quantized)
+        self._plan = find_sites(model, config, strict=not self.pre_quantized)
         self.patch(model, self._plan)
-        make_room(model, read_ranges(checkpoint_files or []), model.base_model_prefix)
+        make_room(model, ranges, model.base_model_prefix)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         assert self._plan is not None, "transformers calls the hook before loading first"
@@ -61,6 +67,20 @@ class QDQQuantizer(HfQuantizer):
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         patch.revert(model, self.attn_implementation)
         return model
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
+        """Say that the model's own state dict is saved; the first thing that `save_pretrained` asks for.
+
+        Raises:
+            ConfigError: If the config has `output_attentions=True`: transformers refuses to write that
+                for any attention implementation but its own "eager", after it made the folder.
+        """
+        if model.config.output_attentions:
+            raise ConfigError(
+                "transformers cannot save config.output_attentions=True for this attention implementation. "
+                "Set model.config.output_attentions = False and pass output_attentions=True to each call."
+            )
+        return None, {}
 
     def is_serializable(self, safe_serialization: object = None) -> bool:
         """Return True: ranges and recipe are saved with the model."""

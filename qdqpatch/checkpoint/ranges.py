@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from qdqpatch.linear import QuantLinear
 from qdqpatch.patch import named_quantizers
+from qdqpatch.settings import QuantizerConfig
 
 SUFFIX = "._amax"
 
@@ -49,6 +52,20 @@ def make_room(model: nn.Module, ranges: dict[str, Tensor], base_model_prefix: st
         for name in (path, prefix + path, path.removeprefix(prefix)):
             if name in ranges and quantizer.amax is None:
                 quantizer.register_buffer("_amax", torch.empty_like(ranges[name], device=_device(model)))
+
+
+def weight_settings(ranges: dict[str, Tensor]) -> QuantizerConfig | None:
+    """Tell from the ranges how weights were quantized, where the checkpoint does not say.
+
+    Old QDQBERT checkpoints hold ranges but no settings. Per channel or per tensor shows in the shapes;
+    the rest is what the default descriptors say, as it was for the original classes.
+
+    Returns:
+        Settings for weights, or None where the defaults agree with the ranges.
+    """
+    default = QuantizerConfig.from_descriptor(QuantLinear.default_quant_desc_weight)
+    per_tensor = any(path.endswith("_weight_quantizer") and not amax.dim() for path, amax in ranges.items())
+    return dataclasses.replace(default, axis=None) if per_tensor else None
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -1,0 +1,177 @@
+"""Checkpoints of the old QDQBERT classes (`model_type: "qdqbert"`, transformers up to 4.40.2).
+
+transformers asks the config class registered for a model type to read a `config.json`; ours answers
+with a BERT config that says it is quantized, and all the rest is the ordinary way of loading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, BertConfig, PreTrainedModel
+
+from qdqpatch.config import PARTS, QUANT_METHOD, QDQConfig
+from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
+from qdqpatch.patch import is_quantized, named_quantizers
+from qdqpatch.plan import with_defaults
+
+MODEL_TYPE = "qdqbert"
+
+ARCHITECTURES = (
+    "QDQBertModel",
+    "QDQBertLMHeadModel",
+    "QDQBertForMaskedLM",
+    "QDQBertForSequenceClassification",
+    "QDQBertForNextSentencePrediction",
+    "QDQBertForMultipleChoice",
+    "QDQBertForTokenClassification",
+    "QDQBertForQuestionAnswering",
+)
+"""The classes there were; each is a BERT class with three letters before its name."""
+
+SPECIAL_TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+"""Defaults of `QDQBertConfig` that differ from BERT's."""
+
+NOT_WRITTEN = ("quantization_config", "transformers_version", "dtype", "_name_or_path")
+"""What a config of today holds and the old class would not understand."""
+
+
+class QDQBertConfig(BertConfig):
+    """Reads the `config.json` of a QDQBERT as that of a quantized BERT."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return a `BertConfig` with a `quantization_config`.
+
+        Raises:
+            ConfigError: If the model has relative position embeddings, which BERT in transformers 5
+                no longer computes.
+        """
+        return BertConfig.from_dict(_as_bert(config_dict), **kwargs)
+
+
+def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Load a checkpoint that an original QDQBERT class wrote.
+
+    The model is an instance of the BERT class of the same name and gives the same outputs.
+    `AutoModelFor...from_pretrained(directory)` does the same, with a head of the caller's choice.
+
+    Such a checkpoint does not say how many bits it was made for. As for the original classes, that is
+    what the default descriptors on `QuantLinear` say, 8 unless they were set.
+
+    Args:
+        directory: A folder with `config.json` and `model.safetensors` or `pytorch_model.bin`.
+        **kwargs: Passed on to `from_pretrained`, such as `dtype` or `device_map`.
+
+    Raises:
+        CheckpointError: If the folder does not hold a QDQBERT checkpoint.
+        ConfigError: If it has relative position embeddings.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        config_dict = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot read {path}: {error}") from error
+    if config_dict.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{directory} holds a model of type {config_dict.get('model_type')!r}, not {MODEL_TYPE!r}; "
+            "load it with AutoModel...from_pretrained."
+        )
+    config = QDQBertConfig.from_dict(config_dict)
+    model_class = getattr(transformers, (config.architectures or ["BertModel"])[0])
+    model: PreTrainedModel = model_class.from_pretrained(directory, config=config, **kwargs)
+    return model
+
+
+def save_qdqbert(model: PreTrainedModel, directory: str | Path) -> None:
+    """Write a checkpoint that the original QDQBERT classes of transformers 4.40.2 load.
+
+    Writes `config.json` and `model.safetensors`; files of other names in the folder stay.
+
+    Args:
+        model: A quantized BERT with QDQBERT's placement.
+        directory: The folder; made if it is not there.
+
+    Raises:
+        NotQuantizedError: If the model is a float model.
+        UnsupportedModelError: If there was no QDQBERT class for this class.
+        ConfigError: If the placement is not QDQBERT's, which its classes cannot be told.
+    """
+    architecture = _check_expressible(model)
+    config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_WRITTEN}
+    config |= {"model_type": MODEL_TYPE, "architectures": [architecture]}
+    config["torch_dtype"] = str(model.dtype).removeprefix("torch.")
+    out = Path(directory)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as staging:  # written beside, then renamed
+        save_file(_untied(model.state_dict()), Path(staging) / "model.safetensors", {"format": "pt"})
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (Path(staging) / "config.json").write_text(text, encoding="utf-8")
+        for name in ("model.safetensors", "config.json"):
+            os.replace(Path(staging) / name, out / name)
+
+
+def register() -> None:
+    """Make `AutoConfig`, and through it every Auto class, read checkpoints of type qdqbert."""
+    AutoConfig.register(MODEL_TYPE, QDQBertConfig)
+
+
+def _as_bert(config_dict: Mapping[str, Any]) -> dict[str, Any]:
+    position = config_dict.get("position_embedding_type", "absolute")
+    if position != "absolute":
+        raise ConfigError(
+            f"This QDQBERT has position_embedding_type={position!r}, which BERT in transformers 5 no longer "
+            'computes; only "absolute" can be loaded.'
+        )
+    bert = {**SPECIAL_TOKENS, **config_dict, "model_type": "bert"}
+    names = bert.get("architectures") or []
+    bert["architectures"] = [name.removeprefix("QDQ") for name in names] or None
+    bert["quantization_config"] = {"quant_method": QUANT_METHOD}
+    return bert
+
+
+def _check_expressible(model: PreTrainedModel) -> str:
+    """Return the name of the QDQBERT class, or raise because it could not hold the model."""
+    if not is_quantized(model):
+        raise NotQuantizedError("The model is a float model: call qdqpatch.quantize(model) first.")
+    architecture = f"QDQ{type(model).__name__}"
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedModelError(f"There was no class {architecture}, only {', '.join(ARCHITECTURES)}.")
+    config: QDQConfig = model.config.quantization_config
+    default = QDQConfig()
+    differing = [part for part in PARTS if getattr(config, part) != getattr(default, part)]
+    differing += ["overrides"] if config.overrides else []
+    disabled = [path for path, quantizer in named_quantizers(model) if quantizer._disabled]
+    if differing or disabled:
+        raise ConfigError(
+            "A QDQBERT checkpoint cannot say that its placement differs from QDQBERT's, and this model's "
+            f"does in {', '.join(differing + disabled)}. Save it with save_pretrained instead."
+        )
+    if with_defaults(None) != dataclasses.replace(config):
+        warnings.warn(
+            "A QDQBERT checkpoint does not hold how its quantizers round. Before loading it with the "
+            "original classes, set the default descriptors on pytorch_quantization.nn.QuantLinear to "
+            f"activation: {config.activation}; weight: {config.weight}.",
+            stacklevel=3,
+        )
+    return architecture
+
+
+def _untied(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Keep the first name of each tensor: tied ones are tied again on loading."""
+    kept: dict[int, str] = {}
+    for name, tensor in state_dict.items():
+        kept.setdefault(tensor.data_ptr(), name)
+    return {name: state_dict[name].contiguous() for name in kept.values()}
