@@ -48,12 +48,13 @@ def qdq_attention(
         The context, shape `(batch, queries, heads, head_dim)`, and the probabilities after dropout and
         before quantization, shape `(batch, heads, queries, keys)`.
     """
-    root = math.sqrt(query.size(-1))
     # Quantized after the transpose, as in QDQBERT: the strides decide which GEMM kernel runs.
     scores = torch.matmul(_quantized(module, "q", query), _quantized(module, "k", key.transpose(2, 3)))
     # Division by the root and multiplication by its inverse differ in the last bit; QDQBERT divides.
-    usual = scaling is None or scaling == query.size(-1) ** -0.5
-    scores = scores / root if usual else scores * scaling
+    if scaling is None or scaling == query.size(-1) ** -0.5:
+        scores = scores / math.sqrt(query.size(-1))
+    else:
+        scores = scores * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = nn.functional.softmax(scores, dim=-1)

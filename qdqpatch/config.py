@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytorch_quantization.tensor_quant import QuantDescriptor
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from qdqpatch.errors import ConfigError
 from qdqpatch.settings import Override, QuantizerConfig, build, check_bool
+from qdqpatch.toolkit import QuantDescriptor
 
 QUANT_METHOD = "qdqpatch"
 """The name under which transformers finds this method in `config.json`."""
@@ -97,7 +97,7 @@ class QDQConfig(QuantizationConfigMixin):
         return build(cls, {**PRESETS[name], **changes}, "the configuration")
 
     @classmethod
-    def from_dict(  # type: ignore[override]  # the base class leaves its arguments untyped
+    def from_dict(
         cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
         """Read what `to_dict` wrote; the hook by which transformers reads `config.json`.

@@ -24,8 +24,10 @@ def fold(rows: Iterable[Row]) -> list[Row]:
         groups.setdefault(key, []).append([int(number) for number in _NUMBER.findall(path)])
     folded = []
     for (shape, first, second), numbers in groups.items():
-        columns = iter([_ranges(sorted(set(column))) for column in zip(*numbers, strict=True)])
-        folded.append((re.sub("#", lambda _, columns=columns: next(columns), shape), first, second))
+        parts = shape.split("#")
+        columns = [_ranges(sorted(set(column))) for column in zip(*numbers, strict=True)]
+        path = "".join(map("".join, zip(parts, [*columns, ""], strict=True)))
+        folded.append((path, first, second))
     return folded
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pytorch_quantization import nn as quant_nn
 from torch import Tensor, nn
 
 from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.toolkit import quant_nn
 
 
 class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit has no types

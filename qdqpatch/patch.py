@@ -77,7 +77,7 @@ def own_config(model: PreTrainedModel) -> None:
     new = copy.deepcopy(old)
     for module in model.modules():
         if getattr(module, "config", None) is old:
-            module.config = new
+            vars(module)["config"] = new
 
 
 def uses_qdq_attention(model: PreTrainedModel) -> bool:

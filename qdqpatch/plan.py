@@ -116,7 +116,10 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
                 misses.append(dataclasses.replace(match, path=aliases.full(match.path)))
                 continue
             found = _decide(rule, match, config, aliases, used)
-            (sites if isinstance(found, Site) else misses).append(found)  # type: ignore[arg-type]  # by kind
+            if isinstance(found, Site):
+                sites.append(found)
+            else:
+                misses.append(found)
     if strict:
         _check_overrides(config, used)
     if not sites:
@@ -178,9 +181,7 @@ def _matches(model: nn.Module, rules: tuple[Rule, ...]) -> Iterator[tuple[Rule, 
                 yield rule, found
 
 
-def _decide(
-    rule: Rule, match: Match, config: QDQConfig, aliases: _Aliases, used: set[str]
-) -> Site | Miss:
+def _decide(rule: Rule, match: Match, config: QDQConfig, aliases: _Aliases, used: set[str]) -> Site | Miss:
     quantizers: dict[str, QuantizerConfig | None] = {}
     part_is_on = getattr(config, rule.part)
     turned_off_by = None
@@ -198,10 +199,10 @@ def _decide(
     path = aliases.full(match.path)
     if any(quantizers.values()):
         return Site(path, match.operation, type(rule).__name__, quantizers, match.becomes)
-    reason = f"{rule.part} is off in the configuration"
     if turned_off_by is not None:
-        reason = f"override {turned_off_by!r} turns it off"
-    return Miss(path, match.operation, reason)
+        return Miss(path, match.operation, f"override {turned_off_by!r} turns it off")
+    as_qdqbert = ", as in QDQBERT" if not getattr(QDQConfig(), rule.part) else ""
+    return Miss(path, match.operation, f"{rule.part}=False in the configuration{as_qdqbert}")
 
 
 def _check_overrides(config: QDQConfig, used: set[str]) -> None:

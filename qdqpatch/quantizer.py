@@ -13,18 +13,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_quantization.nn.modules import tensor_quantizer
-from pytorch_quantization.tensor_quant import QuantDescriptor
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from qdqpatch.errors import CalibrationError
+from qdqpatch.toolkit import QuantDescriptor, quant_nn
 
 SMALLEST_AMAX = 2.0**-24
 """A range up to this (fp16's smallest positive number) counts as zero: all values become 0."""
 
 
-class TensorQuantizer(tensor_quantizer.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
+class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
     """Round a tensor to a few integer levels and back, in its own floating-point dtype.
 
     A quantizer that has a range `_amax` (fp32; a 0-dim tensor, or one entry per channel with the other
@@ -44,7 +43,8 @@ class TensorQuantizer(tensor_quantizer.TensorQuantizer):  # type: ignore[misc]  
     @property
     def amax(self) -> Tensor | None:
         """The range, or None where each tensor's own is used."""
-        return self._buffers.get("_amax")
+        amax: Tensor | None = self._buffers.get("_amax")
+        return amax
 
     @amax.setter
     def amax(self, value: Tensor | float) -> None:
@@ -132,19 +132,15 @@ class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with the straight-through gradient: 1 inside the range, 0 outside."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # the base class takes anything
-        ctx: FunctionCtx, inputs: Tensor, amax: Tensor, low: int, high: int, native: bool
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, inputs: Tensor, amax: Tensor, low: int, high: int, native: bool) -> Tensor:
         outputs, levels = _fake_quantize(inputs, amax, low, high, native, keep_levels=native)
-        if levels is None:
-            inside = inputs.float().abs() <= amax
-        else:
-            inside = (levels >= low) & (levels <= high)
+        # The toolkit passes the gradient where |x| <= amax, PyTorch where the level needs no clipping.
+        inside = inputs.float().abs() <= amax if levels is None else (levels >= low) & (levels <= high)
         ctx.save_for_backward(inside)
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
         (gradient,) = gradients
         return torch.where(inside, gradient, torch.zeros_like(gradient)), None, None, None, None

@@ -11,9 +11,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from pytorch_quantization.tensor_quant import QuantDescriptor
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.toolkit import QuantDescriptor
 
 T = TypeVar("T")
 

@@ -19,9 +19,7 @@ from qdqpatch.quantizer import TensorQuantizer
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def calibrate(
-    model: Model, batches: Iterable[Mapping[str, Any]], method: Literal["max"] = "max"
-) -> Model:
+def calibrate(model: Model, batches: Iterable[Mapping[str, Any]], method: Literal["max"] = "max") -> Model:
     """Set the range of every enabled quantizer from the tensors that the float model computes.
 
     The batches run through the model in eval mode with quantization switched off, as in the toolkit's

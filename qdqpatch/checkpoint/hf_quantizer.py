@@ -40,8 +40,7 @@ class QDQQuantizer(HfQuantizer):
         patch.apply(model, plan)
         self.quantization_config = plan.config
         model.config.quantization_config = plan.config
-        model.quantization_method = QUANT_METHOD
-        model.hf_quantizer = self
+        vars(model).update(hf_quantizer=self, quantization_method=QUANT_METHOD)
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -61,7 +60,7 @@ class QDQQuantizer(HfQuantizer):
         self._plan = None
         # Its weights are floats that can be cast and trained, which transformers forbids to a model
         # whose weights are packed integers.
-        model.is_quantized = False
+        vars(model)["is_quantized"] = False
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qdqpatch.rules.base import Match, Miss
+from qdqpatch.rules.base import Match, Miss, Operand
 
 LOCAL = "add_local_input_quantizer"
 RESIDUAL = "add_residual_input_quantizer"
@@ -50,7 +50,7 @@ class ResidualAdds:
                 except UntraceableError as error:
                     yield Miss(path, "residual add", str(error))
                 else:
-                    quantizers = dict.fromkeys((LOCAL, RESIDUAL), "activation")
+                    quantizers: dict[str, Operand] = {LOCAL: "activation", RESIDUAL: "activation"}
                     yield Match(path, "residual add", quantizers, becomes)
 
 
@@ -85,7 +85,7 @@ def quantized_class(block: nn.Module) -> type[nn.Module]:
 
 
 def _residual_add(graph: fx.Graph) -> fx.Node:
-    adds = []
+    adds: list[fx.Node] = []
     for node in graph.nodes:
         is_add = node.target in (ADD_FUNCTIONS if node.op == "call_function" else ADD_METHODS)
         inputs = [operand.op == "placeholder" for operand in node.all_input_nodes]
@@ -127,6 +127,6 @@ def _reduce(block: nn.Module, protocol: object) -> tuple[Any, ...]:
 
 def _restore(float_class: type[nn.Module], state: dict[str, Any]) -> nn.Module:
     block = float_class.__new__(float_class)
-    block.__setstate__(state.copy())  # type: ignore[operator]  # a method, which nn.Module types as Tensor
+    block.__setstate__(state.copy())
     block.__class__ = quantized_class(block)
     return block

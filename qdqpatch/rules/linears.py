@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from qdqpatch.linear import QuantEmbedding, QuantLinear
-from qdqpatch.rules.base import Match, Miss
+from qdqpatch.rules.base import Match, Miss, Operand
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,11 @@ class Linears:
         """Yield a `Match` for each plain `nn.Linear`, a `Miss` for each subclass of it."""
         for path, module in modules_inside(model, self.inside):
             if type(module) is nn.Linear:
-                quantizers = {"_input_quantizer": "activation", "_weight_quantizer": "weight"}
-                yield Match(path, "linear", quantizers, QuantLinear)  # type: ignore[arg-type]  # literals
+                quantizers: dict[str, Operand] = {
+                    "_input_quantizer": "activation",
+                    "_weight_quantizer": "weight",
+                }
+                yield Match(path, "linear", quantizers, QuantLinear)
             elif isinstance(module, nn.Linear):
                 yield Miss(path, "linear", not_plain(module, nn.Linear))
 
@@ -54,9 +57,7 @@ class Embeddings:
                 yield Miss(path, "embedding", not_plain(module, nn.Embedding))
 
 
-def modules_inside(
-    model: nn.Module, classes: tuple[type[nn.Module], ...]
-) -> Iterator[tuple[str, nn.Module]]:
+def modules_inside(model: nn.Module, classes: tuple[type[nn.Module], ...]) -> Iterator[tuple[str, nn.Module]]:
     """Yield name and module of everything at or below an instance of one of the classes."""
     for outer_path, outer in model.named_modules():
         if isinstance(outer, classes):

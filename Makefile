@@ -1,0 +1,54 @@
+# Needs Python 3.10 to 3.13, make and git; everything else goes into the folder .venv.
+#
+#     make demo         the main job, on a real pretrained BERT
+#     make test         formatting, lint, types, then every test
+#     make lint         the first half of that
+#     make benchmark    the figures in the README
+#     make reference    record again what the original QDQBERT computes (Python 3.10 to 3.12)
+#     make clean        remove everything that these made
+#
+# Another Python than python3: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+REFERENCE := .venv-reference
+INSTALL := -m pip install -qq --disable-pip-version-check
+
+.PHONY: demo test lint benchmark reference clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/python demo/demo.py
+
+test: lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+
+benchmark: $(VENV)/installed
+	$(VENV)/bin/python benchmarks/quantize_time.py
+	$(VENV)/bin/python benchmarks/forward_time.py
+
+reference: $(REFERENCE)/installed
+	$(REFERENCE)/bin/python tests/reference/make.py
+
+clean:
+	rm -rf $(VENV) $(REFERENCE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# torch by itself first, pinned: where a CPU build of it is offered, pip then takes that, while a range
+# would take the newest build, with gigabytes of CUDA.
+$(VENV)/installed: pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
+	    "Python 3.10 to 3.13 is needed, and $(PYTHON) is %d.%d: make PYTHON=..." % sys.version_info[:2])'
+	@echo "Installing into $(VENV), once; this takes a few minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(INSTALL) torch==2.13.0 -c requirements.txt
+	$(VENV)/bin/python $(INSTALL) -e ".[dev,demo]" -c requirements.txt
+	@touch $@
+
+$(REFERENCE)/installed: tests/reference/requirements.txt
+	$(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/python $(INSTALL) -r tests/reference/requirements.txt
+	@touch $@

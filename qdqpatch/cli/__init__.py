@@ -1,0 +1,26 @@
+"""The command line: `qdqpatch COMMAND`."""
+
+from __future__ import annotations
+
+import click
+
+import qdqpatch
+from qdqpatch.cli.convert import convert
+from qdqpatch.cli.inspect import inspect
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(qdqpatch.__version__, prog_name="qdqpatch")
+def main() -> None:
+    r"""Turn Hugging Face BERTs into int8 ones that TensorRT, ONNX Runtime and OpenVINO run fast.
+
+    CKPT is a folder that save_pretrained wrote, or the name of a model on the Hugging Face hub.
+
+    \b
+    See what would be quantized:      qdqpatch inspect CKPT
+    Quantize, calibrate and save:     qdqpatch convert CKPT OUT --calib sentences.txt
+    """
+
+
+main.add_command(convert)
+main.add_command(inspect)

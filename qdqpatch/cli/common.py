@@ -1,0 +1,127 @@
+"""What the commands share: their options, their console, and how errors reach the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import huggingface_hub
+import transformers
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from qdqpatch.checkpoint.source import TASKS
+from qdqpatch.config import PRESETS, QDQConfig
+from qdqpatch.errors import ConfigError, QdqError
+from qdqpatch.settings import Override
+
+Command = Callable[..., None]
+
+
+def placement_options(command: Command) -> Command:
+    """Add the options that say what is quantized; the command gets them as one `placement`."""
+
+    @functools.wraps(command)
+    def with_placement(
+        preset: str | None, config_file: Path | None, override: tuple[Override, ...], **arguments: Any
+    ) -> None:
+        if preset and config_file:
+            raise click.UsageError("--preset and --config exclude each other: a file says everything.")
+        command(placement=functools.partial(_placement, preset, config_file, override), **arguments)
+
+    for option in (
+        click.option(
+            "--override",
+            metavar="PATTERN=CHANGE",
+            multiple=True,
+            callback=_parse_overrides,
+            help="Change the quantizers whose path matches the glob PATTERN: 'off', 'on', or settings such "
+            "as 'num_bits:4,axis:none'. Can be repeated; the last match wins. "
+            "Example: --override '*.layer.11.*=off'",
+        ),
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="A QDQConfig as a JSON file.",
+        ),
+        click.option(
+            "--preset",
+            type=click.Choice(list(PRESETS)),
+            help="What to quantize: everything QDQBERT does (the default), all but the residual adds, or "
+            "the Linears alone.",
+        ),
+        click.option(
+            "--task",
+            type=click.Choice(list(TASKS)),
+            help="The head to load; the default is the one that the checkpoint names.",
+        ),
+    ):
+        with_placement = option(with_placement)
+    return with_placement
+
+
+def _parse_overrides(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[Override, ...]:
+    try:
+        return tuple(Override.parse(text) for text in texts)
+    except ConfigError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+def _placement(
+    preset: str | None, config_file: Path | None, overrides: tuple[Override, ...]
+) -> QDQConfig | None:
+    """Return the configuration that the options describe; None if there was no such option."""
+    if not preset and not config_file and not overrides:
+        return None
+    config = QDQConfig.from_json_file(config_file) if config_file else QDQConfig.preset(preset or "qdqbert")
+    return dataclasses.replace(config, overrides=(*config.overrides, *overrides))
+
+
+def verbosity_options(command: Command) -> Command:
+    """Add -q and -v, give the command a `console` for messages, and turn our errors into exit code 1."""
+
+    @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+    @click.option("-v", "--verbose", is_flag=True, help="Print what transformers says, and tracebacks.")
+    @functools.wraps(command)
+    def with_console(quiet: bool, verbose: bool, **arguments: Any) -> None:
+        if not verbose:
+            _silence_transformers()
+        try:
+            command(console=Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True), **arguments)
+        except QdqError as error:
+            if verbose:
+                raise
+            raise click.ClickException(str(error)) from error
+
+    return with_console
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table on standard output, at full width where that is not a terminal."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    console.print(table)
+    console.print()
+
+
+def _silence_transformers() -> None:
+    """Keep log lines, bars and warnings of the libraries off the screen: the commands say what matters."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")

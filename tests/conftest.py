@@ -1,0 +1,78 @@
+"""What every test needs: reproducible arithmetic, no network, and global settings put back."""
+
+import os
+
+# The reference files hold results to the last bit, and those depend on the instruction set that a kernel was
+# built for and on how threads split a sum. `reference/make.py` made the same settings, before torch too.
+os.environ.update(
+    ATEN_CPU_CAPABILITY="default",
+    MKL_CBWR="COMPATIBLE",
+    ONEDNN_MAX_CPU_ISA="SSE41",
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+)
+
+import copy
+from collections.abc import Callable, Iterator
+
+import models
+import pytest
+import torch
+from pytorch_quantization.nn import QuantLinear, TensorQuantizer
+from transformers import PreTrainedModel
+
+torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of tests that take more than a few seconds."""
+    config.addinivalue_line("markers", "slow: takes more than a few seconds")
+
+
+@pytest.fixture(autouse=True)
+def global_settings() -> Iterator[None]:
+    """Put back what pytorch-quantization keeps on its classes."""
+    native = TensorQuantizer.use_fb_fake_quant
+    descriptors = QuantLinear.default_quant_desc_input, QuantLinear.default_quant_desc_weight
+    yield
+    TensorQuantizer.use_fb_fake_quant = native
+    QuantLinear.set_default_quant_desc_input(descriptors[0])
+    QuantLinear.set_default_quant_desc_weight(descriptors[1])
+
+
+@pytest.fixture(params=["toolkit", "fb"])
+def arithmetic(request: pytest.FixtureRequest) -> str:
+    """Run the test with the toolkit's own arithmetic, then with PyTorch's native one."""
+    TensorQuantizer.use_fb_fake_quant = request.param == "fb"
+    return request.param
+
+
+@pytest.fixture(params=models.HEADS)
+def head(request: pytest.FixtureRequest) -> str:
+    """Run the test on every task head."""
+    return request.param
+
+
+@pytest.fixture(params=[*models.HEADS, models.CROSS])
+def any_head(request: pytest.FixtureRequest) -> str:
+    """Run the test on every task head and on a decoder with cross-attention."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def float_model() -> Callable[[str], PreTrainedModel]:
+    """Give a fresh float model of a head, the same weights each time."""
+    return lambda name="BertModel": copy.deepcopy(models.float_model(name))
+
+
+@pytest.fixture(scope="session")
+def uncalibrated() -> Callable[[str], PreTrainedModel]:
+    """Give a fresh quantized model of a head, without ranges."""
+    return lambda name="BertModel": copy.deepcopy(models.uncalibrated(name))
+
+
+@pytest.fixture(scope="session")
+def calibrated() -> Callable[[str], PreTrainedModel]:
+    """Give a fresh quantized model of a head, with a range on every quantizer."""
+    return lambda name="BertModel": copy.deepcopy(models.calibrated(name))

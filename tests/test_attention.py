@@ -1,0 +1,113 @@
+import math
+
+import pytest
+import torch
+from pytorch_quantization.tensor_quant import QuantDescriptor
+from qdqpatch.attention import IMPLEMENTATION, qdq_attention
+from qdqpatch.quantizer import TensorQuantizer
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+OPERANDS = "qkav"
+
+
+class Recorder(nn.Module):
+    """Stands in for a quantizer: keeps what it sees and gives back twice as much."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.seen = values
+        return 2 * values
+
+
+def module(**quantizers: nn.Module) -> nn.Module:
+    """Return an attention module in eval mode with the given quantizers by operand."""
+    attention = nn.Module().eval()
+    for operand, quantizer in quantizers.items():
+        attention.add_module(f"matmul_{operand}_input_quantizer", quantizer)
+    return attention
+
+
+@pytest.fixture
+def operands() -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value: 2 rows, 3 heads, 4 queries, 5 keys, 12 features."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(2, 3, length, 12, generator=generator) for length in (4, 5, 5))
+
+
+def mask() -> Tensor:
+    hidden = torch.zeros(2, 1, 1, 5)
+    hidden[1, ..., 3:] = torch.finfo(torch.float32).min
+    return hidden
+
+
+def test_both_functions_are_registered() -> None:
+    assert AttentionInterface()[IMPLEMENTATION] is qdq_attention
+    assert AttentionMaskInterface()[IMPLEMENTATION] is eager_mask
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_without_quantizers_it_is_attention(operands, masked: bool) -> None:
+    attention_mask = mask() if masked else None
+    context, probabilities = qdq_attention(module(), *operands, attention_mask)
+    expected, expected_probabilities = eager_attention_forward(module(), *operands, attention_mask)
+    assert context.shape == expected.shape == (2, 4, 3, 12)
+    # Dividing by the root and multiplying with its inverse differ in the last bit.
+    torch.testing.assert_close(context, expected, rtol=0, atol=2**-20)
+    torch.testing.assert_close(probabilities, expected_probabilities, rtol=0, atol=2**-20)
+    if masked:
+        assert (probabilities[1, ..., 3:] == 0).all()
+
+
+def test_each_operand_goes_through_its_quantizer(operands) -> None:
+    query, key, value = operands
+    recorders = {operand: Recorder() for operand in OPERANDS}
+    context, probabilities = qdq_attention(module(**recorders), *operands, mask())
+    scores = (2 * query) @ (2 * key).transpose(2, 3) / math.sqrt(12) + mask()
+    assert torch.equal(probabilities, scores.softmax(-1))
+    assert torch.equal(context, ((2 * probabilities) @ (2 * value)).transpose(1, 2))
+    assert torch.equal(recorders["q"].seen, query)
+    assert torch.equal(recorders["k"].seen, key.transpose(2, 3))
+    assert torch.equal(recorders["v"].seen, value)
+    assert recorders["a"].seen is probabilities
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_an_operand_without_a_quantizer_stays_float(operands, operand: str) -> None:
+    quantizers = {each: TensorQuantizer(QuantDescriptor(num_bits=3)) for each in OPERANDS}
+    all_of_them, _ = qdq_attention(module(**quantizers), *operands, None)
+    quantizers[operand] = nn.Identity()
+    as_identity, _ = qdq_attention(module(**quantizers), *operands, None)
+    del quantizers[operand]
+    without, _ = qdq_attention(module(**quantizers), *operands, None)
+    assert torch.equal(without, as_identity)
+    assert not torch.equal(without, all_of_them)
+
+
+def test_the_models_own_scaling_is_division_by_the_root(operands) -> None:
+    same = [qdq_attention(module(), *operands, None, scaling=each)[1] for each in (None, 12**-0.5)]
+    assert torch.equal(*same)
+
+
+def test_another_scaling_is_a_factor(operands) -> None:
+    query, key, _ = operands
+    _, probabilities = qdq_attention(module(), *operands, None, scaling=0.3)
+    assert torch.equal(probabilities, (query @ key.transpose(2, 3) * 0.3).softmax(-1))
+
+
+def test_dropout_falls_before_the_quantizer_and_only_in_training(operands) -> None:
+    recorder = Recorder()
+    attention = module(a=recorder)
+    _, probabilities = qdq_attention(attention, *operands, None, dropout=0.5)
+    assert (recorder.seen > 0).all()
+    torch.manual_seed(0)
+    _, dropped = qdq_attention(attention.train(), *operands, None, dropout=0.5)
+    assert 0 < (recorder.seen == 0).sum() < recorder.seen.numel()
+    assert torch.equal(dropped, torch.where(recorder.seen == 0, 0, 2 * probabilities))
+
+
+def test_arguments_of_other_implementations_are_ignored(operands) -> None:
+    plain, _ = qdq_attention(module(), *operands, None)
+    other, _ = qdq_attention(module(), *operands, None, is_causal=True, sliding_window=2, output_attentions=True)
+    assert torch.equal(plain, other)
