@@ -25,11 +25,6 @@ from transformers import PreTrainedModel
 torch.set_num_threads(1)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker of tests that take more than a few seconds."""
-    config.addinivalue_line("markers", "slow: takes more than a few seconds")
-
-
 @pytest.fixture(autouse=True)
 def global_settings() -> Iterator[None]:
     """Put back what pytorch-quantization keeps on its classes."""

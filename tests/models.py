@@ -173,7 +173,7 @@ def snapshot(model: PreTrainedModel) -> dict[str, Any]:
         "attributes": {path: sorted(vars(module)) for path, module in model.named_modules()},
         "identities": {name: id(tensor) for name, tensor in model.named_parameters()},
         "tensors": {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        "config": copy.deepcopy(model.config.to_dict()),
+        "config": (id(model.config), copy.deepcopy(model.config.to_dict())),
         "attention": model.config._attn_implementation,
         "method": getattr(model, "quantization_method", None),
         "hf_quantizer": getattr(model, "hf_quantizer", None),

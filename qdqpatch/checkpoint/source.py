@@ -14,8 +14,8 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
 
+from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.ranges import read_ranges, weight_settings
 from qdqpatch.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError
@@ -108,13 +108,13 @@ class Source:
             CheckpointError: If there is none, or one that the index names is missing.
         """
         for weights in WEIGHTS:
-            if file := _find(self.name, weights):
+            if file := find_file(self.name, weights):
                 return [file]
-            if index := _find(self.name, f"{weights}.index.json"):
+            if index := find_file(self.name, f"{weights}.index.json"):
                 names = sorted(
                     set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
                 )
-                files = [(name, _find(self.name, name)) for name in names]
+                files = [(name, find_file(self.name, name)) for name in names]
                 if missing := [name for name, file in files if file is None]:
                     raise CheckpointError(f"{self.name} lacks {', '.join(missing)}, which its index names.")
                 return [file for _, file in files if file is not None]
@@ -175,11 +175,6 @@ def _model_class(config: PreTrainedConfig, task: str | None) -> Any:
     if task is None and architecture is not None and hasattr(transformers, architecture):
         return getattr(transformers, architecture)
     return getattr(transformers, TASKS[task or "feature-extraction"])
-
-
-def _find(name: str, file: str) -> str | None:
-    found: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-    return found
 
 
 def _first_line(error: BaseException) -> str:

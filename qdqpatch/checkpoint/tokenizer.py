@@ -1,24 +1,46 @@
-"""Carry a checkpoint's tokenizer along, byte for byte."""
+"""A checkpoint's tokenizer: loaded to read texts, and carried along byte for byte."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from transformers.utils import cached_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from qdqpatch.checkpoint.files import find_file
+from qdqpatch.errors import CheckpointError
+
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+"""Files of which a tokenizer needs one to know any word."""
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    *VOCABULARIES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.txt",
-    "vocab.json",
     "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
 )
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer.
+
+    Args:
+        source: A folder, or a model's name on the hub.
+
+    Raises:
+        CheckpointError: If there is none. transformers would make up one that knows no word.
+    """
+    if not any(find_file(source, name) for name in VOCABULARIES):
+        raise CheckpointError(
+            f"{source} has no tokenizer, which texts need: none of {', '.join(VOCABULARIES)} is there."
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"Cannot load the tokenizer of {source}: {reason}") from error
+    return tokenizer
 
 
 def copy_tokenizer(source: str, out: Path) -> None:
@@ -29,6 +51,6 @@ def copy_tokenizer(source: str, out: Path) -> None:
         out: The folder to copy to.
     """
     for name in TOKENIZER_FILES:
-        file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        file = find_file(source, name)
         if file is not None:
             shutil.copyfile(file, out / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import huggingface_hub
 import transformers
 from rich import box
 from rich.console import Console
@@ -123,5 +123,5 @@ def _silence_transformers() -> None:
     """Keep log lines, bars and warnings of the libraries off the screen: the commands say what matters."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    huggingface_hub.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

@@ -10,12 +10,12 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from qdqpatch.calibration import calibrate
 from qdqpatch.checkpoint.source import Source, open_checkpoint
 from qdqpatch.checkpoint.staging import check_output, staged
-from qdqpatch.checkpoint.tokenizer import copy_tokenizer
+from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
 from qdqpatch.cli.common import placement_options, verbosity_options
 from qdqpatch.config import QDQConfig
 from qdqpatch.conversion import quantize
@@ -105,13 +105,12 @@ def _batches(
         raise CalibrationError(f"Cannot read {file} as UTF-8 text: {error}") from error
     if not texts:
         raise CalibrationError(f"{file} has no text to calibrate with.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.name)
-    except (OSError, ValueError) as error:
+    tokenizer = load_tokenizer(source.name)
+    if len(tokenizer) > model.config.vocab_size:
         raise CalibrationError(
-            f"{source.name} has no tokenizer that can be loaded, and texts need one: "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from error
+            f"The tokenizer of {source.name} has {len(tokenizer)} tokens and the model only "
+            f"{model.config.vocab_size}: they do not belong together."
+        )
     starts = range(0, len(texts), batch_size)
     for start in track(starts, "Calibrating", console=console, disable=console.quiet, transient=True):
         batch = tokenizer(

@@ -1,0 +1,16 @@
+"""Find the files of a checkpoint, in a folder or on the hub."""
+
+from __future__ import annotations
+
+from transformers.utils import cached_file
+
+
+def find_file(source: str, name: str) -> str | None:
+    """Return the local path of a checkpoint's file, downloaded if need be; None if it has no such file.
+
+    Args:
+        source: A folder, or a model's name on the hub.
+        name: The file's name in it.
+    """
+    path: str | None = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    return path
