@@ -2,4 +2,5 @@
 
 from qdqpatch.cli import main
 
-main(prog_name="qdqpatch")
+if __name__ == "__main__":
+    main(prog_name="qdqpatch")

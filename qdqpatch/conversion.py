@@ -63,7 +63,9 @@ def quantize(model: Model, config: QDQConfig | None = None) -> Model:
         Whatever is raised, the model is as it was.
 
     Example:
-        >>> model = qdqpatch.quantize(AutoModelForMaskedLM.from_pretrained("bert-base-uncased"))
+        >>> model = quantize(AutoModelForMaskedLM.from_pretrained("ckpt"))
+        >>> type(model).__name__, type(model.bert.encoder.layer[0].output.dense).__name__
+        ('BertForMaskedLM', 'QuantLinear')
     """
     if isinstance(model, PreTrainedModel) and patch.is_quantized(model):
         raise QuantizedError(

@@ -120,6 +120,7 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
                 sites.append(found)
             else:
                 misses.append(found)
+    misses += _uncovered(model, {site.path for site in sites} | {miss.path for miss in misses})
     if strict:
         _check_overrides(config, used)
     if not sites:
@@ -203,6 +204,15 @@ def _decide(rule: Rule, match: Match, config: QDQConfig, aliases: _Aliases, used
         return Miss(path, match.operation, f"override {turned_off_by!r} turns it off")
     as_qdqbert = ", as in QDQBERT" if not getattr(QDQConfig(), rule.part) else ""
     return Miss(path, match.operation, f"{rule.part}=False in the configuration{as_qdqbert}")
+
+
+def _uncovered(model: nn.Module, covered: set[str]) -> list[Miss]:
+    """Name the Linears that are no rule's business: those of a composite model between its parts."""
+    return [
+        Miss(path, "linear", "it is outside the parts that there are rules for")
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path not in covered
+    ]
 
 
 def _check_overrides(config: QDQConfig, used: set[str]) -> None:

@@ -16,8 +16,11 @@ os.environ.update(
 import copy
 from collections.abc import Callable, Iterator
 
-import models
 import pytest
+
+pytest.register_assert_rewrite("models")
+
+import models
 import torch
 from pytorch_quantization.nn import QuantLinear, TensorQuantizer
 from transformers import PreTrainedModel

@@ -184,4 +184,5 @@ def assert_unchanged(model: PreTrainedModel, before: dict[str, Any]) -> None:
     """Compare a model with its snapshot."""
     after = snapshot(model)
     assert_equal(after.pop("tensors"), before["tensors"])
-    assert after == {key: value for key, value in before.items() if key != "tensors"}
+    for key, value in after.items():
+        assert value == before[key], key

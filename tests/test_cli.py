@@ -13,42 +13,22 @@ from pathlib import Path
 import click
 import models
 import pytest
-import qdqpatch
 import torch
+from checkpoints import SENTENCES, WORDS, write_checkpoint
 from click.testing import CliRunner, Result
-from qdqpatch.cli import main
-from qdqpatch.patch import is_quantized
 from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM, GPT2Config, GPT2Model
 
+import qdqpatch
+from qdqpatch.cli import main
+from qdqpatch.patch import is_quantized
+
 REFERENCE = Path(__file__).parent / "reference"
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "a",
-    "cat",
-    "dog",
-    "sat",
-    "on",
-    "the",
-    "mat",
-    "and",
-    "##s",
-]
-SENTENCES = "The cat sat on the mat.\n\nA dog and the cats\nthe mat\n"
 
 
 @pytest.fixture(scope="module")
 def float_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float BERT with a masked-LM head and its tokenizer, as `save_pretrained` leaves them."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "float"
-    models.build("BertForMaskedLM").save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return folder
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "float")
 
 
 @pytest.fixture
@@ -310,7 +290,7 @@ def test_calibration_data_that_cannot_be_used(run, float_checkpoint: Path, sente
     shutil.copytree(float_checkpoint, "large")
     Path("large/vocab.txt").write_text("\n".join(large) + "\n", encoding="utf-8")
     result = run("convert", "large", "out", "--calib", sentences)
-    assert_fails(result, "has 64 tokens and the model only 48")
+    assert_fails(result, "has 66 tokens and the model only 48")
     assert left_behind() == ["bare", "binary.txt", "empty.txt", "large"]
 
 

@@ -16,7 +16,7 @@ from qdqpatch.errors import (
 )
 from qdqpatch.patch import is_quantized
 from torch import nn
-from transformers import GPT2Config, GPT2Model
+from transformers import EncoderDecoderConfig, EncoderDecoderModel, GPT2Config, GPT2Model
 
 EVERYTHING = QDQConfig(**models.PARTS_ON)
 
@@ -259,11 +259,9 @@ def test_quantized_embeddings_can_be_calibrated(float_model) -> None:
     assert quantizer.amax.shape == (models.CONFIG["vocab_size"], 1)
 
 
-def test_a_composite_models_parts_are_quantized() -> None:
-    from transformers import BertLMHeadModel, BertModel, EncoderDecoderModel
-
-    encoder, decoder = BertModel(models.config()), BertLMHeadModel(models.config(models.CROSS))
-    model = EncoderDecoderModel(encoder=encoder, decoder=decoder).eval()
+def test_the_parts_of_a_composite_model_are_quantized() -> None:
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(models.config(), models.config(models.CROSS))
+    model = EncoderDecoderModel(config).eval()
     batch = {"input_ids": models.inputs()["input_ids"], "decoder_input_ids": models.inputs(seed=5)["input_ids"]}
     with torch.no_grad():
         expected = model(**batch).logits

@@ -78,7 +78,7 @@ def test_attention_has_two_matmuls_of_two_operands() -> None:
         ("inner", "query x key", ["matmul_q_input_quantizer", "matmul_k_input_quantizer"]),
         ("inner", "probabilities x value", ["matmul_a_input_quantizer", "matmul_v_input_quantizer"]),
     ]
-    assert {match.becomes for match in matches} == {Inner}
+    assert all(issubclass(match.becomes, Inner) for match in matches)
 
 
 def test_a_quantized_linear_quantizes_input_and_weight() -> None:

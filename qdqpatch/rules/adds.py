@@ -15,14 +15,12 @@ import torch
 from torch import fx, nn
 
 from qdqpatch.rules.base import Match, Miss, Operand
+from qdqpatch.rules.subclass import subclass
 
 LOCAL = "add_local_input_quantizer"
 RESIDUAL = "add_residual_input_quantizer"
 ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
 ADD_METHODS = ("add", "add_")
-
-_SUBCLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
-"""The class made for each float class and rewritten code: one for all the blocks of a kind."""
 
 
 class UntraceableError(Exception):
@@ -78,10 +76,9 @@ def quantized_class(block: nn.Module) -> type[nn.Module]:
         with graph.inserting_before(add):
             name = RESIDUAL if operand.op == "placeholder" else LOCAL
             add.replace_input_with(operand, graph.call_module(name, (operand,)))
-    key = (type(block), graph.python_code("self").src)
-    if key not in _SUBCLASSES:
-        _SUBCLASSES[key] = _subclass(type(block), fx.GraphModule(_targets(block, graph), graph))
-    return _SUBCLASSES[key]
+    code = graph.python_code("self").src
+    forward = type(fx.GraphModule(_targets(block, graph), graph)).forward
+    return subclass(type(block), code, forward, quantized_class)
 
 
 def _residual_add(graph: fx.Graph) -> fx.Node:
@@ -107,26 +104,3 @@ def _targets(block: nn.Module, graph: fx.Graph) -> dict[str, Any]:
             owner, _, name = str(node.target).rpartition(".")
             targets[str(node.target)] = getattr(block.get_submodule(owner), name, nn.Identity())
     return targets
-
-
-def _subclass(float_class: type[nn.Module], traced: fx.GraphModule) -> type[nn.Module]:
-    namespace = {
-        "__doc__": f"{float_class.__name__} with quantizers on both operands of its residual add.",
-        "__module__": float_class.__module__,
-        "__reduce_ex__": _reduce,
-        "float_class": float_class,
-        "forward": type(traced).forward,
-    }
-    return type(f"QDQ{float_class.__name__}", (float_class,), namespace)
-
-
-def _reduce(block: nn.Module, protocol: object) -> tuple[Any, ...]:
-    """Pickle and copy by way of the float class: the subclass has no name that can be imported."""
-    return _restore, (block.float_class, block.__dict__)
-
-
-def _restore(float_class: type[nn.Module], state: dict[str, Any]) -> nn.Module:
-    block = float_class.__new__(float_class)
-    block.__setstate__(state.copy())
-    block.__class__ = quantized_class(block)
-    return block

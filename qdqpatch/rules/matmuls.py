@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
+from qdqpatch.attention import IMPLEMENTATION
+from qdqpatch.errors import QuantizedError
 from qdqpatch.rules.base import Match, Miss
+from qdqpatch.rules.subclass import subclass
 
 
 @dataclass(frozen=True)
@@ -28,4 +33,26 @@ class AttentionMatmuls:
             if isinstance(module, self.inside):
                 for operation, operands in (("query x key", "qk"), ("probabilities x value", "av")):
                     names = [f"matmul_{operand}_input_quantizer" for operand in operands]
-                    yield Match(path, operation, dict.fromkeys(names, "activation"), type(module))
+                    yield Match(path, operation, dict.fromkeys(names, "activation"), guarded_class(module))
+
+
+def guarded_class(module: nn.Module) -> type[nn.Module]:
+    """Return a subclass of the float module's class that refuses to compute without its quantizers.
+
+    They are used by our attention implementation alone, which `model.set_attn_implementation` can
+    exchange at any time; the operands would then silently stay float.
+    """
+    float_class = type(module)
+
+    @functools.wraps(float_class.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        implementation = getattr(self.config, "_attn_implementation", None)
+        if implementation != IMPLEMENTATION:
+            raise QuantizedError(
+                f"The model's attention implementation is {implementation!r}, which does not quantize the "
+                f"matmuls of {float_class.__name__}. Call model.set_attn_implementation({IMPLEMENTATION!r}), "
+                "or quantize with QDQConfig(matmuls=False)."
+            )
+        return float_class.forward(self, *args, **kwargs)
+
+    return subclass(float_class, "guarded", forward, guarded_class)

@@ -1,0 +1,74 @@
+"""What the benchmarks share: the model, the clock and the table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from transformers import BertConfig
+
+import qdqpatch
+
+Row = tuple[str, ...]
+
+BERT_BASE = BertConfig()
+"""12 layers, hidden size 768: the sizes of bert-base-uncased."""
+
+
+def prepare() -> None:
+    """Keep transformers' bars off the table, and do without a network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    transformers.logging.disable_progress_bar()
+
+
+def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Return how long a call took, and what it returned."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def spread(times: list[float]) -> tuple[str, str, str]:
+    """Return median, fastest and slowest in milliseconds."""
+    figures = (statistics.median(times), min(times), max(times))
+    return tuple(f"{1000 * figure:.1f} ms" for figure in figures)  # type: ignore[return-value]  # of three
+
+
+def show(title: str, columns: tuple[str, ...], rows: list[Row]) -> None:
+    """Print the rows as a table."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print()
+
+
+def surroundings() -> str:
+    """Name versions, processor and threads."""
+    versions = (
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, qdqpatch {qdqpatch.__version__}"
+    )
+    return f"{versions}; {processor()}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,175 @@
+"""The same code eagerly, compiled without a graph break, exported, and without waiting for the device."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import models
+import pytest
+import torch
+from qdqpatch import QDQConfig, calibrate, quantize
+from qdqpatch.patch import named_quantizers
+from qdqpatch.quantizer import TensorQuantizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+STATES = ["uncalibrated", "calibrated"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture(params=STATES)
+def any_state(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def prepared(state: str, name: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a shared model, to be left as it is, and its keyword arguments."""
+    model = getattr(models, state)(name)
+    return model, models.inputs(name) | ({"use_cache": False} if model.config.is_decoder else {})
+
+
+def test_a_compiled_model_gives_the_same_outputs(any_head: str, any_state: str) -> None:
+    model, batch = prepared(any_state, any_head)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        models.assert_equal(models.flatten(compiled(**batch)), models.flatten(model(**batch)))
+
+
+@pytest.mark.slow
+def test_a_compiled_training_step_gives_the_same_gradients(head: str) -> None:
+    model, batch = prepared("calibrated", head)
+    batch |= models.labels(head)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    results = []
+    for each in (model, compiled):
+        model.zero_grad(set_to_none=True)
+        outputs = each(**batch)
+        (outputs["loss"] if "loss" in outputs else outputs[0].square().sum()).backward()
+        named = model.named_parameters()
+        results.append({name: parameter.grad for name, parameter in named if parameter.grad is not None})
+        results[-1] |= models.flatten(outputs)
+    model.zero_grad(set_to_none=True)
+    assert len(results[0]) > 30
+    models.assert_equal(results[1], results[0])
+
+
+def test_native_arithmetic_compiles(arithmetic: str) -> None:
+    model, batch = prepared("calibrated", "BertModel")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        models.assert_equal(models.flatten(compiled(**batch)), models.flatten(model(**batch)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductors_kernels_are_within_two_steps() -> None:
+    """Inductor sums in another order, so a value may fall on the other side of a rounding boundary.
+
+    That is one step at its quantizer and can push a neighbour over a boundary later, so two steps of the
+    coarsest quantizer that the last layer's output could go through are allowed.
+    """
+    model, batch = prepared("calibrated", "BertModel")
+    compiled = torch.compile(model, fullgraph=True, backend="inductor")
+    with torch.no_grad():
+        actual, expected = (each(**batch).last_hidden_state for each in (compiled, model))
+    step = expected.abs().max() / 127
+    assert (actual - expected).abs().max() <= 2 * step
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_an_exported_model_gives_the_same_outputs(any_head: str, any_state: str, gradients: bool) -> None:
+    model, batch = prepared(any_state, any_head)
+    with torch.set_grad_enabled(gradients):
+        exported = torch.export.export(model, (), batch)
+    with torch.no_grad():
+        models.assert_equal(models.flatten(exported.module()(**batch)), models.flatten(model(**batch)))
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_native_arithmetic_exports(state: str, arithmetic: str) -> None:
+    model, batch = prepared(state, "BertModel")
+    with torch.no_grad():
+        exported = torch.export.export(model, (), batch)
+        models.assert_equal(models.flatten(exported.module()(**batch)), models.flatten(model(**batch)))
+
+
+def test_an_exported_model_is_free_in_batch_and_length() -> None:
+    model, batch = prepared("calibrated", "BertForSequenceClassification")
+    free = {0: torch.export.Dim("rows", min=1, max=8), 1: torch.export.Dim("length", min=2, max=32)}
+    with torch.no_grad():
+        exported = torch.export.export(model, (), batch, dynamic_shapes={name: free for name in batch})
+        other = {name: torch.cat([value, value, value])[:5, :6] for name, value in batch.items()}
+        models.assert_equal(models.flatten(exported.module()(**other)), models.flatten(model(**other)))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses every operation that copies a value to the host, which on a GPU waits for all before it."""
+
+    WAITING = ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
+        assert name not in self.WAITING, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_guard_refuses_what_waits() -> None:
+    values = torch.ones(2)
+    with NoWaiting():
+        for waits in (lambda: values.sum().item(), lambda: bool(values[0]), lambda: values.equal(values)):
+            with pytest.raises(AssertionError, match="waits for the device"):
+                waits()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_waits_for_the_device(any_head: str, any_state: str, arithmetic: str, training: bool) -> None:
+    model, batch = prepared(any_state, any_head)
+    # Without a mask and token types: transformers itself looks into a mask, to see whether it hides anything.
+    batch = {name: value for name, value in batch.items() if name not in ("attention_mask", "token_type_ids")}
+    batch.pop("encoder_attention_mask", None)
+    with torch.set_grad_enabled(training), NoWaiting():
+        outputs = model(**batch)
+        if training:
+            outputs[0].sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("settings", [{}, {"unsigned": True}, {"narrow_range": True}, {"scale_amax": 0.5}])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_no_setting_makes_a_quantizer_wait(settings: dict[str, Any], axis: int | None, arithmetic: str) -> None:
+    config = QDQConfig(activation=settings).activation
+    quantizer = TensorQuantizer(config.descriptor())
+    quantizer._axis = axis
+    values = torch.rand(3, 4, requires_grad=True)
+    for amax in (None, torch.ones(()) if axis is None else torch.ones(3, 1)):
+        if amax is not None:
+            quantizer.load_range(amax)
+        with NoWaiting():
+            quantizer(values).sum().backward()
+
+
+def test_calibration_feeds_the_model_without_waiting(float_model) -> None:
+    """Ranges are looked at once, at the end; not a batch or a quantizer at a time."""
+    model = quantize(float_model())
+    looked_at: list[int] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket._qualified_op_name.removeprefix("aten::") in NoWaiting.WAITING:
+                looked_at.append(1)
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for number in (1, 4):
+        looked_at.clear()
+        batches = [{"input_ids": models.inputs(seed=seed)["input_ids"]} for seed in range(number)]
+        with Counting():
+            calibrate(model, batches)
+        counts.append(len(looked_at))
+    assert counts[0] == counts[1] <= len(dict(named_quantizers(model)))
