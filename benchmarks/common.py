@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import torch
 import transformers
 from rich.console import Console
@@ -25,9 +26,11 @@ BERT_BASE = BertConfig()
 
 
 def prepare() -> None:
-    """Keep transformers' bars off the table, and do without a network."""
+    """Keep the libraries' bars and notices off the table, and do without a network."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers.logging.disable_progress_bar()
+    # The toolkit says at each turn that native fake quantization is experimental.
+    absl.logging.set_verbosity(absl.logging.ERROR)
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:

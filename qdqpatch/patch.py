@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from qdqpatch.attention import IMPLEMENTATION
 from qdqpatch.errors import UnsupportedModelError
@@ -73,11 +74,11 @@ def set_fixed_ranges(model: PreTrainedModel, plan: Plan) -> None:
 
 def own_config(model: PreTrainedModel) -> None:
     """Give the model a config of its own, so that another model made from the same one stays float."""
-    old = model.config
-    new = copy.deepcopy(old)
+    copies: dict[int, Any] = {}  # shared between the calls, so that what was one object stays one
     for module in model.modules():
-        if getattr(module, "config", None) is old:
-            vars(module)["config"] = new
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig):
+            vars(module)["config"] = copy.deepcopy(config, copies)
 
 
 def uses_qdq_attention(model: PreTrainedModel) -> bool:

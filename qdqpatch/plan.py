@@ -112,6 +112,8 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
     for root_path, root in _known_models(model):
         aliases = _Aliases(root_path, root)
         for rule, match in _matches(root, RULES[root.config.model_type]):
+            if isinstance(match, Match):
+                match = _unless_hooked(root, match)
             if isinstance(match, Miss):
                 misses.append(dataclasses.replace(match, path=aliases.full(match.path)))
                 continue
@@ -180,6 +182,14 @@ def _matches(model: nn.Module, rules: tuple[Rule, ...]) -> Iterator[tuple[Rule, 
             if (found.path, found.operation) not in claimed:
                 claimed.add((found.path, found.operation))
                 yield rule, found
+
+
+def _unless_hooked(root: nn.Module, match: Match) -> Match | Miss:
+    """Refuse a module whose `forward` stands on the instance: a change of class would not reach it."""
+    if "forward" not in vars(root.get_submodule(match.path)):
+        return match
+    reason = "its forward was replaced on the instance, as accelerate's hooks do; quantize before that"
+    return Miss(match.path, match.operation, reason)
 
 
 def _decide(rule: Rule, match: Match, config: QDQConfig, aliases: _Aliases, used: set[str]) -> Site | Miss:

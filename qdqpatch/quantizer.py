@@ -163,7 +163,8 @@ def _fake_quantize(
         is_zero = amax <= SMALLEST_AMAX
         to_levels = torch.where(is_zero, torch.zeros_like(steps), steps)
         scale = torch.where(is_zero, torch.ones_like(steps), steps)
-    levels = (inputs.float() * to_levels).round()
-    clipped = levels.clamp(low, high)
-    outputs = clipped * scale if native else clipped / scale
+    # In place wherever nothing else needs the tensor: memory traffic is what this costs.
+    levels = (inputs.float() * to_levels).round_()
+    outputs = levels.clamp(low, high) if keep_levels else levels.clamp_(low, high)
+    outputs = outputs.mul_(scale) if native else outputs.div_(scale)
     return outputs.to(inputs.dtype), levels if keep_levels else None

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 STATES = ["uncalibrated", "calibrated"]
+# Every head with ranges, one without: what an uncalibrated quantizer does differently is the same on all.
+CASES = [*(("calibrated", name) for name in models.CHANGES), ("uncalibrated", "BertModel")]
 
 
 @pytest.fixture(autouse=True)
@@ -23,39 +25,36 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.fixture(params=STATES)
-def any_state(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 def prepared(state: str, name: str) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return a shared model, to be left as it is, and its keyword arguments."""
     model = getattr(models, state)(name)
     return model, models.inputs(name) | ({"use_cache": False} if model.config.is_decoder else {})
 
 
-def test_a_compiled_model_gives_the_same_outputs(any_head: str, any_state: str) -> None:
-    model, batch = prepared(any_state, any_head)
+@pytest.mark.parametrize(("state", "name"), CASES)
+def test_a_compiled_model_gives_the_same_outputs(state: str, name: str) -> None:
+    model, batch = prepared(state, name)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         models.assert_equal(models.flatten(compiled(**batch)), models.flatten(model(**batch)))
 
 
 @pytest.mark.slow
-def test_a_compiled_training_step_gives_the_same_gradients(head: str) -> None:
-    model, batch = prepared("calibrated", head)
-    batch |= models.labels(head)
+# dynamo makes an instance of `Function` to trace `apply`, which torch itself deprecated.
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated")
+@pytest.mark.parametrize("name", ["BertForMaskedLM", models.CROSS])
+def test_a_compiled_training_step_gives_the_same_gradients(name: str) -> None:
+    model, batch = prepared("calibrated", name)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     results = []
     for each in (model, compiled):
         model.zero_grad(set_to_none=True)
         outputs = each(**batch)
-        (outputs["loss"] if "loss" in outputs else outputs[0].square().sum()).backward()
-        named = model.named_parameters()
-        results.append({name: parameter.grad for name, parameter in named if parameter.grad is not None})
-        results[-1] |= models.flatten(outputs)
+        outputs[0].square().sum().backward()
+        gradients = {path: parameter.grad for path, parameter in model.named_parameters()}
+        results.append(gradients | models.flatten(outputs))
     model.zero_grad(set_to_none=True)
-    assert len(results[0]) > 30
+    assert results[0]["bert.embeddings.word_embeddings.weight"].any()
     models.assert_equal(results[1], results[0])
 
 
@@ -74,7 +73,7 @@ def test_inductors_kernels_are_within_two_steps() -> None:
     That is one step at its quantizer and can push a neighbour over a boundary later, so two steps of the
     coarsest quantizer that the last layer's output could go through are allowed.
     """
-    model, batch = prepared("calibrated", "BertModel")
+    model, batch = calibrate(quantize(models.build(num_hidden_layers=1)), [models.inputs()]), models.inputs()
     compiled = torch.compile(model, fullgraph=True, backend="inductor")
     with torch.no_grad():
         actual, expected = (each(**batch).last_hidden_state for each in (compiled, model))
@@ -83,8 +82,9 @@ def test_inductors_kernels_are_within_two_steps() -> None:
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_an_exported_model_gives_the_same_outputs(any_head: str, any_state: str, gradients: bool) -> None:
-    model, batch = prepared(any_state, any_head)
+@pytest.mark.parametrize(("state", "name"), CASES)
+def test_an_exported_model_gives_the_same_outputs(state: str, name: str, gradients: bool) -> None:
+    model, batch = prepared(state, name)
     with torch.set_grad_enabled(gradients):
         exported = torch.export.export(model, (), batch)
     with torch.no_grad():
@@ -128,8 +128,9 @@ def test_the_guard_refuses_what_waits() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_nothing_waits_for_the_device(any_head: str, any_state: str, arithmetic: str, training: bool) -> None:
-    model, batch = prepared(any_state, any_head)
+@pytest.mark.parametrize("state", STATES)
+def test_nothing_waits_for_the_device(any_head: str, state: str, arithmetic: str, training: bool) -> None:
+    model, batch = prepared(state, any_head)
     # Without a mask and token types: transformers itself looks into a mask, to see whether it hides anything.
     batch = {name: value for name, value in batch.items() if name not in ("attention_mask", "token_type_ids")}
     batch.pop("encoder_attention_mask", None)

@@ -37,7 +37,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"Cannot load the tokenizer of {source}: {reason}") from error
     return tokenizer

@@ -95,13 +95,16 @@ def verbosity_options(command: Command) -> Command:
     @click.option("-v", "--verbose", is_flag=True, help="Print what transformers says, and tracebacks.")
     @functools.wraps(command)
     def with_console(quiet: bool, verbose: bool, **arguments: Any) -> None:
-        if not verbose:
-            _silence_transformers()
+        console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        if verbose:
+            command(console=console, **arguments)
+            return
+        _silence_transformers()
         try:
-            command(console=Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True), **arguments)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                command(console=console, **arguments)
         except QdqError as error:
-            if verbose:
-                raise
             raise click.ClickException(str(error)) from error
 
     return with_console
@@ -120,8 +123,7 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
 
 
 def _silence_transformers() -> None:
-    """Keep log lines, bars and warnings of the libraries off the screen: the commands say what matters."""
+    """Keep log lines and bars of the libraries off the screen: the commands say what matters."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
