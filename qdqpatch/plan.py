@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qdqpatch.config import QDQConfig
-from qdqpatch.errors import OverrideError, UnsupportedModelError
+from qdqpatch.errors import ConfigError, OverrideError, UnsupportedModelError
 from qdqpatch.folding import Row, fold
 from qdqpatch.linear import QuantLinear
 from qdqpatch.rules import RULES
@@ -104,6 +104,7 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
     Raises:
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
+        ConfigError: If the configuration is no `QDQConfig`.
     """
     config = with_defaults(config)
     used: set[str] = set()
@@ -131,8 +132,17 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
 
 
 def with_defaults(config: QDQConfig | None) -> QDQConfig:
-    """Fill what the configuration leaves open from the default descriptors set on `QuantLinear`."""
+    """Fill what the configuration leaves open from the default descriptors set on `QuantLinear`.
+
+    Raises:
+        ConfigError: If it is no `QDQConfig`, or the defaults ask for what there is not.
+    """
     config = QDQConfig() if config is None else config
+    if not isinstance(config, QDQConfig):
+        raise ConfigError(
+            f"Expected a QDQConfig, not {config!r}. There are QDQConfig(...), QDQConfig.preset(name) and "
+            "QDQConfig.from_dict(data)."
+        )
     activation = config.activation or QuantizerConfig.from_descriptor(QuantLinear.default_quant_desc_input)
     weight = config.weight or QuantizerConfig.from_descriptor(QuantLinear.default_quant_desc_weight)
     return dataclasses.replace(config, activation=activation, weight=weight)

@@ -4,12 +4,13 @@ import copy
 import functools
 from typing import Any
 
-import qdqpatch
 import torch
 import transformers
-from qdqpatch.patch import named_quantizers
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedModel
+
+import qdqpatch
+from qdqpatch.patch import named_quantizers
 
 Tensors = dict[str, Tensor]
 

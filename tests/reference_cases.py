@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from qdqpatch import QDQConfig, quantize
 from safetensors import safe_open
 from torch import Tensor
 from transformers import BertConfig, PreTrainedModel
+
+from qdqpatch import QDQConfig, quantize
 
 FOLDER = Path(__file__).parent / "reference"
 NAMES = sorted(path.stem for path in (FOLDER / "cases").glob("*.safetensors"))

@@ -3,12 +3,13 @@ import math
 import pytest
 import torch
 from pytorch_quantization.tensor_quant import QuantDescriptor
-from qdqpatch.attention import IMPLEMENTATION, qdq_attention
-from qdqpatch.quantizer import TensorQuantizer
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.bert.modeling_bert import eager_attention_forward
+
+from qdqpatch.attention import IMPLEMENTATION, qdq_attention
+from qdqpatch.quantizer import TensorQuantizer
 
 OPERANDS = "qkav"
 
@@ -109,5 +110,7 @@ def test_dropout_falls_before_the_quantizer_and_only_in_training(operands) -> No
 
 def test_arguments_of_other_implementations_are_ignored(operands) -> None:
     plain, _ = qdq_attention(module(), *operands, None)
-    other, _ = qdq_attention(module(), *operands, None, is_causal=True, sliding_window=2, output_attentions=True)
+    other, _ = qdq_attention(
+        module(), *operands, None, is_causal=True, sliding_window=2, output_attentions=True
+    )
     assert torch.equal(plain, other)

@@ -12,9 +12,6 @@ import models
 import pytest
 import torch
 import transformers
-from qdqpatch import QDQConfig, calibrate, dequantize, load_qdqbert, quantize
-from qdqpatch.errors import ConfigError, OverrideError
-from qdqpatch.patch import is_quantized, named_quantizers
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -22,6 +19,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from qdqpatch import QDQConfig, calibrate, dequantize, load_qdqbert, quantize
+from qdqpatch.errors import ConfigError, OverrideError
+from qdqpatch.patch import is_quantized, named_quantizers
 
 AUTO = {
     "BertModel": "AutoModel",
@@ -109,7 +110,9 @@ def test_every_format_is_read(state: str, write: Any, tmp_path: Path) -> None:
     assert_same(load(AutoModelForMaskedLM, tmp_path), model, "BertForMaskedLM")
 
 
-@pytest.mark.parametrize("options", [{"device_map": "cpu"}, {"device_map": {"": "cpu"}}, {"dtype": "auto"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"device_map": "cpu"}, {"device_map": {"": "cpu"}}, {"dtype": "auto"}], ids=str
+)
 def test_options_of_loading(options: dict[str, Any], any_head: str, calibrated, tmp_path: Path) -> None:
     model = calibrated(any_head)
     model.save_pretrained(tmp_path)
@@ -117,7 +120,9 @@ def test_options_of_loading(options: dict[str, Any], any_head: str, calibrated, 
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_an_attention_asked_for_while_loading_is_the_float_models(implementation: str, calibrated, tmp_path) -> None:
+def test_an_attention_asked_for_while_loading_is_the_float_models(
+    implementation: str, calibrated, tmp_path
+) -> None:
     model = calibrated()
     model.save_pretrained(tmp_path)
     loaded = load(AutoModel, tmp_path, attn_implementation=implementation)
@@ -152,7 +157,9 @@ def test_saving_what_was_loaded_writes_the_same_again(calibrated, tmp_path: Path
     calibrated("BertForMaskedLM").save_pretrained(tmp_path / "first")
     load(AutoModelForMaskedLM, tmp_path / "first").save_pretrained(tmp_path / "second")
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
-    models.assert_equal(second, first)
+    # transformers 5.0 gives LayerNorm's parameters their names of old whenever it saves what it loaded.
+    modern = {name.replace(".gamma", ".weight").replace(".beta", ".bias"): each for name, each in second.items()}
+    models.assert_equal(modern, first)
     texts = [(tmp_path / name / "config.json").read_text() for name in ("first", "second")]
     assert texts[0] == texts[1]
 
@@ -174,10 +181,14 @@ def test_loading_needs_no_cuda(calibrated, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Tensor, "cuda", refuse)
     monkeypatch.setattr(nn.Module, "cuda", refuse)
     load(AutoModel, tmp_path)
-    copy.deepcopy(models.uncalibrated("BertModel")).load_state_dict(models.calibrated("BertModel").state_dict())
+    copy.deepcopy(models.uncalibrated("BertModel")).load_state_dict(
+        models.calibrated("BertModel").state_dict()
+    )
 
 
-def test_a_loaded_model_can_be_trained_calibrated_and_dequantized(calibrated, float_model, tmp_path: Path) -> None:
+def test_a_loaded_model_can_be_trained_calibrated_and_dequantized(
+    calibrated, float_model, tmp_path: Path
+) -> None:
     name = "BertForSequenceClassification"
     calibrated(name).save_pretrained(tmp_path)
     model = load(auto(name), tmp_path)
@@ -222,14 +233,18 @@ def test_a_head_is_swapped_by_loading_with_another_class(
 
 
 @pytest.mark.parametrize("pattern", ["bert.encoder.layer.0.*", "encoder.layer.0.*"])
-@pytest.mark.parametrize(("source", "target"), [("BertForMaskedLM", "BertModel"), ("BertModel", "BertForMaskedLM")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("BertForMaskedLM", "BertModel"), ("BertModel", "BertForMaskedLM")]
+)
 def test_overrides_survive_a_swap_of_the_head(
     pattern: str, source: str, target: str, float_model, tmp_path: Path
 ) -> None:
     model = quantize(float_model(source), QDQConfig(overrides=[f"{pattern}=num_bits:4"]))
     model.save_pretrained(tmp_path)
     loaded = auto(target).from_pretrained(tmp_path)
-    bits = [{path: each._num_bits for path, each in named_quantizers(each.base_model)} for each in (loaded, model)]
+    bits = [
+        {path: each._num_bits for path, each in named_quantizers(each.base_model)} for each in (loaded, model)
+    ]
     assert bits[0] == bits[1]
     assert set(bits[0].values()) == {4, 8}
 
@@ -247,7 +262,9 @@ def test_an_override_of_the_head_that_was_left_behind_is_no_error(float_model, t
 # Quantizing while loading.
 
 
-@pytest.mark.parametrize("config", [QDQConfig(), QDQConfig(**models.PARTS_ON, weight={"num_bits": 4})], ids=str)
+@pytest.mark.parametrize(
+    "config", [QDQConfig(), QDQConfig(**models.PARTS_ON, weight={"num_bits": 4})], ids=str
+)
 def test_quantizing_while_loading_is_quantizing_after(
     config: QDQConfig, any_head: str, float_model, tmp_path: Path
 ) -> None:
@@ -292,9 +309,11 @@ def test_a_float_checkpoint_stays_float(float_model, tmp_path: Path) -> None:
     assert not any("quantizer" in name for name in load_file(tmp_path / "model.safetensors"))
 
 
-def test_output_attentions_in_the_config_fails_before_anything_is_written(calibrated, tmp_path: Path) -> None:
-    model = calibrated()
-    model.config.output_attentions = True
+def test_output_attentions_in_the_config_fails_before_anything_is_written(tmp_path: Path) -> None:
+    floating = models.build(attn_implementation="eager")
+    floating.config.output_attentions = True
+    model = quantize(floating)
+    assert "attentions.0" in models.outputs(model)
     before = models.snapshot(model)
     for folder in (tmp_path, tmp_path / "new"):
         with pytest.raises(ConfigError, match=r"config\.output_attentions = False"):
@@ -339,7 +358,9 @@ def test_a_copy_is_the_same_and_apart(duplicate: Any, state: str, any_head: str)
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_state_dict_brings_the_ranges_to_an_uncalibrated_model(state: str, any_head: str, uncalibrated) -> None:
+def test_a_state_dict_brings_the_ranges_to_an_uncalibrated_model(
+    state: str, any_head: str, uncalibrated
+) -> None:
     model, other = in_state(state, any_head), uncalibrated(any_head)
     with torch.no_grad():
         for parameter in other.parameters():

@@ -7,11 +7,12 @@ from typing import Any
 import models
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.patch import named_quantizers
 from qdqpatch.quantizer import TensorQuantizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
 
 STATES = ["uncalibrated", "calibrated"]
 # Every head with ranges, one without: what an uncalibrated quantizer does differently is the same on all.
@@ -103,7 +104,7 @@ def test_an_exported_model_is_free_in_batch_and_length() -> None:
     model, batch = prepared("calibrated", "BertForSequenceClassification")
     free = {0: torch.export.Dim("rows", min=1, max=8), 1: torch.export.Dim("length", min=2, max=32)}
     with torch.no_grad():
-        exported = torch.export.export(model, (), batch, dynamic_shapes={name: free for name in batch})
+        exported = torch.export.export(model, (), batch, dynamic_shapes=dict.fromkeys(batch, free))
         other = {name: torch.cat([value, value, value])[:5, :6] for name, value in batch.items()}
         models.assert_equal(models.flatten(exported.module()(**other)), models.flatten(model(**other)))
 
@@ -143,7 +144,9 @@ def test_nothing_waits_for_the_device(any_head: str, state: str, arithmetic: str
 
 @pytest.mark.parametrize("settings", [{}, {"unsigned": True}, {"narrow_range": True}, {"scale_amax": 0.5}])
 @pytest.mark.parametrize("axis", [None, 0])
-def test_no_setting_makes_a_quantizer_wait(settings: dict[str, Any], axis: int | None, arithmetic: str) -> None:
+def test_no_setting_makes_a_quantizer_wait(
+    settings: dict[str, Any], axis: int | None, arithmetic: str
+) -> None:
     config = QDQConfig(activation=settings).activation
     quantizer = TensorQuantizer(config.descriptor())
     quantizer._axis = axis

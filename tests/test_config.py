@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pytorch_quantization.nn import QuantLinear
 from pytorch_quantization.tensor_quant import QuantDescriptor
+
 from qdqpatch import Override, QDQConfig, QuantizerConfig, plan, quantize
 from qdqpatch.config import PARTS, PRESETS
 from qdqpatch.errors import ConfigError, OverrideError

@@ -5,6 +5,9 @@ import models
 import pytest
 import torch
 from pytorch_quantization import nn as quant_nn
+from torch import nn
+from transformers import EncoderDecoderConfig, EncoderDecoderModel, GPT2Config, GPT2Model
+
 from qdqpatch import QDQConfig, calibrate, dequantize, plan, quantize
 from qdqpatch.errors import (
     ConfigError,
@@ -15,8 +18,6 @@ from qdqpatch.errors import (
     UnsupportedModelError,
 )
 from qdqpatch.patch import is_quantized
-from torch import nn
-from transformers import EncoderDecoderConfig, EncoderDecoderModel, GPT2Config, GPT2Model
 
 EVERYTHING = QDQConfig(**models.PARTS_ON)
 
@@ -48,7 +49,9 @@ def test_quantizers_have_the_names_of_qdqbert(float_model) -> None:
 
 def test_cross_attention_has_quantizers_of_its_own(float_model) -> None:
     layer = quantize(float_model(models.CROSS)).bert.encoder.layer[0]
-    own = {path.removeprefix("crossattention.") for path in names(layer) if path.startswith("crossattention.")}
+    own = {
+        path.removeprefix("crossattention.") for path in names(layer) if path.startswith("crossattention.")
+    }
     assert own == names(layer.attention)
 
 
@@ -155,7 +158,9 @@ def test_a_model_that_only_matmuls_mark_as_quantized_counts_too(float_model) -> 
         (QDQConfig(linears=False, matmuls=False, residual_adds=False), UnsupportedModelError),
     ],
 )
-def test_an_error_leaves_the_model_as_it_was(config: QDQConfig, error: type, any_head: str, float_model) -> None:
+def test_an_error_leaves_the_model_as_it_was(
+    config: QDQConfig, error: type, any_head: str, float_model
+) -> None:
     model = float_model(any_head)
     before = models.snapshot(model)
     with pytest.raises(error):
@@ -262,7 +267,10 @@ def test_quantized_embeddings_can_be_calibrated(float_model) -> None:
 def test_the_parts_of_a_composite_model_are_quantized() -> None:
     config = EncoderDecoderConfig.from_encoder_decoder_configs(models.config(), models.config(models.CROSS))
     model = EncoderDecoderModel(config).eval()
-    batch = {"input_ids": models.inputs()["input_ids"], "decoder_input_ids": models.inputs(seed=5)["input_ids"]}
+    batch = {
+        "input_ids": models.inputs()["input_ids"],
+        "decoder_input_ids": models.inputs(seed=5)["input_ids"],
+    }
     with torch.no_grad():
         expected = model(**batch).logits
         quantize(model)

@@ -1,4 +1,5 @@
 import pytest
+
 from qdqpatch.folding import fold
 
 

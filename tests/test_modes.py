@@ -6,12 +6,13 @@ from typing import Any
 import models
 import pytest
 import torch
-from qdqpatch import calibrate, dequantize, quantize
-from qdqpatch.errors import QuantizedError
-from qdqpatch.patch import named_quantizers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from qdqpatch import calibrate, dequantize, quantize
+from qdqpatch.errors import QuantizedError
+from qdqpatch.patch import named_quantizers
 
 LOW_PRECISION = [torch.float16, torch.bfloat16]
 
@@ -66,7 +67,9 @@ def test_a_decoder_does_not_look_ahead(calibrated) -> None:
     other = batch["input_ids"].clone()
     other[:, 5:] = 9
     with torch.no_grad():
-        before, after = (model(**batch | {"input_ids": tokens}).logits for tokens in (batch["input_ids"], other))
+        before, after = (
+            model(**batch | {"input_ids": tokens}).logits for tokens in (batch["input_ids"], other)
+        )
     assert torch.equal(before[:, :5], after[:, :5])
     assert not torch.equal(before[:, 5:], after[:, 5:])
 
@@ -103,7 +106,9 @@ def test_attentions_are_the_probabilities_before_their_quantizer(calibrated) -> 
 def record(model: nn.Module, path: str) -> list[Tensor]:
     """Keep every input of a module."""
     seen: list[Tensor] = []
-    model.get_submodule(path).register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    model.get_submodule(path).register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0].detach())
+    )
     return seen
 
 
@@ -115,7 +120,9 @@ CASTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("dtype", "cast"), CASTS.values(), ids=CASTS)
-def test_ranges_stay_fp32_and_outputs_follow_the_model(dtype: torch.dtype, cast: Any, any_head: str, calibrated) -> None:
+def test_ranges_stay_fp32_and_outputs_follow_the_model(
+    dtype: torch.dtype, cast: Any, any_head: str, calibrated
+) -> None:
     model = calibrated(any_head)
     before = models.ranges(model)
     model = cast(model)
@@ -207,11 +214,16 @@ def test_train_and_eval_agree_without_dropout(any_head: str, calibrated) -> None
 
 def test_every_parameter_gets_a_gradient(any_head: str, calibrated) -> None:
     model, floating = calibrated(any_head), dequantize(calibrated(any_head))
-    assert models.gradients(model.train(), any_head).keys() == models.gradients(floating.train(), any_head).keys()
+    assert (
+        models.gradients(model.train(), any_head).keys()
+        == models.gradients(floating.train(), any_head).keys()
+    )
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant: bool, any_head: str, calibrated) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(
+    use_reentrant: bool, any_head: str, calibrated
+) -> None:
     model = calibrated(any_head).train()
     expected = models.gradients(model, any_head)
     # Newer transformers call it by another name.
@@ -226,7 +238,9 @@ def record_calls(model: nn.Module) -> list[int]:
     """Count how often each layer's last add ran."""
     calls: list[int] = []
     for path, module in model.named_modules():
-        if path.endswith(("layer.0.output.add_local_input_quantizer", "layer.1.output.add_local_input_quantizer")):
+        if path.endswith(
+            ("layer.0.output.add_local_input_quantizer", "layer.1.output.add_local_input_quantizer")
+        ):
             index = len(calls)
             calls.append(0)
 
@@ -284,7 +298,9 @@ def test_generation_with_a_cache_is_generation_without(name: str, calibrated) ->
 def test_generation_depends_on_the_encoder(calibrated) -> None:
     model = calibrated(models.CROSS)
     states = models.inputs(models.CROSS, length=4, padded=False)["encoder_hidden_states"]
-    scores = [generate(model, models.CROSS, encoder_hidden_states=each).scores[-1] for each in (states, -states)]
+    scores = [
+        generate(model, models.CROSS, encoder_hidden_states=each).scores[-1] for each in (states, -states)
+    ]
     assert not torch.equal(*scores)
 
 

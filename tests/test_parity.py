@@ -4,10 +4,11 @@ import models
 import pytest
 import reference_cases as reference
 import torch
-from qdqpatch import QDQConfig, quantize
-from qdqpatch.quantizer import TensorQuantizer
 from transformers import BertForSequenceClassification
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from qdqpatch import QDQConfig, quantize
+from qdqpatch.quantizer import TensorQuantizer
 
 CLASSIFIER = "BertForSequenceClassification-calibrated"
 

@@ -1,14 +1,15 @@
 import models
 import pytest
 import torch
+from torch import nn
+from transformers import BertModel
+from transformers.models.bert.modeling_bert import BertSelfAttention
+
 from qdqpatch import QDQConfig, patch, plan, quantize
 from qdqpatch.attention import IMPLEMENTATION
 from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.linear import QuantLinear
 from qdqpatch.quantizer import TensorQuantizer
-from torch import nn
-from transformers import BertModel
-from transformers.models.bert.modeling_bert import BertSelfAttention
 
 
 def test_apply_gives_each_site_its_quantizers_and_its_class(any_head: str, float_model) -> None:

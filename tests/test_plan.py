@@ -3,12 +3,13 @@ import json
 import models
 import pytest
 import torch
-from qdqpatch import QDQConfig, plan, quantize
-from qdqpatch.errors import OverrideError, UnsupportedModelError
-from qdqpatch.plan import Plan
 from torch import Tensor, nn
 from transformers import EncoderDecoderConfig, EncoderDecoderModel, GPT2Config, GPT2LMHeadModel
 from transformers.models.bert.modeling_bert import BertOutput, BertSelfOutput
+
+from qdqpatch import QDQConfig, plan, quantize
+from qdqpatch.errors import OverrideError, UnsupportedModelError
+from qdqpatch.plan import Plan
 
 LAYERS = models.CONFIG["num_hidden_layers"]
 
@@ -201,8 +202,12 @@ def test_planning_changes_nothing(any_head: str, float_model) -> None:
     assert torch.equal(torch.random.get_rng_state(), random_state)
 
 
-@pytest.mark.parametrize("config", [None, QDQConfig(**models.PARTS_ON, overrides=["*.layer.0.*.query.*=off"])])
-def test_the_plan_of_a_quantized_model_is_the_one_before(config: QDQConfig | None, head: str, float_model) -> None:
+@pytest.mark.parametrize(
+    "config", [None, QDQConfig(**models.PARTS_ON, overrides=["*.layer.0.*.query.*=off"])]
+)
+def test_the_plan_of_a_quantized_model_is_the_one_before(
+    config: QDQConfig | None, head: str, float_model
+) -> None:
     model = float_model(head)
     before = plan(model, config)
     quantize(model, config)
@@ -258,7 +263,9 @@ def test_columns_of_the_table_line_up(float_model) -> None:
     lines = str(plan(float_model())).splitlines()
     quantized = lines[lines.index("Quantized") + 1 : lines.index("Float") - 1]
     operations = "linear", "query x key", "probabilities x value", "residual add"
-    starts = {line.index(f"  {operation}  ") for line in quantized for operation in operations if operation in line}
+    starts = {
+        line.index(f"  {operation}  ") for line in quantized for operation in operations if operation in line
+    }
     assert len(starts) == 1
 
 
@@ -266,7 +273,11 @@ def test_a_linear_between_the_parts_of_a_composite_model_is_a_miss() -> None:
     encoder, decoder = models.config(hidden_size=16), models.config(models.CROSS)
     model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder))
     found = plan(model)
-    assert counts(found) == {"Linears": 2 * 6 + 2 * 10, "AttentionMatmuls": 2 * 2 + 2 * 4, "ResidualAdds": 2 * 5}
+    assert counts(found) == {
+        "Linears": 2 * 6 + 2 * 10,
+        "AttentionMatmuls": 2 * 2 + 2 * 4,
+        "ResidualAdds": 2 * 5,
+    }
     assert miss_of(found, "enc_to_dec_proj") == "it is outside the parts that there are rules for"
 
 

@@ -8,9 +8,10 @@ import torch
 from absl import logging as absl_logging
 from pytorch_quantization import nn as quant_nn
 from pytorch_quantization.tensor_quant import QuantDescriptor
+from torch import Tensor
+
 from qdqpatch.errors import CalibrationError
 from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max
-from torch import Tensor
 
 LOW_PRECISION = [torch.float16, torch.bfloat16]
 
@@ -94,7 +95,9 @@ def test_a_calibrated_range_clips_as_the_toolkits_does(axis: int | None, arithme
 def test_values_on_the_edge_of_the_range_have_the_toolkits_gradient(arithmetic: str) -> None:
     ours, theirs = pair(amax=1.0)
     step = 1 / 127
-    values = torch.tensor([-1.0, 1.0, 1.0 + step / 4, -1.0 - step / 2, -1.0 - step, -1.0 - 2 * step, 1 + step])
+    values = torch.tensor(
+        [-1.0, 1.0, 1.0 + step / 4, -1.0 - step / 2, -1.0 - step, -1.0 - 2 * step, 1 + step]
+    )
     for actual, expected in zip(run(ours, values), run(theirs, values), strict=True):
         assert torch.equal(actual, expected)
 
@@ -281,7 +284,9 @@ def test_loading_and_calibrating_log_nothing(caplog: pytest.LogCaptureFixture) -
     assert not caplog.records
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda quantizer: pickle.loads(pickle.dumps(quantizer))])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda quantizer: pickle.loads(pickle.dumps(quantizer))]
+)
 def test_a_copy_computes_the_same(duplicate: Any) -> None:
     quantizer = TensorQuantizer(QuantDescriptor(num_bits=5, axis=0, narrow_range=True))
     quantizer.amax = torch.rand(4, 1, generator=torch.Generator().manual_seed(0)) + 0.5
@@ -293,7 +298,14 @@ def test_a_copy_computes_the_same(duplicate: Any) -> None:
 
 @pytest.mark.parametrize(
     ("axis", "shape"),
-    [(None, ()), (0, (2, 1, 1)), ((0,), (2, 1, 1)), (-1, (1, 1, 4)), ((0, 2), (2, 1, 4)), ((0, -1), (2, 1, 4))],
+    [
+        (None, ()),
+        (0, (2, 1, 1)),
+        ((0,), (2, 1, 1)),
+        (-1, (1, 1, 4)),
+        ((0, 2), (2, 1, 4)),
+        ((0, -1), (2, 1, 4)),
+    ],
 )
 def test_absolute_max(axis: Any, shape: tuple[int, ...]) -> None:
     values = tensor(2, 3, 4, dtype=torch.float16).requires_grad_()

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from pytorch_quantization import nn as quant_nn
+from torch import Tensor, nn
+
 from qdqpatch.linear import QuantEmbedding, QuantLinear
 from qdqpatch.quantizer import TensorQuantizer
 from qdqpatch.rules import RULES
@@ -14,7 +16,6 @@ from qdqpatch.rules.adds import LOCAL, RESIDUAL, ResidualAdds, UntraceableError,
 from qdqpatch.rules.base import Match, Miss
 from qdqpatch.rules.linears import Embeddings, Linears
 from qdqpatch.rules.matmuls import AttentionMatmuls
-from torch import Tensor, nn
 
 
 class Inner(nn.Module):

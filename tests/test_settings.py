@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from pytorch_quantization.tensor_quant import QuantDescriptor
+
 from qdqpatch import Override, QuantizerConfig
 from qdqpatch.errors import ConfigError
 
@@ -120,7 +121,10 @@ def test_a_config_prints_as_a_dtype(config: QuantizerConfig, text: str) -> None:
         ("*=num_bits:4,unsigned:true", Override("*", settings={"num_bits": 4, "unsigned": True})),
         ("*=axis:none", Override("*", settings={"axis": None})),
         ("*=axis:NULL", Override("*", settings={"axis": None})),
-        ("*=amax:1.5,calib_method:histogram", Override("*", settings={"amax": 1.5, "calib_method": "histogram"})),
+        (
+            "*=amax:1.5,calib_method:histogram",
+            Override("*", settings={"amax": 1.5, "calib_method": "histogram"}),
+        ),
         ("odd=name=off", Override("odd=name", enabled=False)),
     ],
 )
@@ -150,7 +154,8 @@ def test_an_unknown_setting_like_none_lists_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("",), (3,), ("*", 1), ("*", "off"), ("*", None, {"num_bits": 99}), ("*", None, {"axis": "x"})]
+    "arguments",
+    [("",), (3,), ("*", 1), ("*", "off"), ("*", None, {"num_bits": 99}), ("*", None, {"axis": "x"})],
 )
 def test_a_bad_override_fails_when_it_is_made(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigError):
@@ -173,7 +178,9 @@ def test_an_override_holds_checked_values() -> None:
     ],
 )
 def test_a_pattern_is_a_glob_over_the_whole_path(pattern: str, matches: bool) -> None:
-    assert Override(pattern).matches(["bert.encoder.layer.0.attention.self.query._input_quantizer"]) is matches
+    assert (
+        Override(pattern).matches(["bert.encoder.layer.0.attention.self.query._input_quantizer"]) is matches
+    )
 
 
 def test_a_pattern_may_match_any_of_the_names() -> None:

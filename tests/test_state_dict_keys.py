@@ -5,6 +5,7 @@ import json
 import models
 import pytest
 import reference_cases as reference
+
 from qdqpatch import calibrate, quantize
 
 KEYS = json.loads((reference.FOLDER / "state_dict_keys.json").read_text())

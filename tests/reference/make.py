@@ -209,9 +209,7 @@ def make_inputs(case: Case, seed: int) -> Tensors:
     if case.bert_config["add_cross_attention"]:
         states = (*rows, 7, case.bert_config["hidden_size"])
         inputs["encoder_hidden_states"] = torch.randn(states, generator=generator)
-        inputs["encoder_attention_mask"] = (
-            torch.arange(7) < torch.tensor([5, 7, 3])[:, None]
-        ).long()
+        inputs["encoder_attention_mask"] = (torch.arange(7) < torch.tensor([5, 7, 3])[:, None]).long()
     return inputs
 
 
@@ -339,9 +337,7 @@ def run_cached(model: nn.Module, inputs: Tensors) -> Tensors:
     return steps
 
 
-def differentiate(
-    model: nn.Module, inputs: Tensors, probes: Tensors
-) -> tuple[torch.Tensor, Tensors]:
+def differentiate(model: nn.Module, inputs: Tensors, probes: Tensors) -> tuple[torch.Tensor, Tensors]:
     """Run in train mode; return the loss and its gradients, under every name of a tied parameter.
 
     Without a loss of its own, the model's is the sum of its outputs times `probes`.
