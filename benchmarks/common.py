@@ -64,7 +64,7 @@ def surroundings() -> str:
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, qdqpatch {qdqpatch.__version__}"
     )
-    return f"{versions}; {processor()}, {torch.get_num_threads()} threads"
+    return f"{versions}; {processor()}, threads: {torch.get_num_threads()}"
 
 
 def processor() -> str:

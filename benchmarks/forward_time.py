@@ -27,7 +27,7 @@ from qdqpatch.patch import named_quantizers
 FLOAT = "float"
 OURS = "qdqpatch"
 TOOLKIT = "pytorch-quantization"
-ROUNDS = {(1, 128): 9, (8, 128): 5}
+ROUNDS = {(1, 128): 7, (8, 128): 5}
 
 
 def main() -> None:

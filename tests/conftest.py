@@ -13,7 +13,6 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
 )
 
-import copy
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -61,16 +60,16 @@ def any_head(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def float_model() -> Callable[[str], PreTrainedModel]:
     """Give a fresh float model of a head, the same weights each time."""
-    return lambda name="BertModel": copy.deepcopy(models.float_model(name))
+    return models.float_model
 
 
 @pytest.fixture(scope="session")
 def uncalibrated() -> Callable[[str], PreTrainedModel]:
     """Give a fresh quantized model of a head, without ranges."""
-    return lambda name="BertModel": copy.deepcopy(models.uncalibrated(name))
+    return models.uncalibrated
 
 
 @pytest.fixture(scope="session")
 def calibrated() -> Callable[[str], PreTrainedModel]:
     """Give a fresh quantized model of a head, with a range on every quantizer."""
-    return lambda name="BertModel": copy.deepcopy(models.calibrated(name))
+    return models.calibrated

@@ -102,22 +102,29 @@ def labels(name: str) -> Tensors:
     return {"labels": tokens}
 
 
-@functools.cache
-def float_model(name: str) -> PreTrainedModel:
-    """Return the shared float model: copy it before changing anything."""
-    return build(name)
+def float_model(name: str = "BertModel") -> PreTrainedModel:
+    """Return a fresh float model, the same weights each time."""
+    return copy.deepcopy(_shared("float", name))
+
+
+def uncalibrated(name: str = "BertModel") -> PreTrainedModel:
+    """Return a fresh quantized model without ranges."""
+    return copy.deepcopy(_shared("uncalibrated", name))
+
+
+def calibrated(name: str = "BertModel") -> PreTrainedModel:
+    """Return a fresh quantized model with a range on every quantizer."""
+    return copy.deepcopy(_shared("calibrated", name))
 
 
 @functools.cache
-def uncalibrated(name: str) -> PreTrainedModel:
-    """Return the shared quantized model without ranges: copy it before changing anything."""
-    return qdqpatch.quantize(build(name))
-
-
-@functools.cache
-def calibrated(name: str) -> PreTrainedModel:
-    """Return the shared calibrated model: copy it before changing anything."""
-    return qdqpatch.calibrate(copy.deepcopy(uncalibrated(name)), [inputs(name, seed) for seed in (2, 3)])
+def _shared(state: str, name: str) -> PreTrainedModel:
+    # Never run and never changed: running leaves hooks of transformers on a model.
+    if state == "float":
+        return build(name)
+    if state == "uncalibrated":
+        return qdqpatch.quantize(float_model(name))
+    return qdqpatch.calibrate(uncalibrated(name), [inputs(name, seed) for seed in (2, 3)])
 
 
 def outputs(model: nn.Module, name: str = "BertModel", **changes: Any) -> Tensors:

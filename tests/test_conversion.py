@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_quantization import nn as quant_nn
 from torch import nn
-from transformers import EncoderDecoderConfig, EncoderDecoderModel, GPT2Config, GPT2Model
+from transformers import GPT2Config, GPT2Model
 
 from qdqpatch import QDQConfig, calibrate, dequantize, plan, quantize
 from qdqpatch.errors import (
@@ -239,7 +239,7 @@ def test_the_recipe_is_in_the_config(float_model) -> None:
 
 
 def test_only_what_an_override_leaves_on_computes_differently(float_model) -> None:
-    """One quantizer alone: the outputs are those of the float model with that one Linear quantized by hand."""
+    """One quantizer alone: the outputs are those of the float model, that one Linear quantized by hand."""
     path = "encoder.layer.1.output.dense"
     model = quantize(float_model(), QDQConfig(overrides=["*=off", f"{path}._weight_quantizer=on"]))
     by_hand = float_model()
@@ -262,19 +262,3 @@ def test_quantized_embeddings_can_be_calibrated(float_model) -> None:
     model = calibrate(quantize(float_model(), QDQConfig(embeddings=True)), [models.inputs()])
     quantizer = model.embeddings.word_embeddings._weight_quantizer
     assert quantizer.amax.shape == (models.CONFIG["vocab_size"], 1)
-
-
-def test_the_parts_of_a_composite_model_are_quantized() -> None:
-    config = EncoderDecoderConfig.from_encoder_decoder_configs(models.config(), models.config(models.CROSS))
-    model = EncoderDecoderModel(config).eval()
-    batch = {
-        "input_ids": models.inputs()["input_ids"],
-        "decoder_input_ids": models.inputs(seed=5)["input_ids"],
-    }
-    with torch.no_grad():
-        expected = model(**batch).logits
-        quantize(model)
-        actual = model(**batch).logits
-        assert 0 < (actual - expected).abs().max() < 0.1 * expected.abs().max()
-        assert len(names(model)) == len(names(model.encoder)) + len(names(model.decoder))
-        assert torch.equal(dequantize(model)(**batch).logits, expected)

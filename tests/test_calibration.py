@@ -1,0 +1,285 @@
+"""Ranges from data: the toolkit's own flow and ours give the same, and an error changes nothing."""
+
+import copy
+from typing import Any
+
+import models
+import pytest
+import reference_cases as reference
+import torch
+from absl import logging as absl_logging
+from pytorch_quantization import calib
+from pytorch_quantization import nn as quant_nn
+from pytorch_quantization.tensor_quant import QuantDescriptor
+from torch import nn
+from transformers import BatchEncoding, PreTrainedModel
+
+from qdqpatch import QDQConfig, calibrate, quantize
+from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
+from qdqpatch.patch import named_quantizers
+
+
+@pytest.fixture(autouse=True)
+def quiet_toolkit() -> None:
+    absl_logging.set_verbosity(absl_logging.FATAL)
+
+
+def batches(name: str = "BertModel") -> list[dict[str, torch.Tensor]]:
+    return [models.inputs(name, seed) for seed in (11, 12, 13)]
+
+
+def collect_as_nvidia_does(model: nn.Module, data: list[dict[str, torch.Tensor]]) -> None:
+    """The first half of NVIDIA's calibration scripts (pytorch-quantization 2.1.3, examples)."""
+    for _, module in model.named_modules():
+        if isinstance(module, quant_nn.TensorQuantizer):
+            if module._calibrator is not None:
+                module.disable_quant()
+                module.enable_calib()
+            else:
+                module.disable()
+    with torch.no_grad():
+        for batch in data:
+            model(**batch)
+    for _, module in model.named_modules():
+        if isinstance(module, quant_nn.TensorQuantizer):
+            if module._calibrator is not None:
+                module.enable_quant()
+                module.disable_calib()
+            else:
+                module.enable()
+
+
+def compute_as_nvidia_does(model: nn.Module, **options: Any) -> None:
+    """The second half of NVIDIA's calibration scripts."""
+    for _, module in model.named_modules():
+        if isinstance(module, quant_nn.TensorQuantizer) and module._calibrator is not None:
+            if isinstance(module._calibrator, calib.MaxCalibrator):
+                module.load_calib_amax()
+            else:
+                module.load_calib_amax(**options)
+
+
+def state_of_quantizers(model: PreTrainedModel) -> dict[str, Any]:
+    return {
+        path: (id(each._calibrator), each._if_calib, each._if_quant, each._disabled)
+        for path, each in named_quantizers(model)
+    }
+
+
+def test_ranges_are_those_of_the_toolkits_own_flow(any_head: str, uncalibrated) -> None:
+    theirs = uncalibrated(any_head)
+    collect_as_nvidia_does(theirs, batches(any_head))
+    compute_as_nvidia_does(theirs)
+    ours = calibrate(uncalibrated(any_head), batches(any_head))
+    models.assert_equal(models.outputs(ours, any_head), models.outputs(theirs, any_head))
+    expected = models.ranges(theirs)
+    for path, amax in models.ranges(ours).items():
+        assert torch.equal(amax.flatten(), expected[path].flatten()), path
+        assert amax.dim() == (2 if path.endswith("_weight_quantizer") else 0), path
+
+
+def test_nvidias_histogram_flow_works(float_model) -> None:
+    quant_nn.QuantLinear.set_default_quant_desc_input(QuantDescriptor(calib_method="histogram"))
+    model = quantize(float_model())
+    quantizer = model.encoder.layer[0].attention.self.query._input_quantizer
+    assert isinstance(quantizer._calibrator, calib.HistogramCalibrator)
+    collect_as_nvidia_does(model, batches())
+    compute_as_nvidia_does(model, method="percentile", percentile=99.9)
+    maximum = models.ranges(calibrate(copy.deepcopy(model), batches()))
+    for path, amax in models.ranges(model).items():
+        assert amax.dtype == torch.float32
+        assert (amax > 0).all(), path
+        assert (amax <= maximum[path] * 1.01).all(), path
+    models.outputs(model)
+
+
+def test_weights_ranges_are_those_the_original_was_calibrated_to(head: str) -> None:
+    case = reference.load(f"{head}-calibrated")
+    model = case.model()
+    for _, quantizer in named_quantizers(model):
+        del quantizer._amax
+    calibrate(model, [models.inputs(head)])
+    for name, amax in case.group("state").items():
+        if name.endswith("_weight_quantizer._amax"):
+            assert torch.equal(model.get_buffer(name), amax), name
+
+
+def test_the_range_is_the_largest_magnitude_of_all_batches(uncalibrated) -> None:
+    together = models.ranges(calibrate(uncalibrated(), batches()))
+    alone = [models.ranges(calibrate(uncalibrated(), [batch])) for batch in batches()]
+    for path, amax in together.items():
+        assert torch.equal(amax, torch.stack([each[path] for each in alone]).amax(0)), path
+    assert any(not torch.equal(alone[0][path], amax) for path, amax in together.items())
+
+
+def test_calibration_sees_the_float_model(float_model, uncalibrated) -> None:
+    """The range of the last add is what the float model computes there, not what a quantized one does."""
+    floating, seen = float_model(), []
+    last = floating.encoder.layer[-1].output
+    last.dropout.register_forward_hook(lambda module, inputs, output: seen.append(output.abs().amax()))
+    for batch in batches():
+        models.outputs(floating, **batch)
+    model = calibrate(uncalibrated(), batches())
+    assert torch.equal(
+        model.encoder.layer[-1].output.add_local_input_quantizer.amax, torch.stack(seen).amax()
+    )
+
+
+def test_calibrating_again_replaces_the_ranges(calibrated, uncalibrated) -> None:
+    model = calibrated()
+    for _, quantizer in named_quantizers(model):
+        quantizer.load_range(torch.full((), 99.0))
+    calibrate(model, batches())
+    models.assert_equal(models.ranges(model), models.ranges(calibrate(uncalibrated(), batches())))
+
+
+def test_calibration_returns_the_model_and_leaves_no_gradient(uncalibrated) -> None:
+    model = uncalibrated()
+    assert calibrate(model, batches()) is model
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(amax.requires_grad for amax in models.ranges(model).values())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        iter(batches()),
+        tuple(batches()),
+        (batch for batch in batches()),
+        [BatchEncoding(each) for each in batches()],
+    ],
+    ids=["iterator", "tuple", "generator", "BatchEncoding"],
+)
+def test_batches_are_any_iterable_of_mappings(data: Any, uncalibrated) -> None:
+    expected = models.ranges(calibrate(uncalibrated(), batches()))
+    models.assert_equal(models.ranges(calibrate(uncalibrated(), data)), expected)
+
+
+def test_arguments_that_are_no_tensors_are_passed_on(uncalibrated) -> None:
+    calibrate(uncalibrated(), [{**models.inputs(), "output_attentions": True, "position_ids": None}])
+
+
+def test_a_quantizer_that_is_off_gets_no_range(float_model) -> None:
+    model = quantize(float_model(), QDQConfig(overrides=["*.query._input_quantizer=off"]))
+    calibrate(model, batches())
+    without = {path for path, amax in models.ranges(model).items() if amax is None}
+    assert without == {path for path, each in named_quantizers(model) if each._disabled}
+    assert len(without) == 2
+
+
+def test_dropout_is_off_while_calibrating() -> None:
+    dropping = quantize(models.build(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)).train()
+    expected = models.ranges(calibrate(quantize(models.build()), batches()))
+    models.assert_equal(models.ranges(calibrate(dropping, batches())), expected)
+    assert all(module.training for module in dropping.modules())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_mode_and_calibrators_are_as_before(training: bool, any_head: str, uncalibrated) -> None:
+    model = uncalibrated(any_head).train(training)
+    before = state_of_quantizers(model)
+    calibrate(model, batches(any_head))
+    assert state_of_quantizers(model) == before
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_parts_in_another_mode_are_as_before(uncalibrated) -> None:
+    """Frozen parts are often kept in eval mode while the rest is trained."""
+    model = uncalibrated().train()
+    model.embeddings.eval()
+    before = {path: module.training for path, module in model.named_modules()}
+    calibrate(model, batches())
+    assert {path: module.training for path, module in model.named_modules()} == before
+
+
+# Errors.
+
+
+QUERY = "encoder.layer.0.attention.self.query"
+
+
+def nan_in_weight(model: nn.Module) -> list[Any]:
+    with torch.no_grad():
+        model.get_submodule(QUERY).weight[3, 4] = float("nan")
+    return batches()
+
+
+def infinity_in_embeddings(model: nn.Module) -> list[Any]:
+    with torch.no_grad():
+        model.embeddings.LayerNorm.bias[0] = float("inf")
+    return batches()
+
+
+FAILURES: dict[str, Any] = {
+    "weight": (nan_in_weight, CalibrationError, rf"{QUERY}\._weight_quantizer saw NaN"),
+    "activation": (
+        infinity_in_embeddings,
+        CalibrationError,
+        rf"{QUERY}\._input_quantizer saw NaN or infinity",
+    ),
+    "no batch": (lambda model: [], CalibrationError, "no calibration batch.*only once"),
+    "used up": (lambda model: exhausted(), CalibrationError, "no calibration batch"),
+    "no mapping": (lambda model: [batches()[0]["input_ids"]], CalibrationError, "Batch 1 is a Tensor"),
+    "late": (lambda model: [*batches(), "text"], CalibrationError, "Batch 4 is a str"),
+    "model": (lambda model: [batches()[0], {"input_idz": 1}], ValueError, "input_ids"),
+    "loader": (lambda model: breaking(), ZeroDivisionError, ""),
+}
+
+
+def exhausted() -> Any:
+    used = iter(batches())
+    list(used)
+    return used
+
+
+def breaking() -> Any:
+    yield batches()[0]
+    yield 1 / 0
+
+
+@pytest.mark.parametrize(("data", "error", "said"), FAILURES.values(), ids=FAILURES)
+@pytest.mark.parametrize("state", ["uncalibrated", "calibrated"])
+@pytest.mark.parametrize("training", [False, True])
+def test_an_error_leaves_ranges_and_states_as_they_were(
+    data: Any, error: type[Exception], said: str, state: str, training: bool
+) -> None:
+    model = getattr(models, state)().train(training)
+    given = data(model)
+    before, quantizers = models.ranges(model), state_of_quantizers(model)
+    with pytest.raises(error) as caught:
+        calibrate(model, given)
+    assert caught.match(said or ".")
+    models.assert_equal(models.ranges(model), before)
+    assert state_of_quantizers(model) == quantizers
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_a_quantizer_that_no_batch_reaches_is_named(uncalibrated) -> None:
+    model = uncalibrated(models.CROSS)
+    data = [
+        {name: each for name, each in batch.items() if "encoder" not in name}
+        for batch in batches(models.CROSS)
+    ]
+    before = models.ranges(model)
+    message = r"layer\.0\.crossattention\..* saw no tensor in 3 batches.*encoder_hidden_states"
+    with pytest.raises(CalibrationError, match=message):
+        calibrate(model, data)
+    models.assert_equal(models.ranges(model), before)
+
+
+def test_an_unknown_method_lists_those_there_are(uncalibrated) -> None:
+    with pytest.raises(ConfigError, match=r"'maximum'.*max"):
+        calibrate(uncalibrated(), batches(), method="maximum")  # type: ignore[arg-type]
+
+
+def test_a_float_model_is_refused(float_model) -> None:
+    with pytest.raises(NotQuantizedError, match=r"qdqpatch\.quantize"):
+        calibrate(float_model(), batches())
+
+
+def test_a_model_with_every_quantizer_disabled_is_refused(uncalibrated) -> None:
+    model = uncalibrated()
+    for _, quantizer in named_quantizers(model):
+        quantizer.disable()
+    with pytest.raises(NotQuantizedError):
+        calibrate(model, batches())

@@ -1,0 +1,356 @@
+"""Checkpoints of the original QDQBERT classes, in both directions."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import reference_cases as reference
+import torch
+from pytorch_quantization.nn import QuantLinear, TensorQuantizer
+from pytorch_quantization.tensor_quant import QuantDescriptor
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertModel,
+)
+
+from qdqpatch import QDQConfig, calibrate, load_qdqbert, quantize, save_qdqbert
+from qdqpatch.checkpoint.qdqbert import ARCHITECTURES
+from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
+
+AUTO = {
+    "QDQBertForSequenceClassification": AutoModelForSequenceClassification,
+    "QDQBertForMaskedLM": AutoModelForMaskedLM,
+}
+LOADERS = {
+    "load_qdqbert": lambda folder, original: load_qdqbert(folder),
+    "Auto class": lambda folder, original: AUTO[original].from_pretrained(folder),
+}
+
+
+@pytest.fixture(params=reference.CHECKPOINTS)
+def original(request: pytest.FixtureRequest) -> str:
+    """Name a class of which the original `save_pretrained` wrote a checkpoint."""
+    return request.param
+
+
+def folder_of(original: str) -> Path:
+    return reference.FOLDER / "checkpoints" / original
+
+
+def original_tensors(original: str) -> dict[str, torch.Tensor]:
+    folder = folder_of(original)
+    if (folder / "model.safetensors").exists():
+        return load_file(folder / "model.safetensors")
+    return torch.load(folder / "pytorch_model.bin", weights_only=True)
+
+
+def write(case: reference.Case, folder: Path, **changes: Any) -> Path:
+    """Write a case's model as the original would have; it is as good as any checkpoint of that time."""
+    config = json.loads(case.metadata["config"])
+    config |= {"model_type": "qdqbert", "architectures": [f"QDQ{case.metadata['head']}"]} | changes
+    config["id2label"] = {str(index): f"LABEL_{index}" for index in range(config.pop("num_labels"))}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(case.group("state"), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+def test_outputs_are_those_the_original_gave(original: str, loader: Any, arithmetic: str) -> None:
+    case = reference.load(reference.CHECKPOINTS[original])
+    model = loader(folder_of(original), original)
+    assert type(model).__name__ == original.removeprefix("QDQ")
+    assert not model.training
+    with torch.no_grad():
+        outputs = model(**case.inputs, output_hidden_states=True, output_attentions=True)
+    flat = models.flatten(outputs)
+    flat.pop("loss")
+    models.assert_equal(flat, case.group(f"output/{arithmetic}"))
+
+
+def test_every_tensor_is_loaded(original: str) -> None:
+    model, info = AUTO[original].from_pretrained(folder_of(original), output_loading_info=True)
+    assert not any(info.values())
+    models.assert_equal(
+        dict(model.state_dict()), reference.load(reference.CHECKPOINTS[original]).group("state")
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [f"{head}-{kind}" for head in models.HEADS for kind in ("dynamic", "calibrated")]
+)
+def test_every_head_is_loaded(name: str, tmp_path: Path) -> None:
+    case = reference.load(name)
+    model = load_qdqbert(write(case, tmp_path))
+    assert type(model).__name__ == case.metadata["head"]
+    with torch.no_grad():
+        outputs = models.flatten(model(**case.inputs))
+    expected = case.group("output/toolkit")
+    outputs.pop("loss", None)
+    models.assert_equal(outputs, {output: expected[output] for output in outputs})
+
+
+def test_weights_per_tensor_show_in_the_shapes(tmp_path: Path) -> None:
+    case = reference.load("BertForSequenceClassification-per_tensor_weights")
+    model = load_qdqbert(write(case, tmp_path))
+    assert model.config.quantization_config.weight.axis is None
+    with torch.no_grad():
+        assert torch.equal(model(**case.inputs).logits, case.tensors["output/toolkit/logits"])
+
+
+def test_bits_are_what_the_default_descriptors_say(tmp_path: Path) -> None:
+    case = reference.load("BertForSequenceClassification-4bit_weights")
+    write(case, tmp_path)
+    QuantLinear.set_default_quant_desc_weight(QuantDescriptor(num_bits=4, axis=(0,)))
+    model = load_qdqbert(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(model(**case.inputs).logits, case.tensors["output/toolkit/logits"])
+
+
+@pytest.mark.parametrize("target", [AutoModel, AutoModelForSequenceClassification, AutoModelForMaskedLM])
+def test_a_head_is_swapped_by_loading_with_another_class(original: str, target: Any) -> None:
+    model = target.from_pretrained(folder_of(original))
+    own = load_qdqbert(folder_of(original))
+    models.assert_equal(models.ranges(model.base_model), models.ranges(own.base_model))
+    states = [models.outputs(each.base_model)["last_hidden_state"] for each in (model, own)]
+    assert torch.equal(*states)
+
+
+def test_options_are_passed_on(original: str) -> None:
+    model = load_qdqbert(folder_of(original), dtype=torch.bfloat16, device_map="cpu")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {amax.dtype for amax in models.ranges(model).values()} == {torch.float32}
+
+
+def test_its_config_is_that_of_a_bert(original: str) -> None:
+    config = AutoConfig.from_pretrained(folder_of(original))
+    assert config.model_type == "bert"
+    assert config.architectures == [original.removeprefix("QDQ")]
+    assert config.quantization_config["quant_method"] == "qdqpatch"
+
+
+def test_special_tokens_are_the_originals_where_the_file_is_silent(tmp_path: Path) -> None:
+    """`QDQBertConfig` had other defaults than `BertConfig`, and wrote only what differed from its own."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qdqbert"}))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (1, 0, 2)
+
+
+def test_a_checkpoint_without_architectures_is_a_bare_model(tmp_path: Path) -> None:
+    case = reference.load("BertModel-calibrated")
+    write(case, tmp_path, architectures=None)
+    assert type(load_qdqbert(tmp_path)) is BertModel
+
+
+def test_what_was_loaded_is_saved_as_a_checkpoint_of_today(original: str, tmp_path: Path) -> None:
+    model = load_qdqbert(folder_of(original))
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
+    again, info = AUTO[original].from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    models.assert_equal(dict(again.state_dict()), dict(model.state_dict()))
+    models.assert_equal(models.outputs(again), models.outputs(model))
+
+
+def damaged(folder: Path, text: str | None) -> Path:
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "Cannot read .*config.json"),
+        ("{", "Cannot read .*config.json"),
+        ('{"model_type": "bert"}', "type 'bert', not 'qdqbert'.*AutoModel"),
+        ("{}", "type None, not 'qdqbert'"),
+        ("[]", "config.json"),
+        ('{"model_type": "qdqbert", "architectures": ["QDQMistral"]}', "QDQMistral"),
+        ('{"model_type": "qdqbert"}', "model.safetensors"),
+    ],
+)
+def test_a_folder_that_holds_none_is_refused(text: str | None, said: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=said):
+        load_qdqbert(damaged(tmp_path, text))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        load_qdqbert(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["relative_key", "relative_key_query"])
+@pytest.mark.parametrize("loader", [load_qdqbert, AutoModel.from_pretrained])
+def test_relative_positions_are_refused(kind: str, loader: Any, tmp_path: Path) -> None:
+    write(reference.load("BertModel-calibrated"), tmp_path, position_embedding_type=kind)
+    with pytest.raises(ConfigError, match=f"'{kind}'.*\"absolute\""):
+        loader(tmp_path)
+
+
+def test_loading_and_saving_gives_what_the_original_wrote(original: str, tmp_path: Path) -> None:
+    save_qdqbert(load_qdqbert(folder_of(original)), tmp_path)
+    written, expected = load_file(tmp_path / "model.safetensors"), original_tensors(original)
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"} & expected.keys()
+    models.assert_equal(written, {name: tensor for name, tensor in expected.items() if name not in tied})
+    config = json.loads((tmp_path / "config.json").read_text())
+    expected_config = json.loads((folder_of(original) / "config.json").read_text())
+    del expected_config["transformers_version"]
+    assert {name: config.get(name) for name in expected_config} == expected_config
+    assert "quantization_config" not in config
+    assert "qdqpatch" not in json.dumps(config)
+
+
+def test_the_untied_file_is_the_very_same_set_of_tensors(tmp_path: Path) -> None:
+    """The original dropped no tensor of a classifier, so neither do we."""
+    original = "QDQBertForSequenceClassification"
+    save_qdqbert(load_qdqbert(folder_of(original)), tmp_path)
+    models.assert_equal(
+        load_file(tmp_path / "model.safetensors"), load_file(folder_of(original) / "model.safetensors")
+    )
+
+
+@pytest.mark.parametrize("state", ["uncalibrated", "calibrated"])
+@pytest.mark.parametrize("name", [name for name in models.CHANGES if name != "BertForPreTraining"])
+def test_save_and_load_give_the_same_model(name: str, state: str, tmp_path: Path) -> None:
+    model = getattr(models, state)(name)
+    save_qdqbert(model, tmp_path)
+    loaded = load_qdqbert(tmp_path)
+    assert type(loaded) is type(model)
+    models.assert_equal(dict(loaded.state_dict()), dict(model.state_dict()))
+    models.assert_equal(models.outputs(loaded, name), models.outputs(model, name))
+    for field in (
+        "is_decoder",
+        "add_cross_attention",
+        "num_labels",
+        "pad_token_id",
+        "hidden_act",
+        "id2label",
+    ):
+        assert getattr(loaded.config, field) == getattr(model.config, field), field
+
+
+def test_half_precision_is_written_as_such(calibrated, tmp_path: Path) -> None:
+    model = calibrated().half()
+    save_qdqbert(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float16"
+    dtypes = {
+        name.endswith("_amax"): tensor.dtype
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+    }
+    assert dtypes == {True: torch.float32, False: torch.float16}
+
+
+def test_other_files_in_the_folder_stay_and_nothing_else_is_left(calibrated, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]")
+    (tmp_path / "config.json").write_text("old")
+    save_qdqbert(calibrated(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "vocab.txt",
+    ]
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["QDQBertModel"]
+    assert (tmp_path / "vocab.txt").read_text() == "[PAD]"
+
+
+def test_saving_changes_nothing(calibrated, tmp_path: Path) -> None:
+    model = calibrated("BertForMaskedLM")
+    before = models.snapshot(model)
+    save_qdqbert(model, tmp_path / "new" / "folder")
+    models.assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (QDQConfig(matmuls=False), "matmuls"),
+        (QDQConfig(residual_adds=False), "residual_adds"),
+        (QDQConfig(linears=False), "linears"),
+        (QDQConfig(embeddings=True), "embeddings"),
+        (QDQConfig(pooler=True), "pooler"),
+        (QDQConfig(head=True), "head"),
+        (QDQConfig(overrides=["*.query._input_quantizer=off"]), "overrides"),
+        (QDQConfig(overrides=["*=num_bits:8"]), "overrides"),
+    ],
+)
+def test_another_placement_cannot_be_expressed(
+    config: QDQConfig, named: str, float_model, tmp_path: Path
+) -> None:
+    model = quantize(float_model("BertForSequenceClassification"), config)
+    with pytest.raises(ConfigError, match=f"placement.*{named}.*save_pretrained"):
+        save_qdqbert(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantizer_that_was_disabled_by_hand_cannot_be_expressed(calibrated, tmp_path: Path) -> None:
+    model = calibrated()
+    path = "encoder.layer.0.attention.self.matmul_q_input_quantizer"
+    model.get_submodule(path).disable()
+    with pytest.raises(ConfigError, match=path.replace(".", r"\.")):
+        save_qdqbert(model, tmp_path / "out")
+
+
+def test_a_linear_that_stayed_float_cannot_be_expressed(float_model, tmp_path: Path) -> None:
+    class OwnLinear(torch.nn.Linear):
+        pass
+
+    model = float_model()
+    model.encoder.layer[0].attention.self.query = OwnLinear(24, 24)
+    calibrate(quantize(model), [models.inputs()])
+    with pytest.raises(ConfigError, match=r"encoder\.layer\.0\.attention\.self\.query"):
+        save_qdqbert(model, tmp_path / "out")
+
+
+def test_a_float_model_is_refused(float_model, tmp_path: Path) -> None:
+    with pytest.raises(NotQuantizedError):
+        save_qdqbert(float_model(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_that_had_no_original_is_refused(calibrated, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="QDQBertForPreTraining.*" + ARCHITECTURES[0]):
+        save_qdqbert(calibrated("BertForPreTraining"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_than_the_defaults_are_told(float_model, tmp_path: Path) -> None:
+    """The file has no place for them; whoever loads it with the original classes has to set them."""
+    model = quantize(float_model(), QDQConfig(weight={"num_bits": 4, "axis": 0}))
+    with pytest.warns(UserWarning, match=r"set the default descriptors.*weight: int4 per channel"):
+        save_qdqbert(model, tmp_path)
+    QuantLinear.set_default_quant_desc_weight(QuantDescriptor(num_bits=4, axis=(0)))
+    save_qdqbert(model, tmp_path)
+
+
+PYTHON = os.environ.get("QDQPATCH_REFERENCE_PYTHON")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    PYTHON is None, reason="QDQPATCH_REFERENCE_PYTHON names no Python with the original classes"
+)
+@pytest.mark.parametrize("name", [name for name in models.CHANGES if name != "BertForPreTraining"])
+def test_the_original_classes_load_what_is_saved(name: str, arithmetic: str, tmp_path: Path) -> None:
+    model = models.calibrated(name)
+    save_qdqbert(model, tmp_path)
+    save_file(models.inputs(name), tmp_path / "inputs.safetensors")
+    command = [PYTHON, reference.FOLDER / "make.py", "--check", tmp_path, "--arithmetic", arithmetic]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["class"] == f"QDQ{type(model).__name__}"
+    assert report["quantizers_with_amax"] == sum(
+        isinstance(each, TensorQuantizer) for each in model.modules()
+    )
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    assert set(report["missing_keys"]) <= tied
+    assert report["unexpected_keys"] == []
+    models.assert_equal(load_file(tmp_path / "outputs.safetensors"), models.outputs(model, name))
