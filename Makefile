@@ -24,8 +24,9 @@ ORIGINALS := $(shell $(PYTHON) -c 'import sys; print("$(REFERENCE)" if sys.versi
 demo: $(VENV)/installed
 	$(VENV)/bin/python demo/demo.py
 
-test: lint $(ORIGINALS:%=%/installed)
+test: lint $(VENV)/oldest $(ORIGINALS:%=%/installed)
 	$(ORIGINALS:%=QDQPATCH_REFERENCE_PYTHON=$(CURDIR)/%/bin/python) $(VENV)/bin/python -m pytest
+	PYTHONPATH=$(VENV)/oldest $(VENV)/bin/python -m pytest -m "not slow"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check
@@ -54,6 +55,11 @@ $(VENV)/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(INSTALL) torch==2.13.0 -c requirements.txt
 	$(VENV)/bin/python $(INSTALL) -e ".[dev,demo]" -c requirements.txt
+	@touch $@
+
+$(VENV)/oldest: $(VENV)/installed tests/oldest.txt
+	rm -rf $@
+	$(VENV)/bin/python $(INSTALL) --no-deps --target $@ -r tests/oldest.txt
 	@touch $@
 
 $(REFERENCE)/installed: tests/reference/requirements.txt

@@ -77,7 +77,8 @@ class QDQConfig(QuantizationConfigMixin):
 
     def __setattr__(self, name: str, value: object) -> None:
         # Written out, because a dataclass cannot be frozen when its base, transformers' mixin, is not.
-        if name in self.__dict__ or name not in self.__dataclass_fields__:
+        known = self.__dataclass_fields__.get(name)
+        if name in self.__dict__ or known is None or not known.init:
             raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
         super().__setattr__(name, value)
 

@@ -73,8 +73,8 @@ def quantize(model: Model, config: QDQConfig | None = None) -> Model:
             "qdqpatch.dequantize(model) first."
         )
     sites = find_sites(model, config)
-    patch.own_config(model)
-    QDQQuantizer(sites.config).patch(model, sites)
+    with patch.own_config(model):
+        QDQQuantizer(sites.config).patch(model, sites)
     patch.set_fixed_ranges(model, sites)
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -72,13 +73,26 @@ def set_fixed_ranges(model: PreTrainedModel, plan: Plan) -> None:
                 quantizer.to(model.device)
 
 
-def own_config(model: PreTrainedModel) -> None:
-    """Give the model a config of its own, so that another model made from the same one stays float."""
+@contextmanager
+def own_config(model: PreTrainedModel) -> Iterator[None]:
+    """Give the model a config of its own, so that another model made from the same one stays float.
+
+    If the block fails, the model gets its old config back.
+    """
+    before = {
+        module: vars(module)["config"]
+        for module in model.modules()
+        if isinstance(vars(module).get("config"), PreTrainedConfig)
+    }
     copies: dict[int, Any] = {}  # shared between the calls, so that what was one object stays one
-    for module in model.modules():
-        config = vars(module).get("config")
-        if isinstance(config, PreTrainedConfig):
-            vars(module)["config"] = copy.deepcopy(config, copies)
+    for module, config in before.items():
+        vars(module)["config"] = copy.deepcopy(config, copies)
+    try:
+        yield
+    except BaseException:
+        for module, config in before.items():
+            vars(module)["config"] = config
+        raise
 
 
 def uses_qdq_attention(model: PreTrainedModel) -> bool:

@@ -134,6 +134,14 @@ def test_placement_options_reach_the_model(run, float_checkpoint: Path, tmp_path
         assert config.matmuls == (options[0] == "--config")
 
 
+def test_quantizers_that_are_off_do_not_count(run, float_checkpoint: Path, sentences: Path) -> None:
+    options = ["--override", "*.query._input_quantizer=off", "--calib", sentences]
+    result = run("convert", float_checkpoint, "out", *options)
+    assert "20 operations quantized" in result.stderr
+    assert "38 of 38 quantizers have a range" in result.stderr
+    assert "38 of its 38 quantizers have a range" in run("inspect", "out").stdout
+
+
 def test_task_chooses_the_head_and_tells_of_random_weights(run, float_checkpoint: Path) -> None:
     result = run("convert", float_checkpoint, "out", "--task", "text-classification")
     assert result.exit_code == 0, result.output

@@ -101,7 +101,7 @@ def _collecting(
     model: PreTrainedModel, quantizers: Mapping[str, TensorQuantizer], collectors: Mapping[str, RunningMax]
 ) -> Iterator[None]:
     """Let the quantizers collect instead of quantize, and put everything back however it ends."""
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     everything = [quantizer for _, quantizer in named_quantizers(model)]
     before = [(each._calibrator, each._if_calib, each._if_quant) for each in everything]
     model.eval()
@@ -112,6 +112,7 @@ def _collecting(
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
         for quantizer, state in zip(everything, before, strict=True):
             quantizer._calibrator, quantizer._if_calib, quantizer._if_quant = state

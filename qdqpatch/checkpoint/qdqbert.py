@@ -6,7 +6,6 @@ with a BERT config that says it is quantized, and all the rest is the ordinary w
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -15,15 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, BertConfig, PreTrainedModel
 
-from qdqpatch.config import PARTS, QUANT_METHOD, QDQConfig
+from qdqpatch.config import QUANT_METHOD, QDQConfig
 from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.patch import is_quantized, named_quantizers
-from qdqpatch.plan import with_defaults
+from qdqpatch.plan import find_sites
 
 MODEL_TYPE = "qdqbert"
 
@@ -84,13 +84,19 @@ def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
         config_dict = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}") from error
-    if config_dict.get("model_type") != MODEL_TYPE:
+    model_type = config_dict.get("model_type") if isinstance(config_dict, dict) else None
+    if model_type != MODEL_TYPE:
         raise CheckpointError(
-            f"{directory} holds a model of type {config_dict.get('model_type')!r}, not {MODEL_TYPE!r}; "
-            "load it with AutoModel...from_pretrained."
+            f"{path} is that of a model of type {model_type!r}, not {MODEL_TYPE!r}; load it with "
+            "AutoModel...from_pretrained."
+        )
+    architecture = (config_dict.get("architectures") or ["QDQBertModel"])[0]
+    if architecture not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{path} names the class {architecture}, not one of {', '.join(ARCHITECTURES)}."
         )
     config = QDQBertConfig.from_dict(config_dict)
-    model_class = getattr(transformers, (config.architectures or ["BertModel"])[0])
+    model_class = getattr(transformers, architecture.removeprefix("QDQ"))
     model: PreTrainedModel = model_class.from_pretrained(directory, config=config, **kwargs)
     return model
 
@@ -150,16 +156,17 @@ def _check_expressible(model: PreTrainedModel) -> str:
     if architecture not in ARCHITECTURES:
         raise UnsupportedModelError(f"There was no class {architecture}, only {', '.join(ARCHITECTURES)}.")
     config: QDQConfig = model.config.quantization_config
-    default = QDQConfig()
-    differing = [part for part in PARTS if getattr(config, part) != getattr(default, part)]
-    differing += ["overrides"] if config.overrides else []
-    disabled = [path for path, quantizer in named_quantizers(model) if quantizer._disabled]
-    if differing or disabled:
+    with torch.device("meta"):
+        complete = find_sites(type(model)(model.config))
+    there = {path for path, quantizer in named_quantizers(model) if not quantizer._disabled}
+    wanted = {f"{site.path}.{name}" for site in complete.sites for name in site.quantizers}
+    differing = [*sorted(there ^ wanted), *(item.pattern for item in config.overrides)]
+    if differing:
         raise ConfigError(
-            "A QDQBERT checkpoint cannot say that its placement differs from QDQBERT's, and this model's "
-            f"does in {', '.join(differing + disabled)}. Save it with save_pretrained instead."
+            "A QDQBERT checkpoint cannot say that its quantizers differ from QDQBERT's, and this model's do "
+            f"in {_some(differing)}. Save it with save_pretrained instead."
         )
-    if with_defaults(None) != dataclasses.replace(config):
+    if complete.config != config:
         warnings.warn(
             "A QDQBERT checkpoint does not hold how its quantizers round. Before loading it with the "
             "original classes, set the default descriptors on pytorch_quantization.nn.QuantLinear to "
@@ -167,6 +174,10 @@ def _check_expressible(model: PreTrainedModel) -> str:
             stacklevel=3,
         )
     return architecture
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _untied(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import functools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,13 @@ def verbosity_options(command: Command) -> Command:
     return with_console
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table on standard output, at full width where that is not a terminal."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    *names, last = columns
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    table.add_column(last, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)

@@ -85,7 +85,8 @@ def convert(
     with staged(out) as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         copy_tokenizer(ckpt, folder)
-    calibrated = [quantizer.amax is not None for _, quantizer in named_quantizers(model)]
+    enabled = [quantizer for _, quantizer in named_quantizers(model) if not quantizer._disabled]
+    calibrated = [quantizer.amax is not None for quantizer in enabled]
     console.print(
         f"Wrote {out}: {len(plan.sites)} operations quantized, {len(plan.misses)} left float; "
         f"{sum(calibrated)} of {len(calibrated)} quantizers have a range "

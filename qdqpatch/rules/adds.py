@@ -6,6 +6,7 @@ subclass of the block's own class: `isinstance` holds, and instances share one c
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,13 +65,10 @@ def quantized_class(block: nn.Module) -> type[nn.Module]:
     """Return a subclass of the float block's class that quantizes both operands of its residual add.
 
     Raises:
-        UntraceableError: If torch.fx cannot trace the block's `forward`, or it does not have exactly
-            one add of which exactly one operand is the block's own input.
+        UntraceableError: If torch.fx cannot trace the block's `forward` faithfully, or it does not have
+            exactly one add of which exactly one operand is the block's own input.
     """
-    try:
-        graph = BlockTracer().trace(block)
-    except Exception as error:  # whatever a forward does when it is given proxies
-        raise UntraceableError(f"torch.fx cannot trace {type(block).__name__}.forward: {error}") from error
+    graph = _trace(block)
     add = _residual_add(graph)
     for operand in dict.fromkeys(add.all_input_nodes):
         with graph.inserting_before(add):
@@ -79,6 +77,26 @@ def quantized_class(block: nn.Module) -> type[nn.Module]:
     code = graph.python_code("self").src
     forward = type(fx.GraphModule(_targets(block, graph), graph)).forward
     return subclass(type(block), code, forward, quantized_class)
+
+
+def _trace(block: nn.Module) -> fx.Graph:
+    """Trace a shallow copy, for a tracer leaves its constants on what it traces."""
+    double = copy.copy(block)
+    double.__class__ = type("Traced", (type(block),), {"training": property(_refuse_mode)})
+    try:
+        graph = BlockTracer().trace(double)
+    except Exception as error:  # whatever a forward does when it is given proxies
+        raise UntraceableError(f"torch.fx cannot trace {type(block).__name__}.forward: {error}") from error
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.args and node.users:
+            raise UntraceableError(f"its argument {node.target} is optional, and a trace takes it as given")
+        if node.op == "get_attr" and not hasattr(block, str(node.target).partition(".")[0]):
+            raise UntraceableError("its forward makes a tensor, which a trace would freeze")
+    return graph
+
+
+def _refuse_mode(block: nn.Module) -> bool:
+    raise UntraceableError("it asks for self.training, which a trace would freeze")
 
 
 def _residual_add(graph: fx.Graph) -> fx.Node:
