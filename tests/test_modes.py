@@ -138,6 +138,17 @@ def test_ranges_stay_fp32_when_loaded_in_another_dtype(
         models.assert_equal(models.outputs(loaded, any_head), expected)
 
 
+@pytest.mark.parametrize(("dtype", "cast"), CASTS.values(), ids=CASTS)
+def test_a_loaded_model_can_be_cast_too(dtype: torch.dtype, cast: Any, calibrated, tmp_path: Path) -> None:
+    """transformers forbids it to models whose weights are packed integers."""
+    model = calibrated()
+    model.save_pretrained(tmp_path)
+    loaded = cast(models.model_class("BertModel").from_pretrained(tmp_path))
+    models.assert_equal(models.ranges(loaded), models.ranges(model))
+    models.assert_equal(models.outputs(loaded), models.outputs(cast(model)))
+    assert {parameter.dtype for parameter in loaded.float().parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
 def test_a_model_in_half_precision_can_be_quantized_and_calibrated(dtype: torch.dtype, float_model) -> None:
     model = quantize(float_model().to(dtype))

@@ -145,7 +145,8 @@ def test_a_fixed_range_survives_calibration_settings_of_the_quantizer(float_mode
 def test_a_config_of_ones_own_is_shared_by_all_parts(any_head: str, float_model) -> None:
     model = float_model(any_head)
     old = model.config
-    patch.own_config(model)
+    with patch.own_config(model):
+        assert model.config is not old
     assert model.config is not old
     assert model.config.to_dict() == old.to_dict()
     configs = {id(module.config) for module in model.modules() if hasattr(module, "config")}

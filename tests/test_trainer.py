@@ -71,6 +71,15 @@ def test_a_trainers_checkpoint_loads(calibrated, tmp_path: Path) -> None:
     )
 
 
+def test_a_loaded_model_trains_like_the_one_that_was_saved(calibrated, tmp_path: Path) -> None:
+    model = calibrated(NAME)
+    model.save_pretrained(tmp_path / "model")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    for each in (model, loaded):
+        trainer(each, tmp_path).train()
+    models.assert_equal(dict(loaded.state_dict()), dict(model.state_dict()))
+
+
 def test_training_resumes_where_it_stopped(calibrated, tmp_path: Path) -> None:
     model = calibrated(NAME)
     trainer(model, tmp_path).train()

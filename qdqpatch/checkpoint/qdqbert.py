@@ -91,12 +91,12 @@ def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
             "AutoModel...from_pretrained."
         )
     architecture = (config_dict.get("architectures") or ["QDQBertModel"])[0]
-    if architecture not in ARCHITECTURES:
+    model_class = getattr(transformers, architecture.removeprefix("QDQ"), None)
+    if model_class is None or not architecture.startswith("QDQBert"):
         raise CheckpointError(
             f"{path} names the class {architecture}, not one of {', '.join(ARCHITECTURES)}."
         )
     config = QDQBertConfig.from_dict(config_dict)
-    model_class = getattr(transformers, architecture.removeprefix("QDQ"))
     model: PreTrainedModel = model_class.from_pretrained(directory, config=config, **kwargs)
     return model
 
