@@ -1,8 +1,9 @@
 # Needs Python 3.10 to 3.13, make and git; everything else goes into the folder .venv.
 #
 #     make demo         the main job, on a real pretrained BERT
-#     make test         formatting, lint, types, then every test
-#     make lint         the first half of that
+#     make help         this list
+#     make test         formatting, lint, types, every test, then the quick ones with the oldest transformers
+#     make lint         formatting, lint and types alone
 #     make benchmark    what quantizing and a forward pass cost
 #     make notebooks    run the notebooks again and keep what they print
 #     make reference    record again what the original QDQBERT computes (Python 3.10 to 3.12)
@@ -19,7 +20,10 @@ INSTALL := -m pip install -qq --disable-pip-version-check
 # the tests that run the original classes are skipped.
 ORIGINALS := $(shell $(PYTHON) -c 'import sys; print("$(REFERENCE)" if sys.version_info < (3, 13) else "")')
 
-.PHONY: demo test lint benchmark notebooks reference clean
+.PHONY: help demo test lint benchmark notebooks reference clean
+
+help:
+	@sed -n 's/^#     make/make/p' Makefile
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python demo/demo.py
