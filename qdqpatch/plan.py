@@ -40,6 +40,14 @@ class Site:
     def __str__(self) -> str:
         return ", ".join(f"{name}: {config or 'off'}" for name, config in self.quantizers.items())
 
+    def brief(self) -> str:
+        """Return the quantizers as `__str__` does, by the part of their names that tells them apart."""
+        parts = []
+        for name, config in self.quantizers.items():
+            word = name.removesuffix("_quantizer").removesuffix("_input").strip("_") or "input"
+            parts.append(f"{word} {config or 'off'}")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -181,7 +181,12 @@ def test_inspect_prints_what_is_quantized_and_what_not(run, float_checkpoint: Pa
     result = run("inspect", float_checkpoint)
     assert result.exit_code == 0, result.output
     assert "20 operations quantized" in result.stdout
-    for fragment in ("bert.encoder.layer.[0-1].attention.self.query", "residual add", "query x key"):
+    for fragment in (
+        "bert.encoder.layer.[0-1].attention.self.query",
+        "input int8, weight int8 per channel (axis 0)",
+        "matmul_q int8, matmul_k int8",
+        "add_local int8, add_residual int8",
+    ):
         assert fragment in result.stdout
     assert "head=False in the configuration, as in QDQBERT" in result.stdout
     assert not left_behind()
@@ -200,6 +205,14 @@ def test_inspect_prints_json(run, float_checkpoint: Path, sentences: Path) -> No
         owner, _, name = path.rpartition(".")
         assert amax is not None
         assert sites[owner, name] == (amax.flatten().tolist() if amax.dim() else amax.item())
+
+
+def test_inspect_lists_the_paths_that_overrides_take(run, float_checkpoint: Path) -> None:
+    lines = run("inspect", float_checkpoint, "--ranges").stdout.splitlines()
+    paths = [line.split()[0] for line in lines if line.strip().endswith("from each input")]
+    config = qdqpatch.QDQConfig(overrides=dict.fromkeys(paths, True))
+    assert len(paths) == 40
+    assert len(qdqpatch.plan(AutoModelForMaskedLM.from_pretrained(float_checkpoint), config).sites) == 20
 
 
 def test_inspect_prints_ranges(run) -> None:

@@ -44,7 +44,7 @@ def placement_options(command: Command) -> Command:
             callback=_parse_overrides,
             help="Change the quantizers whose path matches the glob PATTERN: 'off', 'on', or settings such "
             "as 'num_bits:4,axis:none'. Can be repeated; the last match wins. "
-            "Example: --override '*.layer.11.*=off'",
+            "Example: --override '*.layer.11.*=off'. `qdqpatch inspect --ranges` lists the paths.",
         ),
         click.option(
             "--config",

@@ -14,13 +14,16 @@ from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.cli.common import placement_options, print_table, verbosity_options
 from qdqpatch.config import QDQConfig
 from qdqpatch.errors import QuantizedError
+from qdqpatch.folding import fold
 from qdqpatch.plan import Plan
 
 
 @click.command()
 @click.argument("ckpt")
 @placement_options
-@click.option("--ranges", "show_ranges", is_flag=True, help="Show every quantizer with its range.")
+@click.option(
+    "--ranges", "show_ranges", is_flag=True, help="List every quantizer by its path, with its range."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @verbosity_options
 def inspect(
@@ -47,19 +50,20 @@ def inspect(
         click.echo(json.dumps(_with_ranges(plan, ranges), indent=2))
         return
     print_plan(plan)
+    if show_ranges:
+        rows = [[path, settings, range_text(ranges.get(path))] for path, settings in _quantizers(plan)]
+        print_table("Quantizers", ["Path", "Settings", "Range"], rows)
     if source.quantization is None:
         click.echo(f"{ckpt} is a float checkpoint: this is what `qdqpatch convert` would do.")
         return
-    if show_ranges:
-        rows = [[path, settings, range_text(ranges.get(path))] for path, settings in _quantizers(plan)]
-        print_table("Ranges", ["Quantizer", "Settings", "Range"], rows)
     click.echo(f"{ckpt} is quantized; {len(ranges)} of its {len(_quantizers(plan))} quantizers have a range.")
 
 
 def print_plan(plan: Plan) -> None:
-    """Print the plan as two tables, the rows that repeat in every layer folded into one."""
+    """Print the plan as two tables, fit for a narrow screen: rows that repeat in every layer are one."""
     title = f"{plan.model}: {len(plan.sites)} operations quantized"
-    print_table(title, ["Module", "Operation", "Quantizers"], plan.site_rows())
+    rows = fold([(site.path, site.operation, site.brief()) for site in plan.sites])
+    print_table(title, ["Module", "Operation", "Quantizers"], rows)
     if plan.misses:
         title = f"{len(plan.misses)} operations stay float"
         print_table(title, ["Module", "Operation", "Reason"], plan.miss_rows())
