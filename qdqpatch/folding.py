@@ -12,23 +12,20 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def fold(rows: Iterable[Row]) -> list[Row]:
-    """Join rows whose paths differ only in numbers and whose texts are equal; order is kept.
+    """Join rows whose paths differ only in their first number and whose texts are equal; order is kept.
 
     Example:
         >>> fold([("layer.0.query", "linear", "int8"), ("layer.1.query", "linear", "int8")])
         [('layer.[0-1].query', 'linear', 'int8')]
     """
-    groups: dict[Row, list[list[int]]] = {}
+    groups: dict[Row, list[int]] = {}
     for path, first, second in rows:
-        key = (_NUMBER.sub("#", path), first, second)
-        groups.setdefault(key, []).append([int(number) for number in _NUMBER.findall(path)])
-    folded = []
-    for (shape, first, second), numbers in groups.items():
-        parts = shape.split("#")
-        columns = [_ranges(sorted(set(column))) for column in zip(*numbers, strict=True)]
-        path = "".join(map("".join, zip(parts, [*columns, ""], strict=True)))
-        folded.append((path, first, second))
-    return folded
+        numbers = [int(number) for number in _NUMBER.findall(path)[:1]]
+        groups.setdefault((_NUMBER.sub("#", path, count=1), first, second), []).extend(numbers)
+    return [
+        (path.replace("#", _ranges(sorted(set(numbers)))) if numbers else path, first, second)
+        for (path, first, second), numbers in groups.items()
+    ]
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -42,8 +42,9 @@ def revert(model: PreTrainedModel, attn_implementation: str | None) -> None:
         model: A quantized model.
         attn_implementation: The attention implementation to return to; None for the usual default.
     """
-    if uses_qdq_attention(model):
-        model.set_attn_implementation(attn_implementation or "sdpa")
+    for part in model.modules():  # the parts of a composite model too, which transformers 5.0 leaves out
+        if isinstance(part, PreTrainedModel) and part.config._attn_implementation == IMPLEMENTATION:
+            part.set_attn_implementation(attn_implementation or "sdpa")
     for module in model.modules():
         module.__class__ = getattr(module, "float_class", type(module))
         for name, child in list(module.named_children()):

@@ -58,7 +58,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
 
     def load_range(self, amax: Tensor) -> None:
         """Take a range, whatever shape the one before had, without looking at its values."""
-        self.register_buffer("_amax", amax)
+        self.register_buffer("_amax", amax.float())
 
     def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
         """Take the range from the calibrator, as the toolkit does, without a log line a quantizer.
@@ -120,8 +120,8 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
 
 
 def absolute_max(inputs: Tensor, axis: int | tuple[int, ...] | None) -> Tensor:
-    """Return the largest magnitude: fp32, 0-dim, or one per index of `axis` with other dimensions 1."""
-    magnitudes = inputs.detach().float().abs()
+    """Return the largest magnitude: at least fp32, 0-dim, or one per index of `axis`, other dimensions 1."""
+    magnitudes = _at_least_fp32(inputs.detach()).abs()
     if axis is None:
         return magnitudes.amax()
     kept = {dim % inputs.dim() for dim in ((axis,) if isinstance(axis, int) else axis)}
@@ -135,7 +135,9 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: FunctionCtx, inputs: Tensor, amax: Tensor, low: int, high: int, native: bool) -> Tensor:
         outputs, levels = _fake_quantize(inputs, amax, low, high, native, keep_levels=native)
         # The toolkit passes the gradient where |x| <= amax, PyTorch where the level needs no clipping.
-        inside = inputs.float().abs() <= amax if levels is None else (levels >= low) & (levels <= high)
+        inside = (
+            _at_least_fp32(inputs).abs() <= amax if levels is None else (levels >= low) & (levels <= high)
+        )
         ctx.save_for_backward(inside)
         return outputs
 
@@ -164,7 +166,11 @@ def _fake_quantize(
         to_levels = torch.where(is_zero, torch.zeros_like(steps), steps)
         scale = torch.where(is_zero, torch.ones_like(steps), steps)
     # In place wherever nothing else needs the tensor: memory traffic is what this costs.
-    levels = (inputs.float() * to_levels).round_()
+    levels = (_at_least_fp32(inputs) * to_levels).round_()
     outputs = levels.clamp(low, high) if keep_levels else levels.clamp_(low, high)
     outputs = outputs.mul_(scale) if native else outputs.div_(scale)
     return outputs.to(inputs.dtype), levels if keep_levels else None
+
+
+def _at_least_fp32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

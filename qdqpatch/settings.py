@@ -46,8 +46,9 @@ class QuantizerConfig:
     calib_method: Literal["max", "histogram"] = "max"
 
     def __post_init__(self) -> None:
-        if isinstance(self.axis, list):
-            object.__setattr__(self, "axis", tuple(self.axis))
+        if isinstance(self.axis, (list, tuple)):
+            axis = self.axis[0] if len(self.axis) == 1 else tuple(self.axis)
+            object.__setattr__(self, "axis", axis)
         if type(self.num_bits) is not int or not 2 <= self.num_bits <= 16:
             raise ConfigError(f"num_bits must be an integer from 2 to 16, not {self.num_bits!r}.")
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)

@@ -32,6 +32,8 @@ def test_both_parts_are_quantized_and_reverted(composite: EncoderDecoderModel) -
     qdqpatch.dequantize(composite)
     assert torch.equal(composite(**INPUTS).logits, expected)
     assert models.snapshot(composite)["modules"] == before["modules"]
+    parts = (composite, composite.encoder, composite.decoder)
+    assert [part.config._attn_implementation for part in parts] == ["sdpa"] * 3
 
 
 def test_plan_has_the_sites_of_both(composite: EncoderDecoderModel) -> None:

@@ -45,3 +45,8 @@ def test_a_number_may_begin_or_end_a_path() -> None:
 
 def test_no_rows() -> None:
     assert fold([]) == []
+
+
+def test_only_the_first_number_is_folded() -> None:
+    rows = [("a.0.b.0", "x", "y"), ("a.1.b.1", "x", "y"), ("a.1.b.0", "x", "y")]
+    assert fold(rows) == [("a.[0-1].b.0", "x", "y"), ("a.1.b.1", "x", "y")]

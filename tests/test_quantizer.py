@@ -331,3 +331,12 @@ def test_gradients_are_recorded_only_where_asked_for(axis: int | None) -> None:
     assert not quantizer(values.detach()).requires_grad
     with torch.no_grad():
         assert not quantizer(values).requires_grad
+
+
+def test_fp64_is_quantized_in_fp64() -> None:
+    values = torch.linspace(-1, 1, 1001, dtype=torch.float64) * (1 + 1e-12)
+    quantizer = TensorQuantizer(QuantDescriptor(amax=0.75))
+    outputs = quantizer(values)
+    levels = (values * (torch.tensor(127.0) / torch.tensor(0.75)).double()).round().clamp(-128, 127)
+    assert outputs.dtype == torch.float64
+    assert torch.equal(outputs, levels / (torch.tensor(127.0) / torch.tensor(0.75)).double())

@@ -9,7 +9,7 @@ from qdqpatch.errors import ConfigError
 
 NON_DEFAULT = {
     "num_bits": 4,
-    "axis": (0,),
+    "axis": (0, 1),
     "unsigned": True,
     "narrow_range": True,
     "amax": 2.5,
@@ -87,7 +87,7 @@ def test_a_list_of_axes_becomes_a_tuple() -> None:
     [
         ({"fake_quant": False}, "fake_quant"),
         ({"learn_amax": True, "amax": 1.0}, "learn_amax"),
-        ({"axis": (0,), "amax": [1.0, 2.0]}, "per channel"),
+        ({"axis": (0, 1), "amax": [1.0, 2.0]}, "per channel"),
     ],
 )
 def test_a_descriptor_that_asks_for_the_impossible_is_refused(settings: dict[str, Any], named: str) -> None:
@@ -163,7 +163,7 @@ def test_a_bad_override_fails_when_it_is_made(arguments: tuple[Any, ...]) -> Non
 
 
 def test_an_override_holds_checked_values() -> None:
-    assert Override("*", settings={"axis": [0]}).settings == {"axis": (0,)}
+    assert Override("*", settings={"axis": [0]}).settings == {"axis": 0}
 
 
 @pytest.mark.parametrize(
@@ -186,3 +186,7 @@ def test_a_pattern_is_a_glob_over_the_whole_path(pattern: str, matches: bool) ->
 def test_a_pattern_may_match_any_of_the_names() -> None:
     assert Override("b.*").matches(["a.x", "b.x"])
     assert not Override("c.*").matches(["a.x", "b.x"])
+
+
+def test_one_axis_is_the_same_however_it_is_written() -> None:
+    assert QuantizerConfig(axis=(0,)) == QuantizerConfig(axis=[0]) == QuantizerConfig(axis=0)

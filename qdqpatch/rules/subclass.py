@@ -41,6 +41,6 @@ def subclass(
 
 def _restore(rebuild: Rebuild, float_class: type[nn.Module], state: dict[str, Any]) -> nn.Module:
     module = float_class.__new__(float_class)
-    module.__setstate__(state.copy())
+    module.__setstate__(state)
     module.__class__ = rebuild(module)
     return module
