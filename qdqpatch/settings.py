@@ -92,7 +92,7 @@ class QuantizerConfig:
     def __str__(self) -> str:
         text = f"{'u' if self.unsigned else ''}int{self.num_bits}"
         if self.axis is not None:
-            text += f" per channel (axis {self.axis[0] if isinstance(self.axis, tuple) else self.axis})"
+            text += f" per channel (axis {self.axis})"
         return text
 
 

@@ -324,6 +324,7 @@ def test_an_output_that_must_not_be_written(run, float_checkpoint: Path) -> None
     assert_fails(run("convert", float_checkpoint, "file/out"), "file is not a folder")
     shutil.copytree(float_checkpoint, "in")
     assert_fails(run("convert", "in", "in", "--force"), "in is the checkpoint that is read")
+    assert_fails(run("convert", "in", ".", "--force"), ". holds the checkpoint that is read")
     assert Path("full/precious").read_text() == Path("file").read_text() == "kept"
     assert left_behind() == ["file", "full", "in"]
 

@@ -206,7 +206,8 @@ def test_operands_are_named_by_their_role_not_their_position(block_class: type[B
     residual = hidden if block_class is OneInput else residual
     expected = block(hidden, residual) + 2 * residual
     block = rewritten(block)
-    torch.testing.assert_close(block(hidden, residual), expected)
+    # The same sum in another order: each of its two roundings is within 2^-22 for values below 8.
+    torch.testing.assert_close(block(hidden, residual), expected, rtol=0, atol=2**-20)
     assert getattr(block, RESIDUAL).seen is residual
     assert torch.equal(getattr(block, LOCAL).seen, block.dense(hidden))
 
@@ -301,15 +302,9 @@ class FunctionalDropout(Block):
 
 
 @pytest.mark.parametrize("traced_in_training", [False, True])
-def test_a_block_that_asks_for_its_mode_keeps_following_it(traced_in_training: bool) -> None:
-    block = FunctionalDropout().train(traced_in_training)
-    try:
-        block = rewritten(block)
-    except UntraceableError:
-        return  # leaving the add float, with a reason, would do as well
-    values = torch.ones(8, 4)
-    assert torch.equal(block.eval()(values, values), block.eval()(values, values))
-    assert not torch.equal(block.train()(values, values), block.train()(values, values))
+def test_a_block_that_asks_for_its_mode_stays_float(traced_in_training: bool) -> None:
+    with pytest.raises(UntraceableError, match=r"it asks for self\.training"):
+        quantized_class(FunctionalDropout().train(traced_in_training))
 
 
 class OptionalInput(Block):
@@ -322,14 +317,9 @@ class OptionalInput(Block):
         return local + residual
 
 
-def test_a_block_whose_argument_is_left_out_computes_what_it_did() -> None:
-    block, values = OptionalInput(), torch.ones(2, 4)
-    expected = block(values, values) + 2 * values
-    try:
-        block = rewritten(block)
-    except UntraceableError:
-        return  # leaving the add float, with a reason, would do as well
-    torch.testing.assert_close(block(values, values), expected)
+def test_a_block_whose_argument_may_be_left_out_stays_float() -> None:
+    with pytest.raises(UntraceableError, match="its argument scale is optional"):
+        quantized_class(OptionalInput())
 
 
 class OwnConstant(Block):
@@ -342,5 +332,7 @@ class OwnConstant(Block):
 def test_looking_at_a_block_leaves_no_trace_on_it() -> None:
     block = OwnConstant()
     before = set(vars(block))
-    list(ResidualAdds(inside=(Block,)).match(nn.Sequential(block)))
+    (miss,) = ResidualAdds(inside=(Block,)).match(nn.Sequential(block))
+    assert isinstance(miss, Miss)
+    assert miss.reason == "its forward makes a tensor, which a trace would freeze"
     assert set(vars(block)) == before

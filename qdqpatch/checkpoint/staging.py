@@ -29,6 +29,8 @@ def check_output(out: Path, source: str, force: bool) -> None:
         raise CheckpointError(f"{out} is a file; name a folder to write to.")
     if Path(source).exists() and out.resolve() == Path(source).resolve():
         raise CheckpointError(f"{out} is the checkpoint that is read; write to another folder.")
+    if Path(source).exists() and out.resolve() in Path(source).resolve().parents:
+        raise CheckpointError(f"{out} holds the checkpoint that is read, and would be replaced whole.")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise CheckpointError(f"{out} is not empty. Choose another folder, or replace it with --force.")
     parent = _existing_parent(out)
@@ -40,14 +42,14 @@ def check_output(out: Path, source: str, force: bool) -> None:
 def staged(out: Path) -> Iterator[Path]:
     """Give a new folder beside `out`, and let it take the place of `out` if the block succeeds.
 
-    Whatever stood at `out` is replaced in one step and stays untouched if the block fails.
+    Whatever stood at `out` is moved aside by a rename, back if anything fails, and else deleted.
 
     Raises:
         CheckpointError: If writing fails; nothing is left behind then.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        # Missing parents are made at the end, so that a failure does not leave them.
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=_existing_parent(out)))
     except OSError as error:
         raise CheckpointError(f"Cannot write to {out}: {error.strerror}.") from error
     try:
@@ -64,18 +66,23 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def _replace(out: Path, staging: Path) -> None:
+    """Put the new folder in its place; an old one there is deleted only once that is done."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     if not out.exists():
         staging.rename(out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    out.rename(old / out.name)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    old = aside / out.name
     try:
+        out.rename(old)
         staging.rename(out)
-    except OSError:
-        (old / out.name).rename(out)
+    except BaseException:  # an interrupt too must not cost the old folder
+        if old.exists() and not out.exists():
+            old.rename(out)
+        if not old.exists():
+            aside.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _existing_parent(path: Path) -> Path:
