@@ -1,0 +1,35 @@
+"""Help that groups the options of a command under headings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+class SectionOption(click.Option):
+    """An option that the help lists under a heading of its own.
+
+    Args:
+        section: The heading.
+    """
+
+    def __init__(self, *arguments: Any, section: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.section = section
+
+
+class SectionCommand(click.Command):
+    """A command whose help has a section for each heading."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, by section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            title = option.section if isinstance(option, SectionOption) else "Options"
+            record = option.get_help_record(ctx) if isinstance(option, click.Option) else None
+            if record is not None:
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)

@@ -1,0 +1,51 @@
+"""How long sequences are, and how long those may be that the model serves."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def shortness(lengths: Sequence[int], cut: int, served: int) -> str | None:
+    """Say that texts are short, if 99 of 100 have less than half of what the model may serve.
+
+    Activations of long sequences have other ranges: attention spreads over more tokens, for one.
+
+    Args:
+        lengths: The number of tokens of each.
+        cut: Where they were cut.
+        served: The longest sequence that the model may serve; `sys.maxsize` if that is not known.
+
+    Returns:
+        The message, or None if they are long enough.
+    """
+    longest = sorted(lengths)[math.ceil(0.99 * len(lengths)) - 1]
+    if served == sys.maxsize or longest >= served / 2:
+        return None
+    how = f"are cut at {cut}" if longest == cut else f"have at most {longest}"
+    return (
+        f"The model takes sequences of up to {served} tokens, and those to calibrate with {how} (median "
+        f"{statistics.median_low(lengths)}). If longer ones will be served, calibrate with such; the longest "
+        "served, given as max_length (--max-length), ends this warning."
+    )
+
+
+def served_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> int:
+    """Return the longest sequence that tokenizer and model take; `sys.maxsize` if neither says."""
+    return min(tokenizer.model_max_length, position_limit(model))
+
+
+def position_limit(model: PreTrainedModel | None) -> int:
+    """Return the longest sequence for which a model has position embeddings; `sys.maxsize` if unknown."""
+    limits = [sys.maxsize]
+    for name, module in model.named_modules() if model is not None else ():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin count from the position after that of padding.
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - unused)
+    return min(limits)

@@ -1,0 +1,138 @@
+"""Files of texts as records: lines of .txt, rows of .csv and .tsv, objects of .jsonl; gzipped or not."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from qdqpatch.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a file or data set.
+
+    Attributes:
+        number: The line that it begins on, from 1; in data that is no file, its index, from 0.
+        fields: What it holds, by column.
+        problem: Why it cannot be read, as the end of a sentence that begins with its line; else empty.
+        lines: How many lines it takes up.
+    """
+
+    number: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    lines: int = 1
+
+
+def file_format(path: Path) -> str:
+    """Return the format of a file by its name: a key of `FORMATS`, or an empty string for another one."""
+    name = path.name.lower().removesuffix(".gz")
+    return next((suffix for suffix in FORMATS if name.endswith(suffix)), "")
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Read the records of a file one after the other; blank lines are no records.
+
+    Args:
+        path: A UTF-8 file, with or without a byte order mark and with any line ends. A .csv or .tsv file
+            names its columns in the first line. Quotes mean something in .csv and nothing in .tsv.
+
+    Raises:
+        CalibrationError: If it cannot be opened, has another format, names no columns, or is a damaged gzip
+            file.
+    """
+    suffix = file_format(path)
+    if not suffix:
+        raise CalibrationError(
+            f"The name of {path} does not tell its format: it must end in {', '.join(FORMATS)}, and may have "
+            ".gz after that."
+        )
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        # Bytes that are not UTF-8 become lone surrogates, so that one bad line does not end the reading.
+        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            yield from FORMATS[suffix](file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise CalibrationError(
+            f"{path} is damaged, or is not gzipped at all ({error}). Copy or download it again."
+        ) from error
+    except OSError as error:
+        raise CalibrationError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except csv.Error as error:
+        raise CalibrationError(f"{path} does not name its columns in its first line: {error}.") from error
+
+
+def _read_lines(file: TextIO) -> Iterator[Record]:
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            yield Record(number, {"text": line})
+
+
+def _read_csv(file: TextIO) -> Iterator[Record]:
+    # Strict, because a quote that is never closed would make one text of the rest of the file.
+    return _read_rows(csv.reader(file, strict=True), ",")
+
+
+def _read_tsv(file: TextIO) -> Iterator[Record]:
+    return _read_rows(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), "\t")
+
+
+def _read_rows(reader: Any, delimiter: str) -> Iterator[Record]:
+    header: list[str] = []
+    while True:
+        number = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if not header:
+                raise
+            problem = f"is not valid CSV ({error})"
+            yield Record(number, problem=problem, lines=reader.line_num - number + 1)
+            continue
+        lines = reader.line_num - number + 1
+        if len(row) < 2 and not "".join(row).strip():
+            continue
+        if not header:
+            header = _checked_header([name.strip() for name in row], delimiter)
+        elif len(row) != len(header):
+            problem = f"has {len(row)} columns where the first line names {len(header)}"
+            yield Record(number, problem=problem, lines=lines)
+        else:
+            yield Record(number, dict(zip(header, row, strict=True)), lines=lines)
+
+
+def _checked_header(names: list[str], delimiter: str) -> list[str]:
+    other = next((each for each in ",;\t|" if each != delimiter and each in names[0]), None)
+    if len(names) == 1 and other is not None:
+        raise csv.Error(
+            f"{names[0]!r} is one column, which {delimiter!r} would separate and {other!r} does not"
+        )
+    return names
+
+
+def _read_objects(file: Iterable[str]) -> Iterator[Record]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Record(number, problem=f"is not JSON ({error})")
+            continue
+        if isinstance(fields, dict):
+            yield Record(number, fields)
+        else:
+            yield Record(number, problem="is JSON, but not an object with a field for the text")
+
+
+FORMATS = {".txt": _read_lines, ".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_objects}
+"""The reader of each format, by the suffix of its files."""
