@@ -1,0 +1,66 @@
+"""Keep a model's `QDQConfig` true when its quantizers are changed after `quantize`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from qdqpatch.config import QDQConfig
+from qdqpatch.conversion import dequantize
+from qdqpatch.errors import UnsupportedModelError
+from qdqpatch.plan import find_sites
+from qdqpatch.settings import Override, QuantizerConfig
+
+Placement = dict[str, QuantizerConfig]
+"""The settings of every quantizer that is on, by its path."""
+
+
+def float_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a float copy of a quantized model that shares its tensors, for `placement` to look at.
+
+    Raises:
+        NotQuantizedError: If the model was not quantized by qdqpatch.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return dequantize(copy.deepcopy(model, shared))
+
+
+def placement(twin: PreTrainedModel, config: QDQConfig) -> Placement:
+    """Return what a configuration would turn on in a float model; what loading a checkpoint does."""
+    try:
+        sites = find_sites(twin, config, strict=False).sites
+    except UnsupportedModelError:  # nothing is on
+        return {}
+    return {
+        f"{site.path}.{name}": settings
+        for site in sites
+        for name, settings in site.quantizers.items()
+        if settings is not None
+    }
+
+
+def extended(config: QDQConfig, overrides: Sequence[Override]) -> tuple[Override, ...]:
+    """Return the configuration's overrides and further ones, without those that no longer count."""
+    return without(config, overrides) + tuple(overrides)
+
+
+def without(config: QDQConfig, overrides: Sequence[Override]) -> tuple[Override, ...]:
+    """Return the configuration's overrides without switches that the further ones would outdo."""
+    switched = {each.pattern for each in overrides if each.enabled is not None}
+    return tuple(each for each in config.overrides if each.settings or each.pattern not in switched)
+
+
+def first_like(twin: PreTrainedModel, wanted: Placement, candidates: Sequence[QDQConfig]) -> QDQConfig:
+    """Return the first of the configurations that gives the placement; the last one is known to."""
+    for candidate in candidates[:-1]:
+        if placement(twin, candidate) == wanted:
+            return candidate
+    return candidates[-1]
+
+
+def record(model: PreTrainedModel, config: QDQConfig) -> None:
+    """Make the configuration the one that is saved with the model."""
+    model.config.quantization_config = config
+    vars(model)["hf_quantizer"].quantization_config = config

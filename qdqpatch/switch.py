@@ -1,0 +1,146 @@
+"""Turn quantizers of a calibrated model off and on, such that a checkpoint of it loads the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from qdqpatch.config import QDQConfig
+from qdqpatch.errors import ConfigError, OverrideError
+from qdqpatch.patch import named_quantizers
+from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.recipe import Placement, extended, first_like, float_twin, placement, record, without
+from qdqpatch.settings import Override, QuantizerConfig
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
+    """Turn quantizers off and on by the patterns of their paths, in place.
+
+    What `--quant-disable-keyword` and its like do in `quant_trainer.py` (NVIDIA; the QDQBERT example of
+    transformers 4.40), and what `QDQConfig(overrides=...)` does before calibration. Patterns are globs,
+    apply in order, and the last match wins: `{"*": False, "*.attention.*": True}` leaves attention alone
+    quantized. A quantizer that is turned off keeps its range in memory, so that it can be turned on
+    again, but is not saved; the model's `QDQConfig` follows, so that a checkpoint loads as the model is.
+    Where no matmul is left quantized, the loaded model computes attention with transformers' default and
+    not with `qdqpatch.attention`, as after quantizing so; the last bits of its outputs may differ.
+
+    Args:
+        model: A quantized model.
+        overrides: True or False by pattern. Quantizers that the configuration left out altogether
+            cannot be turned on here: quantize anew for that.
+
+    Returns:
+        The same model.
+
+    Raises:
+        NotQuantizedError: If the model was not quantized by qdqpatch.
+        OverrideError: If a pattern matches no quantizer of the model.
+        ConfigError: If a pattern switches to something else than True or False, if no quantizer would
+            be left on (`qdqpatch.dequantize` makes a float model), or if the model was changed such that
+            no configuration describes it.
+        Whatever is raised, the model is as it was.
+    """
+    twin = float_twin(model)
+    switches = _as_switches(overrides)
+    config: QDQConfig = model.config.quantization_config
+    quantizers = dict(named_quantizers(model))
+    on = _switched(quantizers, switches, f"{model.base_model_prefix}.")
+    before = placement(twin, config)
+    changes = [Override(path, enabled=on[path]) for path in on if on[path] != (path in before)]
+    exact = dataclasses.replace(config, overrides=extended(config, changes))
+    wanted = placement(twin, exact)
+    _check(wanted, on)
+    shorter = [
+        dataclasses.replace(config, overrides=texts)
+        for texts in (without(config, switches), extended(config, switches))
+    ]
+    record(model, first_like(twin, wanted, [*shorter, exact]))
+    for path, quantizer in quantizers.items():
+        if not on[path]:
+            _turn_off(quantizer)
+        elif quantizer._disabled:
+            _turn_on(model, path, wanted[path])
+    return model
+
+
+def replace_quantizer(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> TensorQuantizer:
+    """Put a new quantizer without a range in the place of one, in the same mode, and return it."""
+    quantizer = TensorQuantizer(settings.without_amax().descriptor())
+    quantizer.train(model.get_submodule(path).training)
+    owner, _, name = path.rpartition(".")
+    setattr(model.get_submodule(owner), name, quantizer)
+    return quantizer
+
+
+def _as_switches(overrides: Mapping[str, bool]) -> tuple[Override, ...]:
+    if not isinstance(overrides, Mapping) or not all(isinstance(on, bool) for on in overrides.values()):
+        raise ConfigError(
+            f"Quantizers are switched by a mapping of pattern to True or False, not by {overrides!r}. Other "
+            "settings are given when a model is quantized: QDQConfig(overrides=...)."
+        )
+    return QDQConfig(overrides=overrides).overrides  # type: ignore[arg-type]  # a mapping is accepted
+
+
+def _switched(
+    quantizers: Mapping[str, TensorQuantizer], switches: tuple[Override, ...], prefix: str
+) -> dict[str, bool]:
+    """Return which quantizers will be on."""
+    on = {path: not quantizer._disabled for path, quantizer in quantizers.items()}
+    for switch in switches:
+        # With and without the prefix that a head puts before the base, as overrides of a QDQConfig.
+        matched = [path for path in on if switch.matches((path, prefix + path, path.removeprefix(prefix)))]
+        if not matched:
+            raise OverrideError(
+                f"The pattern {switch.pattern!r} matches no quantizer of the model. Patterns are globs over "
+                "quantizer paths, which print(qdqpatch.plan(model)) lists. What the configuration leaves "
+                "float can only be quantized anew, after qdqpatch.dequantize(model)."
+            )
+        on.update((path, switch.enabled is True) for path in matched)
+    if not any(on.values()):
+        raise ConfigError(
+            "No quantizer would be left on. For the float model, call qdqpatch.dequantize(model), on a "
+            "copy.deepcopy of it to come back."
+        )
+    return on
+
+
+def _check(wanted: Placement, on: Mapping[str, bool]) -> None:
+    """Refuse if even overrides that name every quantizer do not describe the model."""
+    differing = sorted(wanted.keys() ^ {path for path in on if on[path]})
+    if differing:
+        raise ConfigError(
+            f"The model's configuration cannot say what is on: {differing[0]} was added or taken away, or "
+            "its module hooked, after the model was quantized."
+        )
+
+
+def _turn_off(quantizer: TensorQuantizer) -> None:
+    quantizer.disable()
+    if quantizer.amax is not None:
+        # Loading makes no quantizer where all of an operation are off, so its range would be left over.
+        quantizer.register_buffer("_amax", quantizer.amax, persistent=False)
+
+
+def _turn_on(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> None:
+    quantizer = model.get_submodule(path)
+    assert isinstance(quantizer, TensorQuantizer), "the path is from named_quantizers"
+    amax = quantizer.amax
+    if not _has(quantizer, settings):
+        # It was off when the model was quantized, and so made without settings.
+        quantizer = replace_quantizer(model, path, settings)
+    quantizer.enable()
+    if amax is not None:
+        quantizer.load_range(amax)  # saved again
+    elif settings.amax is not None:
+        quantizer.load_range(torch.tensor(settings.amax, device=model.device))
+
+
+def _has(quantizer: TensorQuantizer, settings: QuantizerConfig) -> bool:
+    names = ("num_bits", "axis", "unsigned", "narrow_range", "scale_amax")
+    return all(getattr(quantizer, f"_{name}") == getattr(settings, name) for name in names)

@@ -1,0 +1,474 @@
+"""Adjusted ranges: those that `quant_trainer.py` of the QDQBERT example would set, and nothing else."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from qdqpatch import QDQConfig, calibrate, dequantize, load_qdqbert, quantize, save_qdqbert
+from qdqpatch.calibration.adjust import PROJECTIONS, clip_gelu, expand_amax, fuse_qkv, recalibrate_weights
+from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
+from qdqpatch.linear import QuantLinear
+from qdqpatch.patch import named_quantizers
+from qdqpatch.quantizer import TensorQuantizer
+
+PER_TENSOR = {"weight": {"axis": None}}
+FUNCTIONS: dict[str, Callable[[PreTrainedModel], PreTrainedModel]] = {
+    "fuse_qkv": fuse_qkv,
+    "clip_gelu": lambda model: clip_gelu(model, 0.5),
+    "recalibrate_weights": recalibrate_weights,
+    "expand_amax": expand_amax,
+}
+
+
+def with_ranges(model: PreTrainedModel) -> PreTrainedModel:
+    """Give every range another value, so that none is the largest of a group by chance."""
+    generator = torch.Generator().manual_seed(5)
+    for _, quantizer in named_quantizers(model):
+        if quantizer.amax is not None:
+            quantizer.load_range(quantizer.amax * (0.5 + torch.rand((), generator=generator)))
+    return model
+
+
+def model_of(
+    name: str = "BertModel", config: dict[str, Any] | None = None, **changes: Any
+) -> PreTrainedModel:
+    model = quantize(models.build(name, **changes), QDQConfig(**config or {}))
+    return with_ranges(calibrate(model, [models.inputs(name, seed) for seed in (2, 3)]))
+
+
+def check_ranges(model: nn.Module, before: dict[str, Tensor | None], expected: dict[str, Tensor]) -> None:
+    """Compare with the ranges before and what should differ from them; it must in fact differ."""
+    models.assert_equal(models.ranges(model), before | expected)
+    assert any(not torch.equal(before[path], amax) for path, amax in expected.items())
+
+
+# fuse_qkv.
+
+
+def fused(before: dict[str, Tensor | None], names: list[str]) -> dict[str, Tensor]:
+    """Return what `quant_trainer.fuse_qkv` sets, which goes by the names of the modules."""
+    owners = {path.removesuffix(names[0]) for path in before if path.endswith(f".attention.self.{names[0]}")}
+    assert len(owners) == 2
+    expected = {}
+    for owner in owners:
+        group = [owner + name for name in names]
+        largest = max(before[each].item() for each in group)
+        expected |= {each: torch.tensor(largest) for each in group}
+    return expected
+
+
+OPERANDS = [f"matmul_{operand}_input_quantizer" for operand in "qkv"]
+WEIGHTS = [f"{name}._weight_quantizer" for name in ("query", "key", "value")]
+
+
+def test_fuse_qkv_takes_the_largest_range_of_the_three(any_head: str) -> None:
+    """Also of a decoder with cross-attention, which is left alone."""
+    model = model_of(any_head)
+    before = models.ranges(model)
+    assert fuse_qkv(model) is model
+    check_ranges(model, before, fused(before, OPERANDS))
+
+
+def test_fuse_qkv_takes_the_largest_range_of_per_tensor_weights() -> None:
+    model = model_of(config=PER_TENSOR)
+    before = models.ranges(model)
+    fuse_qkv(model)
+    check_ranges(model, before, fused(before, OPERANDS) | fused(before, WEIGHTS))
+
+
+def test_fuse_qkv_finds_weights_without_matmuls() -> None:
+    model = model_of(config={**PER_TENSOR, "matmuls": False})
+    before = models.ranges(model)
+    fuse_qkv(model)
+    check_ranges(model, before, fused(before, WEIGHTS))
+
+
+class Attention(nn.Module):
+    """An attention module of another architecture, as far as it matters."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__()
+        for number, name in enumerate(names, start=1):
+            linear = QuantLinear(4, 4)
+            linear._weight_quantizer = TensorQuantizer()
+            linear._weight_quantizer.load_range(torch.tensor(float(number)))
+            self.add_module(name, linear)
+
+
+@pytest.mark.parametrize("names", PROJECTIONS, ids=str)
+@pytest.mark.parametrize("path", ["self_attn", "attention", "crossattention", "encoder_attn"])
+def test_fuse_qkv_knows_the_names_of_other_architectures(names: tuple[str, ...], path: str) -> None:
+    model = nn.ModuleDict({"self_attn": Attention(names), path: Attention(names)})
+    fuse_qkv(model)
+    largest = 1.0 if path in ("crossattention", "encoder_attn") else 3.0
+    assert model[path].get_submodule(names[0])._weight_quantizer.amax == largest
+    assert model["self_attn"].get_submodule(names[0])._weight_quantizer.amax == 3.0
+
+
+def test_fused_ranges_are_tensors_of_their_own() -> None:
+    model = fuse_qkv(model_of(config=PER_TENSOR))
+    addresses = [quantizer.amax.data_ptr() for _, quantizer in named_quantizers(model)]
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_fuse_qkv_leaves_out_what_is_off() -> None:
+    """A quantizer that is off neither gets a range nor needs one."""
+    model = model_of(config={"overrides": {"*.matmul_v_*": False}})
+    before = models.ranges(model)
+    fuse_qkv(model)
+    check_ranges(model, before, fused(before, OPERANDS[:2]))
+
+
+@pytest.mark.parametrize("config", [{"matmuls": False}, {"overrides": {"*matmul_[qk]*": False}}])
+def test_fuse_qkv_refuses_when_there_is_nothing_to_fuse(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="nothing to fuse"):
+        fuse_qkv(model_of(config=config))
+
+
+def test_fuse_qkv_refuses_ranges_per_channel() -> None:
+    model = model_of(config={"overrides": {"*.layer.1.*matmul_k*": {"axis": 1}}})
+    before = models.ranges(model)
+    with pytest.raises(ConfigError, match=r"layer\.1\.attention\.self\.matmul_k_input_quantizer has a range"):
+        fuse_qkv(model)
+    models.assert_equal(models.ranges(model), before)
+
+
+# clip_gelu.
+
+
+def clipped(before: dict[str, Tensor | None], maximum: float) -> dict[str, Tensor]:
+    """Return what `quant_trainer.clip_gelu` sets, which goes by the names of the modules."""
+    pattern = r"(?<!attention)\.output\.dense\._input_quantizer$"
+    paths = [path for path in before if re.search(pattern, path)]
+    assert len(paths) == 2
+    return {path: before[path].clamp(max=maximum) for path in paths}
+
+
+@pytest.mark.parametrize("intermediate_size", [40, 24, 12])
+def test_clip_gelu_clips_what_reads_the_activation(any_head: str, intermediate_size: int) -> None:
+    """Not poolers and heads, and whatever the width, even where every Linear has the same shape."""
+    model = model_of(any_head, models.PARTS_ON, intermediate_size=intermediate_size)
+    before = models.ranges(model)
+    assert clip_gelu(model, 0.25) is model
+    check_ranges(model, before, clipped(before, 0.25))
+
+
+class Layer(nn.Module):
+    """A layer of another architecture, as far as it matters: attention, then a feed-forward."""
+
+    def __init__(self, *sizes: tuple[int, int]) -> None:
+        super().__init__()
+        self.linears = nn.ModuleDict({f"fc{index}": QuantLinear(*size) for index, size in enumerate(sizes)})
+        for linear in self.linears.values():
+            linear._input_quantizer.load_range(torch.tensor(9.0))
+
+
+def test_clip_gelu_knows_the_feed_forward_by_its_sizes() -> None:
+    layers = nn.ModuleList([Layer((4, 4), (4, 8), (8, 4)), Layer((4, 8), (8, 4), (4, 4)), Layer((4, 4))])
+    model = nn.ModuleDict({"layers": layers, "head": Layer((4, 8), (8, 4))})
+    clip_gelu(model, 1.0)
+    assert [path for path, amax in models.ranges(model).items() if amax is not None and amax == 1.0] == [
+        "layers.0.linears.fc2._input_quantizer"
+    ]
+
+
+def test_clip_gelu_leaves_smaller_ranges() -> None:
+    model = model_of()
+    paths = list(clipped(models.ranges(model), 1.0))
+    for path, amax in zip(paths, (0.3, 0.7), strict=True):
+        model.get_submodule(path).load_range(torch.tensor(amax))
+    clip_gelu(model, 0.5)
+    assert [models.ranges(model)[path] for path in paths] == [torch.tensor(0.3), torch.tensor(0.5)]
+    before = models.ranges(model)
+    models.assert_equal(models.ranges(clip_gelu(model, 1000)), before)
+
+
+@pytest.mark.parametrize("maximum", [0, -1.0, float("nan"), float("inf"), True, "6", None])
+def test_clip_gelu_refuses_what_is_no_positive_number(maximum: Any, calibrated) -> None:
+    model = calibrated()
+    before = models.ranges(model)
+    with pytest.raises(ConfigError, match="positive finite number"):
+        clip_gelu(model, maximum)
+    models.assert_equal(models.ranges(model), before)
+
+
+@pytest.mark.parametrize(
+    "config", [{"linears": False}, {"overrides": {"*.layer.?.output.dense._input_quantizer": False}}]
+)
+def test_clip_gelu_refuses_when_there_is_nothing_to_clip(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="nothing to clip"):
+        clip_gelu(model_of(config=config), 1.0)
+
+
+# recalibrate_weights.
+
+
+def train(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("config", [{}, PER_TENSOR, models.PARTS_ON, {"weight": {"axis": 1}}], ids=str)
+@pytest.mark.parametrize("method", ["max", "mse"])
+def test_recalibrated_weights_have_the_ranges_that_calibration_gives(
+    config: dict[str, Any], method: Any
+) -> None:
+    model = model_of("BertForMaskedLM", config)
+    train(model)
+    before = models.ranges(model)
+    anew = models.ranges(calibrate(copy.deepcopy(model), [models.inputs()], "max", weight_method=method))
+    assert recalibrate_weights(model, method) is model
+    weights = {path: amax for path, amax in anew.items() if path.endswith("_weight_quantizer")}
+    assert len(weights) >= 12
+    check_ranges(model, before, weights)
+
+
+def test_recalibrated_weights_have_their_largest_magnitude() -> None:
+    model = model_of()
+    train(model)
+    recalibrate_weights(model)
+    key = model.encoder.layer[1].attention.self.key
+    assert torch.equal(key._weight_quantizer.amax, key.weight.detach().abs().amax(1, keepdim=True))
+
+
+def test_recalibrating_weights_follows_the_axis_whatever_shape_the_range_had() -> None:
+    """As in a checkpoint of ranges per tensor that a model of ranges per channel was given."""
+    model = model_of()
+    expected = models.ranges(recalibrate_weights(copy.deepcopy(model)))
+    for path, quantizer in named_quantizers(model):
+        if path.endswith("_weight_quantizer"):
+            quantizer.load_range(torch.tensor(3.0))
+    models.assert_equal(models.ranges(recalibrate_weights(model)), expected)
+
+
+def test_weights_without_a_range_get_one(uncalibrated) -> None:
+    model = recalibrate_weights(uncalibrated())
+    for path, amax in models.ranges(model).items():
+        assert (amax is not None) == path.endswith("_weight_quantizer")
+
+
+def test_recalibrate_weights_refuses_nan(calibrated) -> None:
+    model = calibrated()
+    query = "encoder.layer.1.attention.self.query"
+    with torch.no_grad():
+        model.get_submodule(query).weight[0, 0] = float("nan")
+    before = models.ranges(model)
+    with pytest.raises(CalibrationError, match=rf"{query}\._weight_quantizer.* NaN"):
+        recalibrate_weights(model)
+    models.assert_equal(models.ranges(model), before)
+
+
+def test_recalibrate_weights_refuses_an_unknown_method(calibrated) -> None:
+    with pytest.raises(ConfigError, match=r"'entropy'.*max"):
+        recalibrate_weights(calibrated(), method="entropy")  # type: ignore[arg-type]
+
+
+# expand_amax.
+
+
+def test_expand_amax_repeats_the_range_for_every_channel(any_head: str, arithmetic: str) -> None:
+    model = model_of(any_head, {**PER_TENSOR, **models.PARTS_ON})
+    before, outputs = models.ranges(model), models.outputs(model, any_head)
+    assert expand_amax(model) is model
+    expected = {}
+    for path, amax in before.items():
+        if path.endswith("._weight_quantizer"):
+            weight = model.get_parameter(path.removesuffix("._weight_quantizer") + ".weight")
+            expected[path] = torch.full((weight.shape[0], 1), amax.item())
+    check_ranges(model, before, expected)
+    models.assert_equal(models.outputs(model, any_head), outputs)
+
+
+def test_expanded_quantizers_are_those_of_a_model_made_per_channel() -> None:
+    """So recalibrating gives a range of its own to each channel."""
+    ours = expand_amax(model_of("BertForMaskedLM", PER_TENSOR)).train()
+    made = model_of("BertForMaskedLM").train()
+    assert str(ours.config.quantization_config) == str(made.config.quantization_config)
+    assert ours.config.quantization_config == ours.hf_quantizer.quantization_config
+    assert [str(each) for each in settings(ours)] == [str(each) for each in settings(made)]
+    models.assert_equal(
+        models.ranges(recalibrate_weights(ours)),
+        models.ranges(ours) | weight_ranges(recalibrate_weights(made)),
+    )
+
+
+def settings(model: nn.Module) -> list[Any]:
+    names = ("_num_bits", "_axis", "_unsigned", "_narrow_range", "_scale_amax", "_disabled", "training")
+    return [
+        (path, [getattr(each, name) for name in names], each._calibrator._axis)
+        for path, each in named_quantizers(model)
+    ]
+
+
+def weight_ranges(model: nn.Module) -> dict[str, Tensor | None]:
+    return {path: amax for path, amax in models.ranges(model).items() if path.endswith("_weight_quantizer")}
+
+
+def test_expand_amax_leaves_ranges_per_channel(calibrated) -> None:
+    model = calibrated()
+    before = models.snapshot(model)
+    models.assert_unchanged(expand_amax(model), before)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(0, (24, 1)), (1, (1, 24))])
+def test_expand_amax_keeps_an_axis_that_there_is(axis: int, shape: tuple[int, int]) -> None:
+    """The case of `quant_trainer.py`: ranges per tensor in a model that was made for ranges per channel."""
+    model = model_of(config={"weight": {"axis": axis}})
+    config = model.config.quantization_config
+    query = model.encoder.layer[0].attention.self.query._weight_quantizer
+    query.load_range(torch.tensor(0.75))
+    expand_amax(model)
+    assert torch.equal(query.amax, torch.full(shape, 0.75))
+    assert model.config.quantization_config is config
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "per tensor": PER_TENSOR,
+    "bits": {"weight": {"num_bits": 4, "narrow_range": True}},
+    "parts": {**PER_TENSOR, **models.PARTS_ON},
+    "some": {"overrides": {"*.layer.0.*_weight_quantizer": {"axis": None}}},
+    "some otherwise": {**PER_TENSOR, "overrides": {"*.layer.0.*_weight_quantizer": {"axis": 1}}},
+    "off": {**PER_TENSOR, "overrides": {"*.query._weight_quantizer": False, "*.key.*": False}},
+    "histogram": {"weight": {"calib_method": "histogram"}},
+    "fixed": {"weight": {"amax": 0.5}},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_expanded_models_save_and_load(config: dict[str, Any], tmp_path: Path) -> None:
+    model = expand_amax(model_of(config=config))
+    assert all(each.amax.dim() == 2 for path, each in enabled(model) if path.endswith("_weight_quantizer"))
+    check_saving(model, tmp_path)
+
+
+def enabled(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(path, each) for path, each in named_quantizers(model) if not each._disabled]
+
+
+def check_saving(model: PreTrainedModel, folder: Path) -> None:
+    """See that a checkpoint has exactly its keys and loads as the same model."""
+    model.save_pretrained(folder)
+    loaded, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert {kind: set(keys) for kind, keys in info.items() if keys} == {}
+    models.assert_equal(dict(loaded.state_dict()), dict(model.state_dict()))
+    assert loaded.config.quantization_config == model.config.quantization_config
+    assert str(settings(loaded)) == str(settings(model))
+    models.assert_equal(models.outputs(loaded), models.outputs(model))
+
+
+def test_an_expanded_recipe_is_as_short_as_it_can_be() -> None:
+    assert expand_amax(model_of(config=PER_TENSOR)).config.quantization_config.overrides == ()
+    some = expand_amax(model_of(config=CONFIGS["some"])).config.quantization_config
+    assert len(some.overrides) == 1 + 6
+
+
+def test_an_expanded_qdqbert_saves_and_loads(tmp_path: Path) -> None:
+    """A checkpoint of the old classes with ranges per tensor becomes one with ranges per channel."""
+    with pytest.warns(UserWarning, match="default descriptors"):
+        save_qdqbert(model_of(config=PER_TENSOR), tmp_path / "old")
+    model = load_qdqbert(tmp_path / "old")
+    save_qdqbert(expand_amax(model), tmp_path / "new")
+    loaded = load_qdqbert(tmp_path / "new")
+    models.assert_equal(models.ranges(loaded), models.ranges(model))
+    assert str(settings(loaded)) == str(settings(model))
+
+
+def test_expand_amax_needs_a_configuration_that_knows_the_weights() -> None:
+    model = model_of(config={**PER_TENSOR, "overrides": {"*.query._weight_quantizer": False}})
+    query = model.encoder.layer[0].attention.self.query._weight_quantizer
+    query.enable()  # behind the configuration's back
+    query.load_range(torch.tensor(0.5))
+    before = models.snapshot(model)
+    with pytest.raises(ConfigError, match=r"does not know encoder\.layer\.0\.attention\.self\.query\."):
+        expand_amax(model)
+    models.assert_unchanged(model, before)
+
+
+# All of them.
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_float_model_is_refused(function: Any, float_model, calibrated) -> None:
+    for model in (float_model(), dequantize(calibrated())):
+        with pytest.raises(NotQuantizedError, match=r"qdqpatch\.quantize"):
+            function(model)
+
+
+@pytest.mark.parametrize("function", [recalibrate_weights, expand_amax])
+def test_a_model_without_quantized_weights_is_refused(function: Any) -> None:
+    with pytest.raises(ConfigError, match="no quantized weight"):
+        function(model_of(config={"linears": False}))
+
+
+MISSING = {
+    "fuse_qkv": "encoder.layer.1.attention.self.matmul_v_input_quantizer",
+    "clip_gelu": "encoder.layer.1.output.dense._input_quantizer",
+    "expand_amax": "encoder.layer.1.output.dense._weight_quantizer",
+}
+
+
+@pytest.mark.parametrize(("name", "path"), MISSING.items(), ids=MISSING)
+def test_a_missing_range_is_named_before_anything_changes(name: str, path: str) -> None:
+    model = model_of(config=PER_TENSOR)
+    del model.get_submodule(path)._amax
+    before = models.snapshot(model)
+    with pytest.raises(CalibrationError, match=rf"{re.escape(path)} has no range yet.*qdqpatch\.calibrate"):
+        FUNCTIONS[name](model)
+    models.assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_quantizers_that_are_off_are_left_alone(function: Any) -> None:
+    model = model_of(config=PER_TENSOR)
+    for path, quantizer in named_quantizers(model):
+        if ".layer.0." in path:
+            quantizer.disable()
+    before = models.ranges(model)
+    function(model)
+    after = models.ranges(model)
+    models.assert_equal(*({p: a for p, a in each.items() if ".layer.0." in p} for each in (after, before)))
+    assert any(after[path].shape != amax.shape or after[path] != amax for path, amax in before.items())
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+@pytest.mark.parametrize("config", [{}, PER_TENSOR], ids=["per channel", "per tensor"])
+def test_adjusting_changes_nothing_but_ranges(function: Any, config: dict[str, Any]) -> None:
+    model = model_of(config=config).train()
+    train(model)
+    before = models.snapshot(model)
+    after = models.snapshot(function(model))
+    weights = [
+        {name: each for name, each in state.pop("tensors").items() if not name.endswith("_amax")}
+        for state in (after, before)
+    ]
+    models.assert_equal(*weights)
+    assert after.pop("config")[0] == before.pop("config")[0]
+    assert after == before
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_adjusted_ranges_are_fp32_and_save(function: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = function(model_of(config=PER_TENSOR).to(dtype))
+    assert {amax.dtype for amax in models.ranges(model).values()} == {torch.float32}
+    if dtype == torch.float32:
+        check_saving(model, tmp_path)
+
+
+def test_parts_of_a_model_can_be_adjusted(calibrated) -> None:
+    """What a bare encoder gets is what it gets as a part of the whole."""
+    whole, other = calibrated("BertForMaskedLM"), calibrated("BertForMaskedLM")
+    for function in (fuse_qkv, recalibrate_weights, FUNCTIONS["clip_gelu"]):
+        function(whole)
+        function(other.bert)
+    models.assert_equal(models.ranges(whole), models.ranges(other))
