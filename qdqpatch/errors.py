@@ -31,3 +31,11 @@ class CalibrationError(QdqError, RuntimeError):
 
 class CheckpointError(QdqError, OSError):
     """A checkpoint is missing, damaged, of another kind, or cannot be written."""
+
+
+class ReportError(QdqError, OSError):
+    """A report cannot be drawn or written."""
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration goes on, but its data is not what it should be."""

@@ -56,6 +56,11 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             raise TypeError(f"The range has shape {tuple(current.shape)}, not {tuple(amax.shape)}.")
         self.load_range(amax if current is None else amax.to(current.device))
 
+    @property
+    def levels(self) -> int:
+        """The highest integer: 127 for int8."""
+        return self._bounds()[1]
+
     def load_range(self, amax: Tensor) -> None:
         """Take a range, whatever shape the one before had, without looking at its values."""
         self.register_buffer("_amax", amax.float())
@@ -86,6 +91,10 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             outputs: Tensor = _FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
             return outputs
         return _fake_quantize(*arguments)[0]
+
+    def quantized(self, inputs: Tensor, amax: Tensor) -> Tensor:
+        """Return `inputs` rounded to the levels of another range than the quantizer's own."""
+        return _fake_quantize(inputs, amax, *self._bounds(), self.use_fb_fake_quant)[0]
 
     def _bounds(self) -> tuple[int, int]:
         """Return the lowest and the highest integer."""

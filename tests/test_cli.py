@@ -79,7 +79,6 @@ def test_wrong_usage_exits_2(run, float_checkpoint: Path) -> None:
         ["convert", float_checkpoint, "out", "--task", "cooking"],
         ["convert", float_checkpoint, "out", "--override", "no-equals-sign"],
         ["convert", float_checkpoint, "out", "--override", "*=bits:4"],
-        ["convert", float_checkpoint, "out", "--calib", "no-such-file"],
         ["convert", float_checkpoint, "out", "--config", "no-such-file"],
         ["inspect", float_checkpoint, "--preset", "qdqbert", "--config", __file__],
     ):
@@ -304,7 +303,8 @@ def test_calibration_data_that_cannot_be_used(run, float_checkpoint: Path, sente
     empty.write_text("\n  \n")
     binary.write_bytes(b"\xff\xfe\x00")
     assert_fails(run("convert", float_checkpoint, "out", "--calib", empty), "empty.txt has no text")
-    assert_fails(run("convert", float_checkpoint, "out", "--calib", binary), "binary.txt as UTF-8")
+    assert_fails(run("convert", float_checkpoint, "out", "--calib", binary), "line 1 is not UTF-8 text")
+    assert_fails(run("convert", float_checkpoint, "out", "--calib", "no.txt"), "There is no file no.txt")
     shutil.copytree(float_checkpoint, "bare", ignore=shutil.ignore_patterns("vocab.txt", "tokenizer*"))
     assert_fails(run("convert", "bare", "out", "--calib", sentences), "bare has no tokenizer")
     large = [*WORDS, *(f"word{i}" for i in range(50))]

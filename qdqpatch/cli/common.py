@@ -7,7 +7,8 @@ import functools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from qdqpatch.checkpoint.source import TASKS
 from qdqpatch.config import PRESETS, QDQConfig
-from qdqpatch.errors import ConfigError, QdqError
+from qdqpatch.errors import CalibrationWarning, ConfigError, QdqError
 from qdqpatch.settings import Override
 
 Command = Callable[..., None]
@@ -96,16 +97,15 @@ def verbosity_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_console(quiet: bool, verbose: bool, **arguments: Any) -> None:
         console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        if verbose:
-            command(console=console, **arguments)
-            return
-        _silence_transformers()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+        with _warnings_on(console, others=verbose):
+            if verbose:
                 command(console=console, **arguments)
-        except QdqError as error:
-            raise click.ClickException(str(error)) from error
+                return
+            _silence_transformers()
+            try:
+                command(console=console, **arguments)
+            except QdqError as error:
+                raise click.ClickException(str(error)) from error
 
     return with_console
 
@@ -122,6 +122,27 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[str]
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
     console.print(table)
     console.print()
+
+
+@contextmanager
+def _warnings_on(console: Console, others: bool) -> Iterator[None]:
+    """Print our own warnings as lines of the console; those of other libraries as Python does, or not."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def print_ours(
+            message: Warning | str, category: type[Warning], *where: Any, **more: Any
+        ) -> None:  # the signature that warnings.showwarning is called with
+            if issubclass(category, CalibrationWarning):
+                console.print(f"Warning: {message}", markup=False)
+            else:
+                show(message, category, *where, **more)
+
+        if not others:
+            warnings.simplefilter("ignore")
+        warnings.simplefilter("always", CalibrationWarning)
+        warnings.showwarning = print_ours  # the documented way to redirect warnings; put back at the end
+        yield
 
 
 def _silence_transformers() -> None:

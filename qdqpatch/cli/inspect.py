@@ -1,21 +1,27 @@
-"""`qdqpatch inspect`: what of a checkpoint would be quantized or is, what not, and why."""
+"""`qdqpatch inspect`: what of a checkpoint would be quantized or is, how well, what not, and why."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from torch import Tensor
 
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.cli.common import placement_options, print_table, verbosity_options
 from qdqpatch.config import QDQConfig
-from qdqpatch.errors import QuantizedError
+from qdqpatch.errors import NotQuantizedError, QuantizedError
 from qdqpatch.folding import fold
 from qdqpatch.plan import Plan
+from qdqpatch.report.page import check_can_draw, write_page
+from qdqpatch.report.quantizers import QuantizerReport, load_statistics, report_quantizers, worst_first
+from qdqpatch.report.texts import decibels_text, range_text, share_text
+
+WORST = 10
+"""So many quantizers are listed unless all are asked for."""
 
 
 @click.command()
@@ -25,6 +31,13 @@ from qdqpatch.plan import Plan
     "--ranges", "show_ranges", is_flag=True, help="List every quantizer by its path, with its range."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write a page with the histograms and ranges of a quantized CKPT as pictures, worst quantizers "
+    "first; a FILE that is there is replaced.",
+)
 @verbosity_options
 def inspect(
     ckpt: str,
@@ -32,31 +45,53 @@ def inspect(
     placement: Callable[[], QDQConfig | None],
     show_ranges: bool,
     as_json: bool,
+    html: Path | None,
     console: Console,
 ) -> None:
     """Show what of CKPT would be quantized, what would stay float, and why.
 
-    Of a checkpoint that is quantized already, show what is, and how many quantizers have a range. No
-    weights are loaded and nothing is written.
+    Of a checkpoint that is quantized already, show what is, and of each quantizer the range, the share of
+    the values that it clips, and the signal to quantization noise ratio (SQNR; 6 dB are one bit). No model
+    is built, and nothing but the page of --html is written.
     """
+    if html is not None:
+        check_can_draw()
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
     config = placement()
-    if config is not None and source.quantization is not None:
+    quantized = source.quantization is not None
+    if config is not None and quantized:
         raise QuantizedError(f"{ckpt} is quantized already, so its placement is not an option's to change.")
+    if html is not None and not quantized:
+        raise NotQuantizedError(f"{ckpt} is a float checkpoint: `qdqpatch convert` it first for --html.")
     plan = source.plan(config)
-    ranges = source.ranges() if source.quantization is not None else {}
+    statistics = None
+    if quantized:
+        with console.status(f"Judging the quantizers of {ckpt}"):
+            statistics = load_statistics(source)
+            reports = report_quantizers(source, plan, source.ranges(), statistics, html is not None)
+    else:
+        reports = report_quantizers(source, plan, {}, None)
+    if html is not None:
+        with console.status(f"Drawing {html}"):
+            write_page(html, ckpt, plan.model, reports)
+        console.print(f"Wrote {html}: {len(reports)} quantizers, {html.stat().st_size / 1e6:.1f} MB.")
     if as_json:
-        click.echo(json.dumps(_with_ranges(plan, ranges), indent=2))
+        click.echo(json.dumps(_with_reports(plan, reports, quantized), indent=2))
         return
     print_plan(plan)
-    if show_ranges:
-        rows = [[path, settings, range_text(ranges.get(path))] for path, settings in _quantizers(plan)]
-        print_table("Quantizers", ["Path", "Settings", "Range"], rows)
-    if source.quantization is None:
+    _print_quantizers(reports, quantized, show_ranges)
+    if not quantized:
         click.echo(f"{ckpt} is a float checkpoint: this is what `qdqpatch convert` would do.")
         return
-    click.echo(f"{ckpt} is quantized; {len(ranges)} of its {len(_quantizers(plan))} quantizers have a range.")
+    if statistics is None:
+        click.echo(
+            "There are no calibration statistics beside the weights, so activations have no figures; "
+            "`qdqpatch convert --calib` writes them."
+        )
+    ranges = sum(report.amax is not None for report in reports)
+    hint = "" if html is not None or statistics is None else " To see them: --html FILE."
+    click.echo(f"{ckpt} is quantized; {ranges} of its {len(reports)} quantizers have a range.{hint}")
 
 
 def print_plan(plan: Plan) -> None:
@@ -69,30 +104,39 @@ def print_plan(plan: Plan) -> None:
         print_table(title, ["Module", "Operation", "Reason"], plan.miss_rows())
 
 
-def range_text(amax: Tensor | None) -> str:
-    """Write a range as `1.234`, or `0.1 to 0.9 (768 channels)`; `from each input` if there is none."""
-    if amax is None:
-        return "from each input"
-    if amax.numel() == 1:
-        return f"{amax.item():.4g}"
-    return f"{amax.min().item():.4g} to {amax.max().item():.4g} ({amax.numel()} channels)"
+def _print_quantizers(reports: Sequence[QuantizerReport], quantized: bool, everything: bool) -> None:
+    """Print the table of all quantizers, or of the worst if figures of them are known."""
+    if everything and not quantized:
+        rows = [[each.path, str(each.settings), range_text(each)] for each in reports]
+        print_table("Quantizers", ["Path", "Settings", "Range"], rows)
+        return
+    columns = ["Path", "Settings", "SQNR", "Clipped", "Range"]
+    worst = [each for each in worst_first(reports) if each.sqnr_db is not None]
+    if everything:
+        print_table("Quantizers", columns, map(_row, reports))
+        for each in worst[:3]:
+            click.echo(f"Lowest SQNR: {each.path}, {decibels_text(each)} dB")
+    elif any(not each.path.endswith("_weight_quantizer") for each in worst):
+        title = f"The {min(WORST, len(worst))} quantizers of the lowest SQNR; --ranges lists all"
+        print_table(title, columns, map(_row, worst[:WORST]))
 
 
-def _quantizers(plan: Plan) -> list[tuple[str, str]]:
-    return [
-        (f"{site.path}.{name}", str(settings))
-        for site in plan.sites
-        for name, settings in site.quantizers.items()
-        if settings is not None
-    ]
+def _row(report: QuantizerReport) -> list[str]:
+    decibels = decibels_text(report) + (" dB" if report.sqnr_db is not None else "")
+    return [report.path, str(report.settings), decibels, share_text(report), range_text(report)]
 
 
-def _with_ranges(plan: Plan, ranges: dict[str, Tensor]) -> dict[str, Any]:
-    """Return the plan as data, each quantizer's `amax` being the range that the checkpoint holds."""
+def _with_reports(plan: Plan, reports: Sequence[QuantizerReport], quantized: bool) -> dict[str, Any]:
+    """Return the plan as data; of a quantized checkpoint with each quantizer's range and figures."""
     data = plan.to_dict()
+    by_path = {report.path: report for report in reports}
     for site in data["sites"]:
         for name, settings in site["quantizers"].items():
-            amax = ranges.get(f"{site['path']}.{name}")
-            if settings is not None and amax is not None:
-                settings["amax"] = amax.flatten().tolist() if amax.dim() else amax.item()
+            report = by_path.get(f"{site['path']}.{name}")
+            if report is None or not quantized:
+                continue
+            if report.amax is not None:
+                settings["amax"] = report.amax.flatten().tolist() if report.amax.dim() else report.amax.item()
+            settings["clipped_share"] = None if report.quality is None else report.quality.clipped_share
+            settings["sqnr_db"] = report.sqnr_db
     return data

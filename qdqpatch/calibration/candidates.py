@@ -1,0 +1,113 @@
+"""How well candidate ranges preserve the result of each operation, measured on batches held back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdqpatch.calibration.methods import PERCENTILES
+from qdqpatch.calibration.padding import Padding
+from qdqpatch.calibration.statistics import Statistics
+from qdqpatch.quantizer import TensorQuantizer
+
+
+def candidates(statistics: Statistics) -> dict[str, list[float]]:
+    """Return the ranges that the methods choose for each histogram, each once, in rising order."""
+    found = [statistics.ranges(method) for method in ("max", "mse", "entropy")]
+    found += [statistics.ranges("percentile", share) for share in PERCENTILES]
+    with_histogram = [path for path, tensor in statistics.items() if tensor.channel_amax is None]
+    return {path: sorted({float(ranges[path]) for ranges in found}) for path in with_histogram}
+
+
+class Comparison:
+    """Repeats every operation of a float model with one of its operands quantized to each candidate range.
+
+    An operation is a module with quantizers: a Linear, an attention, or a block with a residual add, whose
+    result is that of its LayerNorm. All other quantizers stay off, so each range is judged for itself.
+
+    Args:
+        ranges: The candidates by quantizer path.
+
+    Attributes:
+        padding: What of the batch that comes is data; None if everything is.
+    """
+
+    def __init__(self, ranges: Mapping[str, list[float]]) -> None:
+        self.padding: Padding | None = None
+        self._ranges = ranges
+        self._errors: dict[str, Tensor] = {}
+        self._repeating = False
+
+    def errors(self) -> dict[str, Tensor]:
+        """Return the squared errors so far, float64, shape `(candidates,)`, by quantizer path."""
+        return self._errors
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Compare whenever the model runs inside the block."""
+        hooks = []
+        for path, module in model.named_modules():
+            paths = {name: f"{path}.{name}" for name, _ in module.named_children()}
+            mine = {name: paths[name] for name in paths if paths[name] in self._ranges}
+            if mine:
+                hook = functools.partial(self._compare, mine)
+                hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+    def _compare(
+        self,
+        paths: Mapping[str, str],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        if self._repeating:
+            return
+        self._repeating = True
+        try:
+            for name, path in paths.items():
+                quantizer: TensorQuantizer = getattr(module, name)
+                errors = []
+                for amax in self._ranges[path]:
+                    with _quantizing(quantizer, amax, _result(output).device):
+                        difference = _result(module.forward(*args, **kwargs)) - _result(output)
+                    if self.padding is not None:
+                        difference, _ = self.padding.data(difference, "")
+                    errors.append(difference.double().square().sum())
+                before = self._errors.get(path)
+                self._errors[path] = torch.stack(errors) + (0 if before is None else before)
+        finally:
+            self._repeating = False
+
+
+@contextmanager
+def _quantizing(quantizer: TensorQuantizer, amax: float, device: torch.device) -> Iterator[None]:
+    """Turn a quantizer on with a range that is not its own."""
+    before = quantizer.amax
+    quantizer.load_range(torch.full((), amax, device=device))
+    quantizer._if_quant = True
+    try:
+        yield
+    finally:
+        quantizer._if_quant = False
+        if before is None:
+            del quantizer._amax
+        else:
+            quantizer.load_range(before)
+
+
+def _result(output: Any) -> Tensor:
+    """Return the tensor that a module computes; attention gives its probabilities after it."""
+    first = output if isinstance(output, Tensor) else output[0]
+    assert isinstance(first, Tensor)
+    return first

@@ -1,0 +1,119 @@
+"""Streaming histograms of magnitudes: integer counts, on the tensor's device, without waiting for it.
+
+Bin widths are powers of two, so that two histograms are merged exactly, by adding neighbouring bins of the
+finer one. A histogram therefore depends on what was counted alone, not on the order of the batches or on
+the process that saw them. Of the 4,096 bins, those that hold data are more than half, so the resolution is
+at least that of the 2,048 bins of pytorch-quantization's `HistogramCalibrator`; the counts are 64-bit, where
+its float32 ones stop growing at 2^24.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BINS = 4096
+"""Bins of a histogram; its first edge is 0."""
+
+SMALLEST_EXPONENT = -40
+"""Of the bin width: magnitudes below 2^-28 fill fewer than the upper half of the bins."""
+
+UNSEEN = -1.0
+"""The largest magnitude of nothing."""
+
+CHUNK = 2**16
+"""Values counted at a time on a CPU: what is derived from them stays in its cache."""
+
+LARGEST_CALL = 2**24
+"""Values counted at a time elsewhere, where the counts of one call are float32."""
+
+
+@dataclass(eq=False)
+class Histogram:
+    """How often which magnitudes occurred.
+
+    Bin i counts the magnitudes from `i * 2**exponent` up to the next edge.
+
+    Attributes:
+        counts: int64, shape `(BINS,)`.
+        exponent: int32, 0-dim: log2 of the bin width.
+        amax: fp32, 0-dim: the largest magnitude, exactly; infinity if one was NaN or infinite, -1 if
+            nothing was counted.
+    """
+
+    counts: Tensor
+    exponent: Tensor
+    amax: Tensor
+
+    @classmethod
+    def empty(cls, device: torch.device) -> Histogram:
+        """Return a histogram of nothing."""
+        return cls(
+            torch.zeros(BINS, dtype=torch.int64, device=device),
+            torch.full((), SMALLEST_EXPONENT, dtype=torch.int32, device=device),
+            torch.full((), UNSEEN, device=device),
+        )
+
+    @classmethod
+    def of(cls, values: Tensor, hidden_zeros: Tensor | int = 0) -> Histogram:
+        """Count the magnitudes of a tensor.
+
+        Args:
+            values: Floating-point values of any shape.
+            hidden_zeros: How many of them are zeros that are no data, and are left out.
+        """
+        if not values.numel():
+            return cls.empty(values.device)
+        low, high = torch.aminmax(values)
+        amax = torch.maximum(low.abs(), high.abs()).float().nan_to_num(nan=torch.inf, posinf=torch.inf)
+        exponent = _exponent_for(amax)
+        flat = values.reshape(-1)
+        # 2**-exponent, written into the exponent's bits: pow may be off in the last one.
+        bins_per_unit = ((127 - exponent) << 23).view(torch.float32)
+        if flat.device.type == "cpu":
+            counts = _count_on_cpu(flat, bins_per_unit, amax)
+        else:
+            counts = _count(flat, bins_per_unit)
+        counts[0] -= hidden_zeros
+        return cls(counts, exponent, amax)
+
+    def add(self, other: Histogram) -> None:
+        """Take another histogram's counts into this one."""
+        exponent = torch.maximum(self.exponent, other.exponent)
+        self.counts = self.coarsened(exponent) + other.coarsened(exponent)
+        self.exponent = exponent
+        self.amax = torch.maximum(self.amax, other.amax)
+
+    def coarsened(self, exponent: Tensor) -> Tensor:
+        """Return the counts in bins of another width, not smaller than the present one."""
+        halvings = (exponent - self.exponent).clamp(max=BINS.bit_length())
+        index = torch.arange(BINS, device=self.counts.device) >> halvings
+        return torch.zeros_like(self.counts).index_add_(0, index, self.counts)
+
+
+def _exponent_for(amax: Tensor) -> Tensor:
+    """Return log2 of the bin width that puts `amax` into the upper half of the bins."""
+    exponent = torch.frexp(amax).exponent - (BINS.bit_length() - 1)
+    usable = amax.isfinite() & (amax > 0)
+    return torch.where(usable, exponent, SMALLEST_EXPONENT).clamp(min=SMALLEST_EXPONENT).int()
+
+
+def _count_on_cpu(flat: Tensor, bins_per_unit: Tensor, amax: Tensor) -> Tensor:
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    if not amax.isfinite():  # NaN has no bin, and the caller refuses such a histogram by its amax
+        return counts
+    for chunk in flat.split(CHUNK):
+        index = (chunk.float() * bins_per_unit).to(torch.int16).abs_()
+        counts += torch.bincount(index, minlength=BINS)
+    return counts
+
+
+def _count(flat: Tensor, bins_per_unit: Tensor) -> Tensor:
+    """Count on a device where `bincount` would wait for the size of its result."""
+    counts = torch.zeros(BINS, dtype=torch.int64, device=flat.device)
+    for chunk in flat.split(LARGEST_CALL):
+        position = (chunk.float() * bins_per_unit).abs_().floor_().nan_to_num_().clamp_(max=BINS - 1)
+        counts += torch.histc(position, bins=BINS, min=0, max=BINS).long()
+    return counts

@@ -1,0 +1,50 @@
+"""The methods by which a range is chosen, and what each makes of a histogram."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qdqpatch.calibration.searches import entropy, mse, percentile
+from qdqpatch.errors import ConfigError
+
+Method = Literal["max", "percentile", "mse", "entropy", "auto"]
+
+WeightMethod = Literal["max", "mse"]
+
+PERCENTILES = (99.0, 99.9, 99.99, 99.999)
+"""The percentiles that `"auto"` compares, beside the other methods."""
+
+
+def check_method(method: str, share: float) -> None:
+    """Raise a `ConfigError` if there is no such method, or no such percentile."""
+    if method not in get_args(Method):
+        known = ", ".join(f'"{name}"' for name in get_args(Method))
+        raise ConfigError(f"There is no calibration method {method!r}; there are {known}.")
+    if not 0 < share <= 100:
+        raise ConfigError(f"percentile must be above 0 and at most 100, not {share!r}.")
+
+
+def check_weight_method(method: str) -> None:
+    """Raise a `ConfigError` if there is no such method for weights."""
+    if method not in get_args(WeightMethod):
+        known = ", ".join(f'"{name}"' for name in get_args(WeightMethod))
+        raise ConfigError(f"There is no method {method!r} for weights; there are {known}.")
+
+
+def bins_in_range(counts: NDArray[np.int64], levels: int, method: Method, share: float) -> float:
+    """Return how many bins of a histogram the range reaches over.
+
+    Args:
+        counts: The histogram, shape `(bins,)`, its last count not 0.
+        levels: The highest integer of the quantizer.
+        method: `"mse"` or `"entropy"`; any other counts as `"percentile"`.
+        share: The percentile.
+    """
+    if method == "mse":
+        return mse.search(counts, levels)
+    if method == "entropy":
+        return entropy.search(counts, levels)
+    return percentile.search(counts, share)

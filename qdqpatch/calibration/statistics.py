@@ -1,0 +1,206 @@
+"""What a collection pass found out, to be searched by any method, saved, and looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qdqpatch.calibration.histogram import Histogram
+from qdqpatch.calibration.methods import Method, bins_in_range, check_method
+from qdqpatch.errors import CalibrationError
+from qdqpatch.quantizer import TensorQuantizer
+
+FORMAT = "qdqpatch-statistics-1"
+"""What a file of statistics calls itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorStatistics:
+    """What one quantizer saw.
+
+    Attributes:
+        counts: How many magnitudes fell into each bin, int64, shape `(bins,)`; bin i begins at
+            `i * width`.
+        width: The bin width, a power of two.
+        amax: The largest magnitude, exactly.
+        levels: The highest integer of the quantizer.
+        channel_amax: Of a quantizer with a range per channel, the largest magnitude of each, shaped like
+            its range. It has no histogram: its counts are 0.
+        errors: How far each candidate range moves the operation's result, as the sum of squares over the
+            batches that were held back; empty if nothing was compared.
+    """
+
+    counts: NDArray[np.int64]
+    width: float
+    amax: float
+    levels: int
+    channel_amax: Tensor | None = None
+    errors: dict[float, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, histogram: Histogram, channel_amax: Tensor | None, quantizer: TensorQuantizer
+    ) -> TensorStatistics:
+        """Bring what was collected to the host."""
+        amax = histogram.amax
+        if channel_amax is not None:
+            amax = channel_amax.amax().nan_to_num(nan=torch.inf, posinf=torch.inf)
+            channel_amax = channel_amax.float().cpu()
+        return cls(
+            histogram.counts.cpu().numpy(),
+            2.0 ** int(histogram.exponent),
+            float(amax),
+            quantizer.levels,
+            channel_amax,
+        )
+
+    def best_range(self, method: Method, percentile: float = 99.99) -> Tensor:
+        """Return the range that a method chooses, fp32, never beyond the largest magnitude.
+
+        A quantizer with a range per channel gets its maxima, whatever the method; one that no batch held
+        back has reached, or whose range makes no difference there, the percentile for `"auto"`. The range is
+        0 only if the tensor was zero everywhere.
+        """
+        if self.channel_amax is not None:
+            return self.channel_amax
+        if method == "auto" and any(self.errors.values()):
+            return torch.tensor(min(self.errors, key=lambda amax: (self.errors[amax], amax)))
+        filled = np.flatnonzero(self.counts)
+        if method == "max" or not len(filled) or filled[-1] == 0:
+            return torch.tensor(self.amax)
+        bins = bins_in_range(self.counts[: filled[-1] + 1], self.levels, method, percentile)
+        # The lower edge of the first bin, which the toolkit would take too, would make every value 0.
+        return torch.tensor(min(max(bins, 1.0) * self.width, self.amax))
+
+
+class Statistics(Mapping[str, TensorStatistics]):
+    """What every activation quantizer of a model saw, by the quantizer's path.
+
+    Example:
+        >>> statistics = collect(model, batches)
+        >>> statistics.save("statistics.safetensors")
+        >>> calibrate(model, statistics, method="entropy")
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorStatistics]) -> None:
+        self._tensors = dict(tensors)
+
+    def __getitem__(self, path: str) -> TensorStatistics:
+        return self._tensors[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def with_errors(self, errors: Mapping[str, Mapping[float, float]]) -> Statistics:
+        """Return the same statistics with the errors of candidate ranges, by path."""
+        return Statistics(
+            {
+                path: dataclasses.replace(tensor, errors=dict(errors.get(path, {})))
+                for path, tensor in self._tensors.items()
+            }
+        )
+
+    def ranges(self, method: Method = "percentile", percentile: float = 99.99) -> dict[str, Tensor]:
+        """Search the range of every quantizer.
+
+        Args:
+            method: `"max"`, the largest magnitude; `"percentile"`, the magnitude that the given share
+                stays below; `"mse"`, the smallest mean squared error; `"entropy"`, the smallest
+                Kullback-Leibler divergence; or `"auto"`, the one of all these that preserved the
+                operation's result best.
+            percentile: The share, in percent, for `"percentile"`.
+
+        Returns:
+            The ranges by path: fp32, 0-dim, or shaped for a quantizer with a range per channel.
+
+        Raises:
+            ConfigError: If there is no such method or percentile.
+            CalibrationError: If the method is `"auto"` and nothing was compared.
+        """
+        check_method(method, percentile)
+        if method == "auto" and not any(tensor.errors for tensor in self._tensors.values()):
+            raise CalibrationError(
+                'The method "auto" compares ranges on batches that were held back: collect the statistics '
+                "with compare=True."
+            )
+        found: dict[tuple[bytes, float, float, int], Tensor] = {}
+        ranges = {}
+        for path, tensor in self._tensors.items():
+            if method == "auto" or tensor.channel_amax is not None:
+                ranges[path] = tensor.best_range(method, percentile)
+                continue
+            # Query, key, value and the residual add saw the same, and need one search.
+            key = (tensor.counts.tobytes(), tensor.width, tensor.amax, tensor.levels)
+            if key not in found:
+                found[key] = tensor.best_range(method, percentile)
+            ranges[path] = found[key].clone()
+        return ranges
+
+    def save(self, file: str | Path) -> None:
+        """Write the statistics to a safetensors file; equal histograms are written once.
+
+        Raises:
+            CalibrationError: If the file cannot be written.
+        """
+        rows: dict[bytes, int] = {}
+        tensors, facts = {}, {}
+        for path, tensor in self._tensors.items():
+            row = rows.setdefault(tensor.counts.tobytes(), len(rows))
+            facts[path] = {
+                "row": row,
+                "width": tensor.width,
+                "amax": tensor.amax,
+                "levels": tensor.levels,
+                "errors": list(tensor.errors.items()),
+            }
+            if tensor.channel_amax is not None:
+                tensors[f"{path}.channel_amax"] = tensor.channel_amax
+        counts = np.frombuffer(b"".join(rows), dtype=np.int64).reshape(len(rows), -1 if rows else 0)
+        tensors["counts"] = torch.from_numpy(counts.copy())
+        try:
+            save_file(tensors, file, {"format": FORMAT, "quantizers": json.dumps(facts)})
+        except (OSError, SafetensorError) as error:
+            raise CalibrationError(f"Cannot write the statistics {file}: {error}") from error
+
+    @classmethod
+    def load(cls, file: str | Path) -> Statistics:
+        """Read what `save` wrote.
+
+        Raises:
+            CalibrationError: If the file cannot be read or is of another kind.
+        """
+        try:
+            with safe_open(str(file), framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no dict
+            if metadata.get("format") != FORMAT:
+                raise CalibrationError(f"{file} holds no calibration statistics of this version.")
+            counts = tensors["counts"].numpy()
+            return cls(
+                {
+                    path: TensorStatistics(
+                        counts=counts[fact["row"]],
+                        width=fact["width"],
+                        amax=fact["amax"],
+                        levels=fact["levels"],
+                        channel_amax=tensors.get(f"{path}.channel_amax"),
+                        errors=dict(fact["errors"]),
+                    )
+                    for path, fact in json.loads(metadata["quantizers"]).items()
+                }
+            )
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise CalibrationError(f"Cannot read the statistics {file}: {error}") from error

@@ -1,0 +1,211 @@
+"""The options that set ranges from data, and what they do."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qdqpatch.calibration import Statistics, calibrate, collect
+from qdqpatch.calibration.methods import Method
+from qdqpatch.checkpoint.tokenizer import load_tokenizer
+from qdqpatch.cli.common import Command
+from qdqpatch.cli.sections import SectionOption
+from qdqpatch.data.batches import TextBatches, warn_if_short
+from qdqpatch.data.lengths import served_length
+from qdqpatch.data.texts import Texts, is_hub_name, read_texts
+
+SECTION = "Calibration"
+_option = functools.partial(click.option, cls=SectionOption, section=SECTION)
+
+OPTIONS = (
+    _option(
+        "--calib",
+        "source",
+        metavar="FILE|NAME",
+        help="Set the ranges from the texts in FILE: lines of .txt, rows of .csv or .tsv (the first line "
+        "names the columns), objects of .jsonl; each may be gzipped (.gz). A NAME that is no file is a data "
+        "set on the Hugging Face hub. Without --calib, ranges are computed from each input, and engines "
+        "that need fixed ones cannot take the model.",
+    ),
+    _option(
+        "--text-column",
+        metavar="COLUMN",
+        help="The column with the texts. The default is a usual name, such as text or sentence1.",
+    ),
+    _option(
+        "--text-pair-column",
+        metavar="COLUMN",
+        help="The column with the second texts, for models that read two together.",
+    ),
+    _option("--split", help="The split of a hub data set.  [default: train]"),
+    _option("--subset", help="The subset (config) of a hub data set, such as sst2 of nyu-mll/glue."),
+    _option(
+        "--samples",
+        default=256,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="How many texts to draw at random; all if there are fewer.",
+    ),
+    _option("--seed", default=0, show_default=True, help="Another seed draws other texts."),
+    _option(
+        "--batch-size",
+        default=16,
+        show_default=True,
+        type=click.IntRange(min=1),
+        help="Texts that run through the model at once.",
+    ),
+    _option(
+        "--max-length",
+        default=128,
+        show_default=True,
+        type=click.IntRange(min=4),
+        help="Where texts are cut, in tokens: the longest sequence that the model will serve.",
+    ),
+    _option(
+        "--method",
+        default="percentile",
+        show_default=True,
+        type=click.Choice(get_args(Method)),
+        help="How ranges follow from the values seen. max: up to the largest; percentile: leave the few "
+        "largest out; mse: the least squared error; entropy: the least loss of information; auto: for each "
+        "quantizer what serves its operation best.",
+    ),
+    _option(
+        "--percentile",
+        default=99.99,
+        show_default=True,
+        type=click.FloatRange(0, 100, min_open=True),
+        help="How many percent of the values a range takes in, with --method percentile.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the options say: where texts come from, and how ranges follow from them."""
+
+    source: str
+    text_column: str | None
+    text_pair_column: str | None
+    split: str | None
+    subset: str | None
+    samples: int
+    seed: int
+    batch_size: int
+    max_length: int
+    length_given: bool
+    method: Method
+    percentile: float
+
+    def prepare(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
+        """Read the tokenizer and the texts, and return what calibrates the model with them.
+
+        That returns what the quantizers saw.
+        """
+        tokenizer = load_tokenizer(ckpt)
+        if is_hub_name(self.source):
+            _silence_datasets()
+        with console.status(f"Reading {self.source}"):
+            texts = read_texts(
+                self.source,
+                self.text_column,
+                self.text_pair_column,
+                samples=self.samples,
+                seed=self.seed,
+                split=self.split,
+                subset=self.subset,
+            )
+        return functools.partial(self._run, texts, tokenizer, console)
+
+    def _run(
+        self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
+    ) -> Statistics:
+        """Say what the texts are, and calibrate the model behind a progress bar."""
+        batches = TextBatches(
+            texts.rows, tokenizer, model, batch_size=self.batch_size, max_length=self.max_length
+        )
+        columns = " and ".join(column for column in texts.columns if column is not None)
+        console.print(
+            f"Calibrating with {len(texts.rows)} of {texts.total} texts in {texts.source} ({columns}).",
+            markup=False,
+        )
+        if not self.length_given:
+            warn_if_short(batches, served_length(tokenizer, model))
+        statistics = collect(model, _Tracked(batches, console), compare=self.method == "auto")
+        calibrate(model, statistics, method=self.method, percentile=self.percentile)
+        return statistics
+
+
+class _Tracked:
+    """Batches that show a progress bar each time that they are iterated over."""
+
+    def __init__(self, batches: TextBatches, console: Console) -> None:
+        self._batches = batches
+        self._console = console
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        console = self._console
+        hidden = console.quiet or not console.is_terminal
+        yield from track(self._batches, "Calibrating", console=console, disable=hidden, transient=True)
+
+
+def calibration_options(command: Command) -> Command:
+    """Add the options that set ranges from data; the command gets them as one `calibration`, or None."""
+
+    @functools.wraps(command)
+    def with_calibration(**arguments: Any) -> None:
+        context = click.get_current_context()
+        options = [each for each in context.command.params if getattr(each, "section", None) == SECTION]
+        values = {str(option.name): arguments.pop(str(option.name)) for option in options}
+        given = {
+            str(option.name): option.opts[0]
+            for option in options
+            if context.get_parameter_source(str(option.name)) is not ParameterSource.DEFAULT
+        }
+        _check(values, given)
+        calibration = None
+        if values["source"] is not None:
+            calibration = Calibration(**values, length_given="max_length" in given)
+        command(calibration=calibration, **arguments)
+
+    for option in reversed(OPTIONS):
+        with_calibration = option(with_calibration)
+    return with_calibration
+
+
+def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    """Refuse options that do not fit each other; `given` are those on the command line, by name."""
+    if values["source"] is None and given:
+        raise click.UsageError(f"{', '.join(given.values())}: this is for calibration, and needs --calib.")
+    if "percentile" in given and values["method"] != "percentile":
+        raise click.UsageError(f"--percentile is for --method percentile, not {values['method']}.")
+    if math.isnan(values["percentile"]):
+        raise click.UsageError("--percentile must be a number above 0 and up to 100.")
+    if "text_pair_column" in given and "text_column" not in given:
+        raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
+    if values["source"] is not None and not is_hub_name(values["source"]):
+        for name in given.keys() & {"split", "subset"}:
+            raise click.UsageError(f"{given[name]} is for data sets on the hub, not for a file.")
+
+
+def _silence_datasets() -> None:
+    """Keep log lines and bars of `datasets` off the screen, where it is installed."""
+    with contextlib.suppress(ImportError):
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
