@@ -70,7 +70,7 @@ def test_ranges_are_those_of_the_toolkits_own_flow(any_head: str, uncalibrated) 
     theirs = uncalibrated(any_head)
     collect_as_nvidia_does(theirs, batches(any_head))
     compute_as_nvidia_does(theirs)
-    ours = calibrate(uncalibrated(any_head), batches(any_head))
+    ours = calibrate(uncalibrated(any_head), batches(any_head), method="max", padding_aware=False)
     models.assert_equal(models.outputs(ours, any_head), models.outputs(theirs, any_head))
     expected = models.ranges(theirs)
     for path, amax in models.ranges(ours).items():
@@ -85,7 +85,7 @@ def test_nvidias_histogram_flow_works(float_model) -> None:
     assert isinstance(quantizer._calibrator, calib.HistogramCalibrator)
     collect_as_nvidia_does(model, batches())
     compute_as_nvidia_does(model, method="percentile", percentile=99.9)
-    maximum = models.ranges(calibrate(copy.deepcopy(model), batches()))
+    maximum = models.ranges(calibrate(copy.deepcopy(model), batches(), method="max", padding_aware=False))
     for path, amax in models.ranges(model).items():
         assert amax.dtype == torch.float32
         assert (amax > 0).all(), path
@@ -105,8 +105,8 @@ def test_weights_ranges_are_those_the_original_was_calibrated_to(head: str) -> N
 
 
 def test_the_range_is_the_largest_magnitude_of_all_batches(uncalibrated) -> None:
-    together = models.ranges(calibrate(uncalibrated(), batches()))
-    alone = [models.ranges(calibrate(uncalibrated(), [batch])) for batch in batches()]
+    together = models.ranges(calibrate(uncalibrated(), batches(), method="max"))
+    alone = [models.ranges(calibrate(uncalibrated(), [batch], method="max")) for batch in batches()]
     for path, amax in together.items():
         assert torch.equal(amax, torch.stack([each[path] for each in alone]).amax(0)), path
     assert any(not torch.equal(alone[0][path], amax) for path, amax in together.items())
@@ -119,7 +119,7 @@ def test_calibration_sees_the_float_model(float_model, uncalibrated) -> None:
     last.dropout.register_forward_hook(lambda module, inputs, output: seen.append(output.abs().amax()))
     for batch in batches():
         models.outputs(floating, **batch)
-    model = calibrate(uncalibrated(), batches())
+    model = calibrate(uncalibrated(), batches(), method="max", padding_aware=False)
     assert torch.equal(
         model.encoder.layer[-1].output.add_local_input_quantizer.amax, torch.stack(seen).amax()
     )
@@ -174,6 +174,14 @@ def test_dropout_is_off_while_calibrating() -> None:
     assert all(module.training for module in dropping.modules())
 
 
+@pytest.mark.parametrize("method", ["max", "percentile", "mse", "entropy"])
+def test_every_method_gives_every_quantizer_a_range(method: Any) -> None:
+    model = calibrate(models.uncalibrated(models.CROSS), batches(models.CROSS), method=method)
+    for path, amax in models.ranges(model).items():
+        assert amax.dtype == torch.float32, path
+        assert (amax.isfinite() & (amax > 0)).all(), path
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_mode_and_calibrators_are_as_before(training: bool, any_head: str, uncalibrated) -> None:
     model = uncalibrated(any_head).train(training)
@@ -204,6 +212,13 @@ def nan_in_weight(model: nn.Module) -> list[Any]:
     return batches()
 
 
+def infinity_in_a_bias(model: nn.Module) -> list[Any]:
+    """Infinity without NaN: the second add of the first layer is the first to see it."""
+    with torch.no_grad():
+        model.get_submodule("encoder.layer.0.output.dense").bias[0] = float("inf")
+    return batches()
+
+
 def infinity_in_embeddings(model: nn.Module) -> list[Any]:
     with torch.no_grad():
         model.embeddings.LayerNorm.bias[0] = float("inf")
@@ -216,6 +231,11 @@ FAILURES: dict[str, Any] = {
         infinity_in_embeddings,
         CalibrationError,
         rf"{QUERY}\._input_quantizer saw NaN or infinity",
+    ),
+    "infinity": (
+        infinity_in_a_bias,
+        CalibrationError,
+        r"layer\.0\.output\.add_local_input_quantizer saw NaN or infinity",
     ),
     "no batch": (lambda model: [], CalibrationError, "no calibration batch.*only once"),
     "used up": (lambda model: exhausted(), CalibrationError, "no calibration batch"),
@@ -267,9 +287,23 @@ def test_a_quantizer_that_no_batch_reaches_is_named(uncalibrated) -> None:
     models.assert_equal(models.ranges(model), before)
 
 
-def test_an_unknown_method_lists_those_there_are(uncalibrated) -> None:
-    with pytest.raises(ConfigError, match=r"'maximum'.*max"):
-        calibrate(uncalibrated(), batches(), method="maximum")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"method": "maximum"}, r"'maximum'.*\"max\", \"percentile\", \"mse\", \"entropy\", \"auto\""),
+        ({"weight_method": "entropy"}, r"'entropy' for weights.*\"max\", \"mse\""),
+        ({"percentile": 0}, "percentile"),
+        ({"percentile": 100.1}, "percentile"),
+        ({"percentile": float("nan")}, "percentile"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_the_model_runs(
+    wrong: dict[str, Any], said: str, uncalibrated
+) -> None:
+    model, unread = uncalibrated(), iter(batches())
+    with pytest.raises(ConfigError, match=said):
+        calibrate(model, unread, **wrong)
+    assert len(list(unread)) == 3
 
 
 def test_a_float_model_is_refused(float_model) -> None:

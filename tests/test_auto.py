@@ -1,0 +1,201 @@
+"""The method "auto": for each quantizer the range that best preserves what its operation computes."""
+
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qdqpatch import QDQConfig, calibrate, quantize
+from qdqpatch.calibration import collect
+from qdqpatch.patch import named_quantizers
+
+CANDIDATES = [("max", 0.1), ("mse", 0.1), ("entropy", 0.1)] + [
+    ("percentile", share) for share in (99.0, 99.9, 99.99, 99.999)
+]
+LAYER = "encoder.layer.0"
+QUERY = f"{LAYER}.attention.self.query"
+
+
+def batches(count: int, name: str = "BertModel") -> list[dict[str, Tensor]]:
+    return [models.inputs(name, seed) for seed in range(21, 21 + count)]
+
+
+def one_layer(*overrides: str, name: str = "BertModel", **changes: Any) -> PreTrainedModel:
+    model = models.build(name, num_hidden_layers=1, **changes)
+    return quantize(model, QDQConfig(overrides=list(overrides)))
+
+
+def only(path: str) -> tuple[str, str]:
+    return "*_input_quantizer=off", f"*{path}=on"
+
+
+def result(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def errors_by_hand(
+    model: PreTrainedModel, path: str, amaxes: list[float], held_back: list[dict[str, Tensor]], padding: bool
+) -> list[float]:
+    """The squared error of one operation with one quantizer on, by what the toolkit's users would call."""
+    for _, quantizer in named_quantizers(model):
+        quantizer.disable_quant()
+    module = model.get_submodule(path.rpartition(".")[0])
+    calls: list[Any] = []
+    handle = module.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append((args, kwargs, result(output))), with_kwargs=True
+    )
+    with torch.no_grad():
+        for batch in held_back:
+            model(**batch)
+    handle.remove()
+    quantizer = model.get_submodule(path)
+    quantizer.enable_quant()
+    errors = []
+    for amax in amaxes:
+        quantizer.load_range(torch.tensor(amax))
+        error = 0.0
+        for (args, kwargs, expected), batch in zip(calls, held_back, strict=True):
+            with torch.no_grad():
+                difference = (result(module(*args, **kwargs)) - expected).double()
+            mask = batch["attention_mask"].bool() if padding else ...
+            error += float(difference[mask].square().sum())
+        errors.append(error)
+    return errors
+
+
+@pytest.mark.parametrize("padding", [True, False])
+def test_the_range_with_the_smallest_error_is_chosen(padding: bool) -> None:
+    model, data = one_layer(), batches(11)
+    statistics = collect(model, data, padding_aware=padding, compare=True)
+    tried = [statistics.ranges(method, share) for method, share in CANDIDATES]  # type: ignore[arg-type]
+    chosen = models.ranges(calibrate(model, statistics, method="auto"))
+    assert len(statistics) == 14
+    for path, tensor in statistics.items():
+        amaxes = sorted({float(ranges[path]) for ranges in tried})
+        errors = errors_by_hand(one_layer(), path, amaxes, [data[1], data[9]], padding)
+        assert list(tensor.errors) == amaxes, path
+        # The same float64 terms in another order.
+        assert list(tensor.errors.values()) == pytest.approx(errors, rel=1e-12), path
+        assert float(chosen[path]) == amaxes[int(np.argmin(errors))], path
+    methods = {index for path in statistics for index, each in enumerate(tried) if each[path] == chosen[path]}
+    assert len(methods) > 1, "the same method for every quantizer would be no choice"
+
+
+@pytest.mark.parametrize(("weight", "kept"), [(0.0, False), (3.0, True)])
+def test_an_outlier_is_kept_if_the_operation_needs_it(weight: float, kept: bool) -> None:
+    """One feature of one token is 300: a weight of 0 makes nothing of it, one of 3 most of the result."""
+    model = one_layer(*only("query._input_quantizer"))
+    with torch.no_grad():
+        model.get_submodule(QUERY).weight[:, 3] = weight
+    outlier = torch.zeros(2, 8, 24)
+    outlier[0, 0, 3] = 300
+    model.embeddings.register_forward_hook(lambda module, args, output: output + outlier)
+    calibrate(model, batches(3), method="auto")
+    amax = float(model.get_submodule(QUERY)._input_quantizer.amax)
+    assert amax > 290 if kept else amax < 10
+    maximum = calibrate(model, batches(3), method="max").get_submodule(QUERY)._input_quantizer.amax
+    assert 290 < maximum < 310
+
+
+@pytest.mark.parametrize(
+    ("count", "held"), [(1, [0]), (2, [1]), (8, [1]), (9, [1]), (10, [1, 9]), (18, [1, 9, 17])]
+)
+def test_one_batch_in_eight_is_held_back(count: int, held: list[int]) -> None:
+    model, data = one_layer(*only("query._input_quantizer")), batches(count)
+    statistics = collect(model, data, compare=True)
+    counted = [data[0]] if count == 1 else [data[i] for i in range(count) if i not in held]
+    tokens = sum(int(each["attention_mask"].sum()) for each in counted)
+    (path, tensor), *_ = statistics.items()
+    assert tensor.counts.sum() == 24 * tokens
+    expected = errors_by_hand(one_layer(), path, list(tensor.errors), [data[i] for i in held], padding=True)
+    assert list(tensor.errors.values()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_batches_may_come_from_an_iterator() -> None:
+    model = one_layer(*only("query._input_quantizer"))
+    expected = models.ranges(calibrate(model, batches(3), method="auto"))
+    models.assert_equal(models.ranges(calibrate(model, iter(batches(3)), method="auto")), expected)
+
+
+@pytest.mark.parametrize("state", ["uncalibrated", "calibrated"])
+def test_comparing_leaves_the_model_as_it_was(state: str) -> None:
+    model = one_layer(*only("query._input_quantizer")).train()
+    if state == "calibrated":
+        calibrate(model, batches(1), method="max")
+    before, hooks = models.snapshot(model), [dict(each._forward_hooks) for each in model.modules()]
+    collect(model, batches(2), compare=True)
+    models.assert_unchanged(model, before)
+    assert [dict(each._forward_hooks) for each in model.modules()] == hooks
+
+
+@pytest.mark.parametrize("state", ["uncalibrated", "calibrated"])
+def test_an_error_while_comparing_leaves_the_model_as_it_was(state: str) -> None:
+    model = one_layer(*only("query._input_quantizer"))
+    if state == "calibrated":
+        calibrate(model, batches(1), method="max")
+    before, hooks = models.snapshot(model), [dict(each._forward_hooks) for each in model.modules()]
+    quantizers = [(each._calibrator, each._if_calib, each._if_quant) for _, each in named_quantizers(model)]
+    with pytest.raises(ValueError, match="input_ids"):
+        calibrate(model, [batches(1)[0], {"input_idz": 1}], method="auto")
+    models.assert_unchanged(model, before)
+    assert [dict(each._forward_hooks) for each in model.modules()] == hooks
+    after = [(each._calibrator, each._if_calib, each._if_quant) for _, each in named_quantizers(model)]
+    assert after == quantizers
+
+
+def test_an_error_inside_an_operation_leaves_the_model_as_it_was() -> None:
+    """It breaks while it is repeated with a range that is not its own."""
+    model = one_layer(*only("query._input_quantizer"))
+    calibrate(model, batches(1), method="max")
+    before, query = models.snapshot(model), model.get_submodule(QUERY)
+
+    def fail(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if module._if_quant:
+            raise ZeroDivisionError
+
+    handle = query._input_quantizer.register_forward_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        calibrate(model, batches(2), method="auto")
+    handle.remove()
+    models.assert_unchanged(model, before)
+    assert query._input_quantizer._if_quant
+
+
+@pytest.mark.parametrize("extra", [{}, {"use_cache": True}], ids=["default", "cache asked for"])
+@pytest.mark.parametrize("name", ["BertLMHeadModel", models.CROSS])
+def test_a_decoder_with_a_cache(name: str, extra: dict[str, Any]) -> None:
+    """A repeated operation must not find its own keys in the cache."""
+    model = one_layer("*_input_quantizer=off", "*.matmul_k_input_quantizer=on", name=name)
+    assert model.config.use_cache
+    data = [batch | extra for batch in batches(2, name)]
+    statistics = collect(model, data, compare=True)
+    path = f"bert.{LAYER}.attention.self.matmul_k_input_quantizer"
+    without = [batch | {"use_cache": False} for batch in data]
+    expected = errors_by_hand(
+        one_layer(name=name), path, list(statistics[path].errors), [without[1]], padding=True
+    )
+    assert list(statistics[path].errors.values()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_quantizer_that_no_batch_held_back_reaches_has_a_range() -> None:
+    model = one_layer(
+        "*_input_quantizer=off", "*.crossattention.*query._input_quantizer=on", name=models.CROSS
+    )
+    full = models.inputs(models.CROSS)
+    part = {name: each for name, each in full.items() if "encoder" not in name}
+    calibrate(model, [full, part, full], method="auto")
+    statistics = collect(model, [full])
+    path = f"bert.{LAYER}.crossattention.self.query._input_quantizer"
+    assert model.get_submodule(path).amax == statistics.ranges("percentile")[path], "nothing was compared"
+
+
+def test_ranges_are_finite_where_the_error_is_not() -> None:
+    model = one_layer(*only("output.dense._input_quantizer"))
+    with torch.no_grad():
+        model.get_submodule(f"{LAYER}.output.dense").weight.fill_(3e38)
+    calibrate(model, batches(2), method="auto")
+    assert all(amax is None or amax.isfinite().all() for amax in models.ranges(model).values())

@@ -1,0 +1,212 @@
+"""Two processes that see half of the data each set the ranges that one sets which sees all of it."""
+
+import datetime
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+import torch.distributed as dist
+from test_auto import errors_by_hand
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from qdqpatch import QDQConfig, calibrate, quantize
+from qdqpatch.calibration import collect
+
+METHODS = ["max", "percentile", "mse", "entropy"]
+AUTO = "*_input_quantizer=off", "*.intermediate.dense._input_quantizer=on", "*.matmul_v_input_quantizer=on"
+PROMPTLY = 10
+"""Seconds until every process has failed; waiting for a process that is gone would take the group's 20."""
+
+pytestmark = pytest.mark.slow  # two processes have to import everything
+
+
+def model(*overrides: str) -> PreTrainedModel:
+    return quantize(models.build(num_hidden_layers=1), QDQConfig(overrides=list(overrides)))
+
+
+def data() -> list[dict[str, Tensor]]:
+    """Batches of several lengths and scales, so that the two processes' histograms have other bin widths."""
+    return [models.inputs(seed=seed, length=length) for seed, length in enumerate([8, 12, 5, 8, 20])]
+
+
+def embedded(scale: float) -> dict[str, Tensor]:
+    embeddings = torch.randn(2, 6, 24, generator=torch.Generator().manual_seed(8))
+    return {"inputs_embeds": embeddings * scale, "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+
+
+def shards(name: str) -> list[list[Any]]:
+    match name:
+        case "empty" | "auto with an empty shard":
+            return [data(), []]
+        case "nothing":
+            return [[], []]
+        case "batch":
+            return [data(), [data()[0], 3]]
+        case "comparing":
+            return [data()[:2], [data()[2], {"input_idz": 1}]]
+        case "activation":
+            return [data(), [data()[0], embedded(float("nan"))]]
+    return [data()[:2], data()[2:]]
+
+
+# What the processes do.
+
+
+def ranges_by_method(shard: list[Any], rank: int) -> Any:
+    statistics = collect(model("*.value._input_quantizer=axis:2"), shard)
+    return {method: statistics.ranges(method) for method in METHODS}
+
+
+def set_ranges(shard: list[Any], rank: int) -> Any:
+    return models.ranges(calibrate(model(), shard))
+
+
+def automatic(shard: list[Any], rank: int) -> Any:
+    statistics = collect(model(*AUTO), shard, compare=True)
+    tensors = {path: (each.counts.tolist(), each.width, each.errors) for path, each in statistics.items()}
+    return tensors, models.ranges(calibrate(model(*AUTO), shard, method="auto"))
+
+
+def with_nan_in_a_weight(shard: list[Any], rank: int) -> Any:
+    broken = model()
+    with torch.no_grad():
+        broken.encoder.layer[0].output.dense.weight[0, 0] = float("nan") if rank else 1.0
+    return models.ranges(calibrate(broken, shard))
+
+
+SCENARIOS: dict[str, Callable[[list[Any], int], Any]] = {
+    "shards": ranges_by_method,
+    "empty": ranges_by_method,
+    "calibrate": set_ranges,
+    "nothing": set_ranges,
+    "batch": set_ranges,
+    "activation": set_ranges,
+    "weight": with_nan_in_a_weight,
+    "auto": automatic,
+    "auto with an empty shard": automatic,
+    "comparing": automatic,
+}
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    results = {}
+    for number, (name, scenario) in enumerate(SCENARIOS.items()):
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/group{number}",
+            rank=rank,
+            world_size=2,
+            timeout=datetime.timedelta(seconds=20),
+        )
+        dist.barrier()
+        start = time.monotonic()
+        try:
+            result = scenario(shards(name)[rank], rank)
+        except Exception as error:
+            result = type(error).__name__, str(error)
+        results[name] = result, time.monotonic() - start
+        # The other one must not be cut off: it has to come back by itself.
+        (folder / f"{number}.{rank}").touch()
+        while not (folder / f"{number}.{1 - rank}").exists():
+            time.sleep(0.01)
+        dist.destroy_process_group()
+    torch.save(results, folder / f"results{rank}")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two processes made of each scenario, and how long it took."""
+    folder = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, __file__, str(folder)]
+    processes = [
+        subprocess.Popen([*command, str(rank)], env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"})
+        for rank in (0, 1)
+    ]
+    try:
+        for process in processes:
+            assert process.wait(timeout=200) == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [torch.load(folder / f"results{rank}", weights_only=True) for rank in (0, 1)]
+
+
+def result(results: list[dict[str, Any]], name: str, rank: int) -> Any:
+    return results[rank][name][0]
+
+
+@pytest.mark.parametrize("name", ["shards", "empty"])
+@pytest.mark.parametrize("method", METHODS)
+def test_ranges_are_those_of_one_process(name: str, method: Any, results: list[dict[str, Any]]) -> None:
+    """To the last bit, and per channel too."""
+    expected = collect(model("*.value._input_quantizer=axis:2"), data()).ranges(method)
+    for rank in (0, 1):
+        models.assert_equal(result(results, name, rank)[method], expected)
+
+
+def test_calibrate_sets_the_ranges_of_one_process(results: list[dict[str, Any]]) -> None:
+    expected = models.ranges(calibrate(model(), data()))
+    for rank in (0, 1):
+        models.assert_equal(result(results, "calibrate", rank), expected)
+
+
+@pytest.mark.parametrize(("name", "held"), [("auto", [1, 3]), ("auto with an empty shard", [1])])
+def test_auto_compares_what_all_processes_held_back(
+    name: str, held: list[int], results: list[dict[str, Any]]
+) -> None:
+    (tensors, ranges), (others, other_ranges) = (result(results, name, rank) for rank in (0, 1))
+    assert tensors == others
+    models.assert_equal(ranges, other_ranges)
+    counted = collect(model(*AUTO), [each for i, each in enumerate(data()) if i not in held])
+    for path, (counts, width, errors) in tensors.items():
+        by_hand = errors_by_hand(model(), path, list(errors), [data()[i] for i in held], padding=True)
+        assert list(errors.values()) == pytest.approx(by_hand, rel=1e-12), path
+        assert counts == counted[path].counts.tolist(), path
+        assert width == counted[path].width, path
+        assert float(ranges[path]) == min(errors, key=errors.__getitem__), path
+        assert len(errors) > 1, path
+
+
+FAILURES = {
+    "batch": r"Batch 2 is a int",
+    "comparing": r"input_ids",
+    "weight": r"encoder\.layer\.0\.output\.dense\._weight_quantizer saw NaN",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), FAILURES.items(), ids=FAILURES)
+def test_a_failure_in_one_process_is_one_in_all(name: str, said: str, results: list[dict[str, Any]]) -> None:
+    (kind, message), (own_kind, own_message) = (result(results, name, rank) for rank in (0, 1))
+    assert kind == "CalibrationError"
+    assert re.search(r"(process|rank) 1", message), message
+    assert re.search(said, own_message), (own_kind, own_message)
+    assert max(results[rank][name][1] for rank in (0, 1)) < PROMPTLY
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("activation", "query._input_quantizer saw NaN or infinity"), ("nothing", "no calibration batch")],
+)
+def test_what_is_wrong_with_all_of_the_data_every_process_says(
+    name: str, said: str, results: list[dict[str, Any]]
+) -> None:
+    for rank in (0, 1):
+        kind, message = result(results, name, rank)
+        assert kind == "CalibrationError"
+        assert said in message
+        assert results[rank][name][1] < PROMPTLY
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[2]), Path(sys.argv[1]))
