@@ -1,5 +1,6 @@
 """The method "auto": for each quantizer the range that best preserves what its operation computes."""
 
+import itertools
 from typing import Any
 
 import models
@@ -40,7 +41,7 @@ def result(output: Any) -> Tensor:
 def errors_by_hand(
     model: PreTrainedModel, path: str, amaxes: list[float], held_back: list[dict[str, Tensor]], padding: bool
 ) -> list[float]:
-    """The squared error of one operation with one quantizer on, by what the toolkit's users would call."""
+    """The relative squared error of one operation with one quantizer on, the toolkit's way of turning it on."""
     for _, quantizer in named_quantizers(model):
         quantizer.disable_quant()
     module = model.get_submodule(path.rpartition(".")[0])
@@ -60,9 +61,11 @@ def errors_by_hand(
         error = 0.0
         for (args, kwargs, expected), batch in zip(calls, held_back, strict=True):
             with torch.no_grad():
-                difference = (result(module(*args, **kwargs)) - expected).double()
+                difference = result(module(*args, **kwargs)) - expected
             mask = batch["attention_mask"].bool() if padding else ...
-            error += float(difference[mask].square().sum())
+            norm = expected.square().sum(-1)[mask]
+            relative = difference.square().sum(-1)[mask] / torch.maximum(norm, norm.median())
+            error += float(relative.double().sum())
         errors.append(error)
     return errors
 
@@ -75,9 +78,11 @@ def test_the_range_with_the_smallest_error_is_chosen(padding: bool) -> None:
     chosen = models.ranges(calibrate(model, statistics, method="auto"))
     assert len(statistics) == 14
     for path, tensor in statistics.items():
-        amaxes = sorted({float(ranges[path]) for ranges in tried})
+        amaxes = list(tensor.errors)
+        assert amaxes == sorted(amaxes), path
+        assert {float(ranges[path]) for ranges in tried} <= set(amaxes), path
+        assert all(high / low < 2**0.5 + 1e-6 for low, high in itertools.pairwise(amaxes)), path
         errors = errors_by_hand(one_layer(), path, amaxes, [data[1], data[9]], padding)
-        assert list(tensor.errors) == amaxes, path
         # The same float64 terms in another order.
         assert list(tensor.errors.values()) == pytest.approx(errors, rel=1e-12), path
         assert float(chosen[path]) == amaxes[int(np.argmin(errors))], path
@@ -87,18 +92,18 @@ def test_the_range_with_the_smallest_error_is_chosen(padding: bool) -> None:
 
 @pytest.mark.parametrize(("weight", "kept"), [(0.0, False), (3.0, True)])
 def test_an_outlier_is_kept_if_the_operation_needs_it(weight: float, kept: bool) -> None:
-    """One feature of one token is 300: a weight of 0 makes nothing of it, one of 3 most of the result."""
+    """One feature of one token is 30: a weight of 0 makes nothing of it, one of 3 most of the result."""
     model = one_layer(*only("query._input_quantizer"))
     with torch.no_grad():
         model.get_submodule(QUERY).weight[:, 3] = weight
     outlier = torch.zeros(2, 8, 24)
-    outlier[0, 0, 3] = 300
+    outlier[0, 0, 3] = 30
     model.embeddings.register_forward_hook(lambda module, args, output: output + outlier)
     calibrate(model, batches(3), method="auto")
     amax = float(model.get_submodule(QUERY)._input_quantizer.amax)
-    assert amax > 290 if kept else amax < 10
+    assert amax > 27 if kept else amax < 10
     maximum = calibrate(model, batches(3), method="max").get_submodule(QUERY)._input_quantizer.amax
-    assert 290 < maximum < 310
+    assert 27 < maximum < 33
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +17,34 @@ from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.quantizer import TensorQuantizer
 
+STEP = 2**0.5
+"""The largest ratio of one range to the next smaller one."""
+
+SMALLEST_NORM = 1e-30
+"""Of a result that errors are relative to: one that is 0 has an error of its own."""
+
 
 def candidates(statistics: Statistics) -> dict[str, list[float]]:
-    """Return the ranges that the methods choose for each histogram, each once, in rising order."""
+    """Return the ranges to compare for each histogram, in rising order.
+
+    They are those that the methods choose, each once, and magnitudes in between: where a few outliers are a
+    hundred times as large as the rest, the methods leave a gap that the best range may lie in.
+    """
     found = [statistics.ranges(method) for method in ("max", "mse", "entropy")]
     found += [statistics.ranges("percentile", share) for share in PERCENTILES]
     with_histogram = [path for path, tensor in statistics.items() if tensor.channel_amax is None]
-    return {path: sorted({float(ranges[path]) for ranges in found}) for path in with_histogram}
+    return {path: _filled({float(ranges[path]) for ranges in found}) for path in with_histogram}
+
+
+def _filled(ranges: set[float]) -> list[float]:
+    """Return the ranges in rising order, with steps of at most `STEP` between them."""
+    rising = sorted(ranges)
+    filled = rising[:1]
+    for low, high in itertools.pairwise(rising):
+        steps = math.ceil(math.log(high / low, STEP)) if low else 1
+        filled += [low * (high / low) ** (step / steps) for step in range(1, steps)]
+        filled.append(high)
+    return filled
 
 
 class Comparison:
@@ -77,17 +100,29 @@ class Comparison:
         try:
             for name, path in paths.items():
                 quantizer: TensorQuantizer = getattr(module, name)
+                expected = _result(output)
                 errors = []
                 for amax in self._ranges[path]:
-                    with _quantizing(quantizer, amax, _result(output).device):
-                        difference = _result(module.forward(*args, **kwargs)) - _result(output)
-                    if self.padding is not None:
-                        difference, _ = self.padding.data(difference, "")
-                    errors.append(difference.double().square().sum())
+                    with _quantizing(quantizer, amax, expected.device):
+                        errors.append(self._error(_result(module.forward(*args, **kwargs)), expected))
                 before = self._errors.get(path)
                 self._errors[path] = torch.stack(errors) + (0 if before is None else before)
         finally:
             self._repeating = False
+
+
+    def _error(self, result: Tensor, expected: Tensor) -> Tensor:
+        """Return the squared error of the positions that are data, each relative to its expected result.
+
+        What follows is a LayerNorm or a softmax, which make an outlier token's large values count for no
+        more than another token's. A result smaller than the median counts as large as that.
+        """
+        error = (result - expected).float().square_().sum(-1, keepdim=True)
+        norm = expected.float().square().sum(-1, keepdim=True)
+        if self.padding is not None:
+            (error, _), (norm, _) = self.padding.data(error, ""), self.padding.data(norm, "")
+        floor = norm.median() if norm.numel() else 0.0
+        return (error / norm.clamp(min=floor).clamp(min=SMALLEST_NORM)).double().sum()
 
 
 @contextmanager

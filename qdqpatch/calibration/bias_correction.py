@@ -1,0 +1,143 @@
+"""Correct biases for the mean error that quantization makes in each Linear.
+
+Quantization errors do not average to zero: rounding and clipping shift the mean of a Linear's output. Nagel
+et al. (arXiv 1906.04721, section 4.2) add the difference of the means to the bias, here taken from data. The
+mean of a Linear's output being that of its input put through it, the correction is W E[x] - Q(W) E[Q(x)].
+
+Tokens with a clipped input do not count. In BERT these are a few with outliers, such as [SEP], whose error is
+far larger than the mean of all others: it would be moved into every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from qdqpatch.calibration import distributed
+from qdqpatch.calibration.collecting import Observer, _collecting, _feed
+from qdqpatch.errors import CalibrationError, NotQuantizedError
+from qdqpatch.linear import QuantLinear
+from qdqpatch.quantizer import TensorQuantizer
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def correct_biases(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: bool = True) -> Model:
+    """Add to each quantized Linear's bias what quantization takes from its mean output, in place.
+
+    The float model runs once on the batches, and each Linear is compared with its quantized form on the
+    same inputs. The biases of the float model change with it: correct once, as a second time would add the
+    same again, and after the ranges are final.
+
+    Args:
+        model: A quantized and calibrated model.
+        batches: Keyword arguments for the model, as a tokenizer returns them; moved to its device.
+        padding_aware: Whether positions that the attention mask hides are left out.
+
+    Returns:
+        The same model.
+
+    Raises:
+        NotQuantizedError: If the model has no quantized Linear with a bias.
+        CalibrationError: If there is no batch, one of these Linears has a quantizer without a range or is
+            not reached, or a mean is NaN or infinite.
+        Whatever is raised, the model is as it was.
+    """
+    modules = model.named_modules()
+    linears = {
+        path: each for path, each in modules if isinstance(each, QuantLinear) and each.bias is not None
+    }
+    if not linears:
+        raise NotQuantizedError(
+            "The model has no quantized Linear with a bias: call qdqpatch.quantize(model) first."
+        )
+    for path, linear in linears.items():
+        for name, quantizer in linear.named_children():
+            if isinstance(quantizer, TensorQuantizer) and not quantizer._disabled and quantizer.amax is None:
+                raise CalibrationError(
+                    f"{path}.{name} has no range yet: call qdqpatch.calibrate(model, batches) first."
+                )
+    sums = _sums(model, linears, batches, padding_aware)
+    biases = {path: _corrected(path, linear, sums[path]) for path, linear in linears.items()}
+    with torch.no_grad():
+        for path, bias in biases.items():
+            linears[path].bias.copy_(bias)
+    return model
+
+
+class Sums(Observer):
+    """Adds up what a Linear reads, before and after its quantizer, over tokens that are data and not clipped.
+
+    Args:
+        linear: The Linear.
+        device: Where to add.
+
+    Attributes:
+        inputs: Float64, shape `(3, in_features)`: the inputs, the quantized inputs, the number of tokens.
+    """
+
+    def __init__(self, linear: QuantLinear, device: torch.device) -> None:
+        self.quantizer: TensorQuantizer = linear._input_quantizer
+        super().__init__("", self.quantizer, device)
+        self.inputs = torch.zeros(3, linear.in_features, dtype=torch.float64, device=device)
+
+    def collect(self, inputs: Tensor) -> None:
+        """Take an input of shape `(..., in_features)` into account."""
+        self.was_reached = True
+        counts = self.batch.shown(torch.ones_like(inputs[..., :1]), "")
+        quantized = inputs
+        if not self.quantizer._disabled:
+            amax = self.quantizer._range_of(inputs)
+            quantized = self.quantizer.quantized(inputs, amax)
+            counts = counts * (inputs.abs() <= amax).all(-1, keepdim=True)
+        for total, each in zip(self.inputs, (inputs, quantized, torch.ones_like(inputs)), strict=True):
+            total += torch.where(counts > 0, each, 0).flatten(0, -2).sum(0, dtype=torch.float64)
+
+
+def _sums(
+    model: PreTrainedModel,
+    linears: Mapping[str, QuantLinear],
+    batches: Iterable[Mapping[str, Any]],
+    padding_aware: bool,
+) -> dict[str, Tensor]:
+    """Return each Linear's sums over all batches and processes, on the host."""
+    observers = {path: Sums(each, model.device) for path, each in linears.items()}
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(_collecting(model, {}))
+        for path, observer in observers.items():
+            hook = linears[path].register_forward_pre_hook(
+                lambda _, args, seen=observer: seen.collect(args[0])
+            )
+            stack.callback(hook.remove)
+        count = distributed.together(
+            lambda: _feed(model, batches, observers, padding_aware, None), model.device
+        )
+    sums = distributed.sum_over_processes(
+        {path: each.inputs for path, each in observers.items()}, model.device
+    )
+    for path, observer in observers.items():
+        if not count and not distributed.is_distributed():
+            raise CalibrationError("There was no calibration batch. An iterator can be used only once.")
+        if not observer.was_reached and not sums[path].any():
+            raise CalibrationError(
+                f"{path} saw no tensor in {count} batches: their inputs do not reach it. Add the inputs it "
+                "needs (encoder_hidden_states for cross-attention)."
+            )
+    return sums
+
+
+def _corrected(path: str, linear: QuantLinear, sums: Tensor) -> Tensor:
+    """Return the Linear's new bias, computed in float64."""
+    weight, quantizer = linear.weight.detach(), linear._weight_quantizer
+    quantized = weight if quantizer._disabled else quantizer.quantized(weight, quantizer._range_of(weight))
+    inputs, quantized_inputs = sums[:2].to(weight.device) / sums[2, 0].clamp(min=1)
+    correction = weight.double() @ inputs - quantized.double() @ quantized_inputs
+    if not bool(correction.isfinite().all()):
+        raise CalibrationError(f"{path} saw NaN or infinity. Check weights and inputs.")
+    bias: Tensor = (linear.bias.detach().double() + correction).to(linear.bias.dtype)
+    return bias
