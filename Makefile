@@ -4,7 +4,7 @@
 #     make help         this list
 #     make test         formatting, lint, types, every test, then the quick ones with the oldest transformers
 #     make lint         formatting, lint and types alone
-#     make benchmark    what quantizing and a forward pass cost
+#     make benchmark    what quantizing, a forward pass and calibration cost, in time and in accuracy
 #     make notebooks    run the notebooks again and keep what they print
 #     make reference    record again what the original QDQBERT computes (Python 3.10 to 3.12)
 #     make clean        remove everything that these made
@@ -40,6 +40,8 @@ lint: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/quantize_time.py
 	$(VENV)/bin/python benchmarks/forward_time.py
+	$(VENV)/bin/python benchmarks/calibration_time.py
+	$(VENV)/bin/python benchmarks/accuracy.py
 
 notebooks: $(VENV)/installed
 	$(VENV)/bin/python notebooks/execute.py

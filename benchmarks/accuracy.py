@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
-        sys.exit(f"There is no {arguments.folder}: name the folder that holds the models and the data.")
+        print(f"Skipped: there is no {arguments.folder}. Name the folder that holds the models and the data.")
+        return
     prepare()
     for kind in TASKS:
         if arguments.tasks is None or kind.name in arguments.tasks:

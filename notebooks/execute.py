@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+import matplotlib.font_manager  # noqa: F401  # makes its cache now, or a notebook's first plot would say so
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode

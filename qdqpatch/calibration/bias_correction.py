@@ -5,7 +5,8 @@ et al. (arXiv 1906.04721, section 4.2) add the difference of the means to the bi
 mean of a Linear's output being that of its input put through it, the correction is W E[x] - Q(W) E[Q(x)].
 
 Tokens with a clipped input do not count. In BERT these are a few with outliers, such as [SEP], whose error is
-far larger than the mean of all others: it would be moved into every token.
+far larger than the mean of all others: it would be moved into every token. Whether the correction helps
+depends on the model and its ranges, so compare with the float model's outputs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
-from qdqpatch.calibration.collecting import Observer, _collecting, _feed
+from qdqpatch.calibration.collecting import Observer, feed_batches, observing
 from qdqpatch.errors import CalibrationError, NotQuantizedError
 from qdqpatch.linear import QuantLinear
 from qdqpatch.quantizer import TensorQuantizer
@@ -108,14 +109,14 @@ def _sums(
     """Return each Linear's sums over all batches and processes, on the host."""
     observers = {path: Sums(each, model.device) for path, each in linears.items()}
     with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(_collecting(model, {}))
+        stack.enter_context(observing(model, {}))
         for path, observer in observers.items():
             hook = linears[path].register_forward_pre_hook(
                 lambda _, args, seen=observer: seen.collect(args[0])
             )
             stack.callback(hook.remove)
         count = distributed.together(
-            lambda: _feed(model, batches, observers, padding_aware, None), model.device
+            lambda: feed_batches(model, batches, observers, padding_aware, None), model.device
         )
     sums = distributed.sum_over_processes(
         {path: each.inputs for path, each in observers.items()}, model.device

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -47,27 +47,40 @@ def _filled(ranges: set[float]) -> list[float]:
     return filled
 
 
+def stages(paths: Iterable[str]) -> list[list[str]]:
+    """Return the quantizers to compare in turn: the first of every module, then the second, and so on."""
+    by_module: dict[str, list[str]] = {}
+    for path in paths:
+        by_module.setdefault(path.rpartition(".")[0], []).append(path)
+    return [
+        [path for path in row if path] for row in itertools.zip_longest(*by_module.values(), fillvalue="")
+    ]
+
+
 class Comparison:
     """Repeats every operation of a float model with one of its operands quantized to each candidate range.
 
     An operation is a module with quantizers: a Linear, an attention, or a block with a residual add, whose
-    result is that of its LayerNorm. All other quantizers stay off, so each range is judged for itself.
+    result is that of its LayerNorm. Operands of it that were compared before are quantized to the range
+    chosen for them, because two ranges that each do no harm alone may do together.
 
     Args:
-        ranges: The candidates by quantizer path.
+        ranges: The candidates, by the path of the quantizers that are compared now.
+        chosen: The ranges of those that were compared before, by path.
 
     Attributes:
         padding: What of the batch that comes is data; None if everything is.
     """
 
-    def __init__(self, ranges: Mapping[str, list[float]]) -> None:
+    def __init__(self, ranges: Mapping[str, list[float]], chosen: Mapping[str, float]) -> None:
         self.padding: Padding | None = None
         self._ranges = ranges
+        self._chosen = chosen
         self._errors: dict[str, Tensor] = {}
         self._repeating = False
 
     def errors(self) -> dict[str, Tensor]:
-        """Return the squared errors so far, float64, shape `(candidates,)`, by quantizer path."""
+        """Return the errors so far, float64, shape `(candidates,)`, by quantizer path."""
         return self._errors
 
     @contextmanager
@@ -76,8 +89,10 @@ class Comparison:
         hooks = []
         for path, module in model.named_modules():
             paths = {name: f"{path}.{name}" for name, _ in module.named_children()}
-            mine = {name: paths[name] for name in paths if paths[name] in self._ranges}
-            if mine:
+            mine = {
+                name: each for name, each in paths.items() if each in self._ranges or each in self._chosen
+            }
+            if self._compared(mine):
                 hook = functools.partial(self._compare, mine)
                 hooks.append(module.register_forward_hook(hook, with_kwargs=True))
         try:
@@ -97,32 +112,39 @@ class Comparison:
         if self._repeating:
             return
         self._repeating = True
+        expected = _result(output)
         try:
-            for name, path in paths.items():
-                quantizer: TensorQuantizer = getattr(module, name)
-                expected = _result(output)
-                errors = []
-                for amax in self._ranges[path]:
-                    with _quantizing(quantizer, amax, expected.device):
-                        errors.append(self._error(_result(module.forward(*args, **kwargs)), expected))
-                before = self._errors.get(path)
-                self._errors[path] = torch.stack(errors) + (0 if before is None else before)
+            with ExitStack() as quantizing:
+                for name in paths.keys() - self._compared(paths):
+                    amax = self._chosen[paths[name]]
+                    quantizing.enter_context(_quantizing(getattr(module, name), amax, expected.device))
+                for name in self._compared(paths):
+                    errors = []
+                    for amax in self._ranges[paths[name]]:
+                        with _quantizing(getattr(module, name), amax, expected.device):
+                            errors.append(self._error(_result(module.forward(*args, **kwargs)), expected))
+                    before = self._errors.get(paths[name])
+                    self._errors[paths[name]] = torch.stack(errors) + (0 if before is None else before)
         finally:
             self._repeating = False
 
+    def _compared(self, paths: Mapping[str, str]) -> set[str]:
+        return {name for name, path in paths.items() if path in self._ranges}
 
     def _error(self, result: Tensor, expected: Tensor) -> Tensor:
-        """Return the squared error of the positions that are data, each relative to its expected result.
+        """Return the sum over the positions that are data of the squares of their relative squared errors.
 
-        What follows is a LayerNorm or a softmax, which make an outlier token's large values count for no
-        more than another token's. A result smaller than the median counts as large as that.
+        Relative to each position's expected result, because what follows is a LayerNorm or a softmax: an
+        outlier token's large values count for no more than another token's. A result smaller than the
+        median counts as large as that. Squared once more, because one ruined token, such as the [CLS] that
+        all others attend to, does more harm than a little noise on all.
         """
         error = (result - expected).float().square_().sum(-1, keepdim=True)
         norm = expected.float().square().sum(-1, keepdim=True)
         if self.padding is not None:
             (error, _), (norm, _) = self.padding.data(error, ""), self.padding.data(norm, "")
         floor = norm.median() if norm.numel() else 0.0
-        return (error / norm.clamp(min=floor).clamp(min=SMALLEST_NORM)).double().sum()
+        return (error / norm.clamp(min=floor).clamp(min=SMALLEST_NORM)).double().square().sum()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
-from qdqpatch.calibration.candidates import Comparison, candidates
+from qdqpatch.calibration.candidates import Comparison, candidates, stages
 from qdqpatch.calibration.histogram import UNSEEN, Histogram
 from qdqpatch.calibration.padding import POSITIONS, Padding
-from qdqpatch.calibration.statistics import Statistics, TensorStatistics
+from qdqpatch.calibration.statistics import Statistics, TensorStatistics, least_error
 from qdqpatch.errors import CalibrationError, NotQuantizedError
 from qdqpatch.patch import named_quantizers
 from qdqpatch.quantizer import TensorQuantizer, absolute_max
@@ -67,18 +68,13 @@ def collect(
     held_back: list[Mapping[str, Any]] = []
 
     def feed() -> int:
-        return _feed(model, batches, observers, padding_aware, held_back if compare else None)
+        return feed_batches(model, batches, observers, padding_aware, held_back if compare else None)
 
-    with _collecting(model, observers), torch.no_grad():
+    with observing(model, observers), torch.no_grad():
         count = distributed.together(feed, model.device)
     statistics = _checked(observers, quantizers, count)
     if compare:
-        ranges = candidates(statistics)
-        errors = distributed.together(lambda: _compare(model, held_back, ranges, padding_aware), model.device)
-        summed = distributed.sum_over_processes(errors, model.device)
-        statistics = statistics.with_errors(
-            {path: dict(zip(ranges[path], summed[path].tolist(), strict=True)) for path in ranges}
-        )
+        statistics = statistics.with_errors(_compare(model, held_back, candidates(statistics), padding_aware))
     return statistics
 
 
@@ -146,7 +142,7 @@ class BatchCounts:
         )
 
 
-def _feed(
+def feed_batches(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
     observers: Mapping[str, Observer],
@@ -178,17 +174,29 @@ def _compare(
     batches: Iterable[Mapping[str, Any]],
     ranges: Mapping[str, list[float]],
     padding_aware: bool,
-) -> dict[str, Tensor]:
+) -> dict[str, dict[float, float]]:
     """Return the errors of every quantizer's candidate ranges on the batches; zeros where none reached it."""
-    comparison = Comparison(ranges)
     # An operation that is repeated must not find its own keys and values in a cache.
     without_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    with _collecting(model, {}), comparison.watching(model), torch.no_grad():
-        for batch in batches:
-            comparison.padding = Padding(batch) if padding_aware else None
-            model(**on_device(batch, model.device) | without_cache)
-    unmeasured = {path: torch.zeros(len(amaxes), dtype=torch.float64) for path, amaxes in ranges.items()}
-    return unmeasured | comparison.errors()
+
+    def run(comparison: Comparison) -> dict[str, Tensor]:
+        with observing(model, {}), comparison.watching(model), torch.no_grad():
+            for batch in batches:
+                comparison.padding = Padding(batch) if padding_aware else None
+                model(**on_device(batch, model.device) | without_cache)
+        return comparison.errors()
+
+    errors: dict[str, dict[float, float]] = {}
+    chosen: dict[str, float] = {}
+    for paths in stages(ranges):
+        comparison = Comparison({path: ranges[path] for path in paths}, chosen)
+        measured = distributed.together(functools.partial(run, comparison), model.device)
+        unmeasured = {path: torch.zeros(len(ranges[path]), dtype=torch.float64) for path in paths}
+        for path, summed in distributed.sum_over_processes(unmeasured | measured, model.device).items():
+            errors[path] = dict(zip(ranges[path], summed.tolist(), strict=True))
+            if any(errors[path].values()):
+                chosen[path] = least_error(errors[path])
+    return errors
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -229,7 +237,7 @@ def _checked(
 
 
 @contextmanager
-def _collecting(model: PreTrainedModel, observers: Mapping[str, Observer]) -> Iterator[None]:
+def observing(model: PreTrainedModel, observers: Mapping[str, Observer]) -> Iterator[None]:
     """Let quantizers collect instead of quantize, and put everything back however it ends."""
     modes = {module: module.training for module in model.modules()}
     # A block computed in chunks would show tensors that no longer have the batch's positions.

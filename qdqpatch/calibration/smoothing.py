@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
-from qdqpatch.calibration.collecting import Observer, _collecting, _feed
+from qdqpatch.calibration.collecting import Observer, feed_batches, observing
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.linear import QuantLinear
 from qdqpatch.patch import is_quantized
@@ -173,11 +173,13 @@ def _channel_maxima(
     observers = {linear: Observer("", per_channel, model.device) for linear in paths}
     named = {paths[linear]: observer for linear, observer in observers.items()}
     with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(_collecting(model, {}))
+        stack.enter_context(observing(model, {}))
         for linear, observer in observers.items():
             hook = linear.register_forward_hook(lambda _, __, output, seen=observer: seen.collect(output))
             stack.callback(hook.remove)
-        count = distributed.together(lambda: _feed(model, batches, named, padding_aware, None), model.device)
+        count = distributed.together(
+            lambda: feed_batches(model, batches, named, padding_aware, None), model.device
+        )
     maxima = [observer.channel_amax for observer in observers.values()]
     if distributed.is_distributed():
         maxima = distributed.merge_maxima(maxima)

@@ -36,8 +36,8 @@ class TensorStatistics:
         levels: The highest integer of the quantizer.
         channel_amax: Of a quantizer with a range per channel, the largest magnitude of each, shaped like
             its range. It has no histogram: its counts are 0.
-        errors: How far each candidate range moves the operation's result, as the sum of squares over the
-            batches that were held back; empty if nothing was compared.
+        errors: How far each candidate range moves the operation's result on the batches that were held
+            back (`calibration/candidates.py` says in what measure); empty if nothing was compared.
     """
 
     counts: NDArray[np.int64]
@@ -74,7 +74,7 @@ class TensorStatistics:
         if self.channel_amax is not None:
             return self.channel_amax
         if method == "auto" and any(self.errors.values()):
-            return torch.tensor(min(self.errors, key=lambda amax: (self.errors[amax], amax)))
+            return torch.tensor(least_error(self.errors))
         filled = np.flatnonzero(self.counts)
         if method == "max" or not len(filled) or filled[-1] == 0:
             return torch.tensor(self.amax)
@@ -83,13 +83,18 @@ class TensorStatistics:
         return torch.tensor(min(max(bins, 1.0) * self.width, self.amax))
 
 
+def least_error(errors: Mapping[float, float]) -> float:
+    """Return the range with the smallest error, the smaller of two that are equally good."""
+    return min(errors, key=lambda amax: (errors[amax], amax))
+
+
 class Statistics(Mapping[str, TensorStatistics]):
     """What every activation quantizer of a model saw, by the quantizer's path.
 
     Example:
         >>> statistics = collect(model, batches)
         >>> statistics.save("statistics.safetensors")
-        >>> calibrate(model, statistics, method="entropy")
+        >>> model = calibrate(model, statistics, method="entropy")
     """
 
     def __init__(self, tensors: Mapping[str, TensorStatistics]) -> None:
