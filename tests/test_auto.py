@@ -188,14 +188,15 @@ def test_an_error_inside_an_operation_leaves_the_model_as_it_was() -> None:
 @pytest.mark.parametrize("name", ["BertLMHeadModel", models.CROSS])
 def test_a_decoder_with_a_cache(name: str, extra: dict[str, Any]) -> None:
     """A repeated operation must not find its own keys in the cache."""
-    model = one_layer("*_input_quantizer=off", "*.matmul_k_input_quantizer=on", name=name)
+    overrides = ("*_input_quantizer=off", "*.matmul_k_input_quantizer=on")
+    model = one_layer(*overrides, name=name)
     assert model.config.use_cache
     data = [batch | extra for batch in batches(2, name)]
     statistics = collect(model, data, compare=True)
     path = f"bert.{LAYER}.attention.self.matmul_k_input_quantizer"
     without = [batch | {"use_cache": False} for batch in data]
     expected = errors_by_hand(
-        one_layer(name=name), path, list(statistics[path].errors), [without[1]], padding=True
+        one_layer(*overrides, name=name), path, list(statistics[path].errors), [without[1]], padding=True
     )
     assert list(statistics[path].errors.values()) == pytest.approx(expected, rel=1e-12)
 

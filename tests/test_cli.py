@@ -98,7 +98,7 @@ def test_convert_gives_what_the_library_gives(run, float_checkpoint: Path, sente
     texts = [line for line in SENTENCES.splitlines() if line]
     batches = [tokenizer(texts[i : i + 2], padding=True, return_tensors="pt") for i in (0, 2)]
     expected = qdqpatch.calibrate(
-        qdqpatch.quantize(AutoModelForMaskedLM.from_pretrained(float_checkpoint)), batches
+        qdqpatch.quantize(AutoModelForMaskedLM.from_pretrained(float_checkpoint)), batches, method="auto"
     )
     actual = AutoModelForMaskedLM.from_pretrained("out")
     models.assert_equal(actual.state_dict(), expected.state_dict())

@@ -72,7 +72,7 @@ def assert_fails(result: Result, *fragments: str, code: int = 1) -> None:
 def test_the_ranges_are_those_of_the_library(convert, checkpoint: Path) -> None:
     lines = [f"{i},{text},{label}" for i, (text, label) in enumerate(zip(TEXTS, TEXTS[::-1], strict=True))]
     Path("data.csv.gz").write_bytes(gzip.compress("\n".join(["n,first,second", *lines]).encode()))
-    options = {"samples": 12, "seed": 5, "batch-size": 4, "max-length": 20, "method": "percentile"}
+    options = {"samples": 12, "seed": 5, "batch-size": 4, "max-length": 20}
     given = [part for name, value in options.items() for part in (f"--{name}", value)]
     columns = ("--text-column", "first", "--text-pair-column", "second")
     result = convert("--calib", "data.csv.gz", *columns, *given, "--percentile", 99)
@@ -109,7 +109,7 @@ def test_the_defaults(convert, seen: dict[str, Any]) -> None:
     result = convert("--calib", "data.txt")
     assert result.exit_code == 0, result.output
     assert "Calibrating with 256 of 400 texts in data.txt (text)." in result.stderr
-    assert (seen["method"], seen["percentile"], seen["count"]) == ("percentile", 99.99, 16)
+    assert (seen["method"], seen["percentile"], seen["count"]) == ("auto", 99.99, 16)
     assert {len(batch["input_ids"]) for batch in seen["batches"]} == {16}
     for first, second in zip(seen["batches"], seen["again"], strict=True):
         models.assert_equal(first, second)
