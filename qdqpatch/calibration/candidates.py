@@ -129,7 +129,7 @@ class Comparison:
                     for amax in self._ranges[paths[name]]:
                         with _quantizing(getattr(module, name), amax, expected.device):
                             result = _result(module.forward(*args, **kwargs))
-                            errors.append(self._error(result, expected, POWERS[RESIDUAL in paths]))
+                            errors.append(self._error(result, expected, POWERS[hasattr(module, RESIDUAL)]))
                     before = self._errors.get(paths[name])
                     self._errors[paths[name]] = torch.stack(errors) + (0 if before is None else before)
         finally:
