@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     write_checkpoint(folder / "float")
     (folder / "data.txt").write_text(SENTENCES, encoding="utf-8")
-    calib = ["--calib", folder / "data.txt", "--max-length", 16]
+    calib = ["--calib", folder / "data.txt", "--method", "percentile", "--max-length", 16]
     for arguments in (["calibrated", *calib], ["bare"]):
         result = invoke("convert", folder / "float", folder / arguments[0], *arguments[1:])
         assert result.exit_code == 0, result.output

@@ -136,7 +136,8 @@ class Statistics(Mapping[str, TensorStatistics]):
             CalibrationError: If the method is `"auto"` and nothing was compared.
         """
         check_method(method, percentile)
-        if method == "auto" and not any(tensor.errors for tensor in self._tensors.values()):
+        with_histogram = [tensor for tensor in self._tensors.values() if tensor.channel_amax is None]
+        if method == "auto" and with_histogram and not any(tensor.errors for tensor in with_histogram):
             raise CalibrationError(
                 'The method "auto" compares ranges on batches that were held back: collect the statistics '
                 "with compare=True."
