@@ -43,7 +43,7 @@ def test_searching_again_costs_no_forward_pass() -> None:
     model, passes = models.uncalibrated(), []
     model.register_forward_hook(lambda *_: passes.append(1))
     statistics = collect(model, nvidia.batches(), compare=True)
-    # The first batch and the third once; the second, held back, for each of attention's four operands in turn.
+    # The first batch and the third once; the second, held back, for each of the four operands of attention.
     assert len(passes) == 2 + 4
     for method in [*METHODS, "auto"]:
         calibrate(model, statistics, method=method)
