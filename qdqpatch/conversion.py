@@ -35,11 +35,10 @@ def plan(model: PreTrainedModel, config: QDQConfig | None = None) -> Plan:
     """
     if not isinstance(model, PreTrainedModel) or not patch.is_quantized(model):
         return find_sites(model, config)
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    float_twin = dequantize(copy.deepcopy(model, shared))
+    twin = float_twin(model)
     if config is not None:
-        return find_sites(float_twin, config)
-    return find_sites(float_twin, model.config.quantization_config, strict=False)
+        return find_sites(twin, config)
+    return find_sites(twin, model.config.quantization_config, strict=False)
 
 
 def quantize(model: Model, config: QDQConfig | None = None) -> Model:
@@ -96,3 +95,13 @@ def dequantize(model: Model) -> Model:
     # transformers' method, which asks our QDQQuantizer; mypy does not see that it may be called untyped.
     model.dequantize()  # type: ignore[no-untyped-call]
     return model
+
+
+def float_twin(model: Model) -> Model:
+    """Return a float copy of a quantized model that shares its tensors, to be looked at.
+
+    Raises:
+        NotQuantizedError: If the model was not quantized by qdqpatch.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return dequantize(copy.deepcopy(model, shared))

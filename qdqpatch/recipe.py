@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
 from qdqpatch.config import QDQConfig
-from qdqpatch.conversion import dequantize
 from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.plan import find_sites
 from qdqpatch.settings import Override, QuantizerConfig
 
 Placement = dict[str, QuantizerConfig]
 """The settings of every quantizer that is on, by its path."""
-
-
-def float_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a float copy of a quantized model that shares its tensors, for `placement` to look at.
-
-    Raises:
-        NotQuantizedError: If the model was not quantized by qdqpatch.
-    """
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return dequantize(copy.deepcopy(model, shared))
 
 
 def placement(twin: PreTrainedModel, config: QDQConfig) -> Placement:

@@ -10,10 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from qdqpatch.config import QDQConfig
+from qdqpatch.conversion import float_twin
 from qdqpatch.errors import ConfigError, OverrideError
 from qdqpatch.patch import named_quantizers
 from qdqpatch.quantizer import TensorQuantizer
-from qdqpatch.recipe import Placement, extended, first_like, float_twin, placement, record, without
+from qdqpatch.recipe import Placement, extended, first_like, placement, record, without
 from qdqpatch.settings import Override, QuantizerConfig
 
 Model = TypeVar("Model", bound=PreTrainedModel)

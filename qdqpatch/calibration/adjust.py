@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration.methods import WeightMethod, check_weight_method
 from qdqpatch.calibration.weights import weight_ranges
 from qdqpatch.config import QDQConfig
+from qdqpatch.conversion import float_twin
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
 from qdqpatch.patch import is_quantized
 from qdqpatch.quantizer import TensorQuantizer, absolute_max
-from qdqpatch.recipe import first_like, float_twin, placement, record
+from qdqpatch.recipe import first_like, placement, record
 from qdqpatch.settings import Override
 from qdqpatch.switch import replace_quantizer
 

@@ -21,10 +21,13 @@ from qdqpatch.rules.adds import RESIDUAL
 STEP = 2**0.5
 """The largest ratio of one range to the next smaller one."""
 
-POWERS = {False: 2, True: 4}
-"""Of a position's error, by whether the operation is a residual add: one ruined token, such as the [CLS] that
-all others attend to, does more harm than a little noise on all, and most of all in the residual stream, which
-every later layer reads. Chosen by the divergence of the logits on held-out training data of SQuAD."""
+POWER = 2
+"""Of a position's error: one ruined token, such as the [CLS] that all others attend to, does more harm than a
+little noise on all."""
+
+RESIDUAL_POWER = 4
+"""The same in a residual add, which hands its result to every later layer. Both were chosen by the divergence
+of the logits on held-out training data of SQuAD."""
 
 SMALLEST_NORM = 1e-30
 """Of a result that errors are relative to: one that is 0 has an error of its own."""
@@ -76,18 +79,15 @@ class Comparison:
 
     Attributes:
         padding: What of the batch that comes is data; None if everything is.
+        errors: The errors so far, float64, shape `(candidates,)`, by quantizer path.
     """
 
     def __init__(self, ranges: Mapping[str, list[float]], chosen: Mapping[str, float]) -> None:
         self.padding: Padding | None = None
         self._ranges = ranges
         self._chosen = chosen
-        self._errors: dict[str, Tensor] = {}
+        self.errors: dict[str, Tensor] = {}
         self._repeating = False
-
-    def errors(self) -> dict[str, Tensor]:
-        """Return the errors so far, float64, shape `(candidates,)`, by quantizer path."""
-        return self._errors
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -125,13 +125,14 @@ class Comparison:
                     amax = self._chosen[paths[name]]
                     quantizing.enter_context(_quantizing(getattr(module, name), amax, expected.device))
                 for name in self._compared(paths):
+                    power = RESIDUAL_POWER if hasattr(module, RESIDUAL) else POWER
                     errors = []
                     for amax in self._ranges[paths[name]]:
                         with _quantizing(getattr(module, name), amax, expected.device):
                             result = _result(module.forward(*args, **kwargs))
-                            errors.append(self._error(result, expected, POWERS[hasattr(module, RESIDUAL)]))
-                    before = self._errors.get(paths[name])
-                    self._errors[paths[name]] = torch.stack(errors) + (0 if before is None else before)
+                            errors.append(self._error(result, expected, power))
+                    before = self.errors.get(paths[name])
+                    self.errors[paths[name]] = torch.stack(errors) + (0 if before is None else before)
         finally:
             self._repeating = False
 

@@ -184,7 +184,7 @@ def _compare(
             for batch in batches:
                 comparison.padding = Padding(batch) if padding_aware else None
                 model(**on_device(batch, model.device) | without_cache)
-        return comparison.errors()
+        return comparison.errors
 
     errors: dict[str, dict[float, float]] = {}
     chosen: dict[str, float] = {}
