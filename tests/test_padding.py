@@ -11,8 +11,8 @@ from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
 import qdqpatch
 from qdqpatch.calibration import collect
-from qdqpatch.calibration.collecting import BatchCounts
 from qdqpatch.calibration.histogram import Histogram
+from qdqpatch.calibration.observing import BatchCounts
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
-from qdqpatch.calibration.collecting import Observer, feed_batches, observing
+from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
 from qdqpatch.errors import CalibrationError, NotQuantizedError
 from qdqpatch.linear import QuantLinear
 from qdqpatch.quantizer import TensorQuantizer
@@ -123,12 +123,9 @@ def _sums(
     )
     for path, observer in observers.items():
         if not count and not distributed.is_distributed():
-            raise CalibrationError("There was no calibration batch. An iterator can be used only once.")
+            raise no_batch()
         if not observer.was_reached and not sums[path].any():
-            raise CalibrationError(
-                f"{path} saw no tensor in {count} batches: their inputs do not reach it. Add the inputs it "
-                "needs (encoder_hidden_states for cross-attention)."
-            )
+            raise not_reached(path, count)
     return sums
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,18 +13,20 @@ from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
 from qdqpatch.calibration.candidates import Comparison, candidates, stages
-from qdqpatch.calibration.histogram import UNSEEN, Histogram
-from qdqpatch.calibration.padding import POSITIONS, Padding
+from qdqpatch.calibration.histogram import UNSEEN
+from qdqpatch.calibration.observing import (
+    Observer,
+    feed_batches,
+    no_batch,
+    not_reached,
+    observing,
+    on_device,
+)
+from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics, TensorStatistics, least_error
 from qdqpatch.errors import CalibrationError, NotQuantizedError
 from qdqpatch.patch import named_quantizers
-from qdqpatch.quantizer import TensorQuantizer, absolute_max
-
-HELD_BACK = 8
-"""Of so many batches one is held back, the second first, where ranges are to be compared on it."""
-
-CHUNKED = "chunk_size_feed_forward"
-"""The attribute of a transformers layer that says how many positions its feed forward takes at a time."""
+from qdqpatch.quantizer import TensorQuantizer
 
 
 def collect(
@@ -78,97 +78,6 @@ def collect(
     return statistics
 
 
-class Observer:
-    """Counts what one quantizer sees; a calibrator in the toolkit's sense.
-
-    Args:
-        name: The quantizer's name in its module.
-        quantizer: The quantizer.
-        device: Where to count.
-    """
-
-    def __init__(self, name: str, quantizer: TensorQuantizer, device: torch.device) -> None:
-        self.name = name
-        self.axis = quantizer._axis
-        self.histogram = Histogram.empty(device)
-        self.channel_amax: Tensor | None = None
-        self.batch = BatchCounts(None)
-        self.was_reached = False
-
-    def collect(self, inputs: Tensor) -> None:
-        """Take a tensor into account."""
-        self.was_reached = True
-        if self.axis is None:
-            self.histogram.add(self.batch.of(inputs, self.name))
-            return
-        amax = absolute_max(self.batch.shown(inputs, self.name), self.axis)
-        self.channel_amax = amax if self.channel_amax is None else torch.maximum(self.channel_amax, amax)
-
-
-class BatchCounts:
-    """The histograms of one batch's tensors, each tensor counted once, whoever reads it.
-
-    Query, key, value and the residual add read the same tensor, as do the intermediate Linear and the
-    second residual add.
-
-    Args:
-        padding: What of the batch is data; None if everything is.
-    """
-
-    def __init__(self, padding: Padding | None) -> None:
-        self._padding = padding
-        self._counted: dict[tuple[int, str], tuple[weakref.ref[Tensor], int, Histogram]] = {}
-
-    def of(self, tensor: Tensor, name: str) -> Histogram:
-        """Return the histogram of a tensor that the quantizer `name` sees."""
-        if tensor.is_inference():  # it does not tell whether it was changed since
-            return self._count(tensor, name)
-        layout = name if name in POSITIONS else ""
-        known = self._counted.get((id(tensor), layout))
-        if known is not None and known[0]() is tensor and known[1] == tensor._version:
-            return known[2]
-        histogram = self._count(tensor, name)
-        self._counted[id(tensor), layout] = weakref.ref(tensor), tensor._version, histogram
-        return histogram
-
-    def shown(self, tensor: Tensor, name: str) -> Tensor:
-        """Return the tensor that the quantizer `name` sees with zeros for what is no data."""
-        return tensor if self._padding is None else self._padding.zeroed(tensor, name)
-
-    def _count(self, tensor: Tensor, name: str) -> Histogram:
-        tensor = tensor.detach()
-        return (
-            Histogram.of(tensor) if self._padding is None else Histogram.of(*self._padding.data(tensor, name))
-        )
-
-
-def feed_batches(
-    model: PreTrainedModel,
-    batches: Iterable[Mapping[str, Any]],
-    observers: Mapping[str, Observer],
-    padding_aware: bool,
-    held_back: list[Mapping[str, Any]] | None,
-) -> int:
-    """Run the batches, but for those to hold back, and return how many there were."""
-    count = 0
-    for count, batch in enumerate(batches, start=1):
-        if not isinstance(batch, Mapping):
-            raise CalibrationError(
-                f"Batch {count} is a {type(batch).__name__}; each must be a mapping of the model's keyword "
-                "arguments, as a tokenizer returns it."
-            )
-        if held_back is not None and count % HELD_BACK == 2:
-            held_back.append(batch)
-            continue
-        counts = BatchCounts(Padding(batch) if padding_aware else None)
-        for observer in observers.values():
-            observer.batch = counts
-        model(**on_device(batch, model.device))
-    if held_back is not None and count == 1:
-        held_back.append(batch)
-    return count
-
-
 def _compare(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
@@ -199,11 +108,6 @@ def _compare(
     return errors
 
 
-def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return the batch with its tensors on the device."""
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
 def _checked(
     observers: Mapping[str, Observer], quantizers: Mapping[str, TensorQuantizer], batches: int
 ) -> Statistics:
@@ -217,46 +121,17 @@ def _checked(
     for path, observer in observers.items():
         statistics = TensorStatistics.of(observer.histogram, observer.channel_amax, quantizers[path])
         if statistics.amax == UNSEEN and not batches:
-            raise CalibrationError("There was no calibration batch. An iterator can be used only once.")
+            raise no_batch()
         if statistics.amax == UNSEEN and observer.was_reached:
             raise CalibrationError(
                 f"All that {path} saw is padding: the attention mask hides every position. Check the "
                 "batches, or pass padding_aware=False."
             )
         if statistics.amax == UNSEEN:
-            raise CalibrationError(
-                f"{path} saw no tensor in {batches} batches: their inputs do not reach it. Add the inputs it "
-                "needs (encoder_hidden_states for cross-attention), or turn it off with an override."
-            )
+            raise not_reached(path, batches)
         if statistics.amax == float("inf"):
             raise CalibrationError(
                 f"{path} saw NaN or infinity, so it has no range. Check weights and inputs."
             )
         collected[path] = statistics
     return Statistics(collected)
-
-
-@contextmanager
-def observing(model: PreTrainedModel, observers: Mapping[str, Observer]) -> Iterator[None]:
-    """Let quantizers collect instead of quantize, and put everything back however it ends."""
-    modes = {module: module.training for module in model.modules()}
-    # A block computed in chunks would show tensors that no longer have the batch's positions.
-    chunks = {each: vars(each)[CHUNKED] for each in modes if isinstance(vars(each).get(CHUNKED), int)}
-    everything = dict(named_quantizers(model))
-    before = {path: (each._calibrator, each._if_calib, each._if_quant) for path, each in everything.items()}
-    model.eval()
-    for module in chunks:
-        setattr(module, CHUNKED, 0)
-    for path, quantizer in everything.items():
-        quantizer._if_quant, quantizer._if_calib = False, path in observers
-        if path in observers:
-            quantizer._calibrator = observers[path]
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for module, size in chunks.items():
-            setattr(module, CHUNKED, size)
-        for path, quantizer in everything.items():
-            quantizer._calibrator, quantizer._if_calib, quantizer._if_quant = before[path]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
-from qdqpatch.calibration.collecting import Observer, feed_batches, observing
+from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.linear import QuantLinear
 from qdqpatch.patch import is_quantized
@@ -184,14 +184,11 @@ def _channel_maxima(
     if distributed.is_distributed():
         maxima = distributed.merge_maxima(maxima)
     if not count and all(each is None for each in maxima):
-        raise CalibrationError("There was no calibration batch. An iterator can be used only once.")
+        raise no_batch()
     found = {}
     for (linear, path), amax in zip(paths.items(), maxima, strict=True):
         if amax is None:
-            raise CalibrationError(
-                f"{path} computed nothing in {count} batches: their inputs do not reach it. Add the inputs "
-                "it needs (encoder_hidden_states for cross-attention)."
-            )
+            raise not_reached(path, count)
         if not bool(amax.isfinite().all()):
             raise CalibrationError(f"{path} computed NaN or infinity. Check weights and inputs.")
         found[linear] = amax.flatten().to(linear.weight.device)
