@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qdqpatch.attention import IMPLEMENTATION
-from qdqpatch.errors import UnsupportedModelError
+from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
 from qdqpatch.plan import Plan, Site
 from qdqpatch.quantizer import TensorQuantizer
 
@@ -57,6 +57,18 @@ def named_quantizers(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
     for path, module in model.named_modules():
         if isinstance(module, TensorQuantizer):
             yield path, module
+
+
+def enabled_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Return every quantizer that is on, by its path.
+
+    Raises:
+        NotQuantizedError: If there is none.
+    """
+    quantizers = {path: each for path, each in named_quantizers(model) if not each._disabled}
+    if not quantizers:
+        raise NotQuantizedError("The model has no enabled quantizer: call qdqpatch.quantize(model) first.")
+    return quantizers
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -24,8 +24,8 @@ from qdqpatch.calibration.observing import (
 )
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics, TensorStatistics, least_error
-from qdqpatch.errors import CalibrationError, NotQuantizedError
-from qdqpatch.patch import named_quantizers
+from qdqpatch.errors import CalibrationError
+from qdqpatch.patch import enabled_quantizers
 from qdqpatch.quantizer import TensorQuantizer
 
 
@@ -57,9 +57,7 @@ def collect(
         NotQuantizedError: If the model has no enabled quantizer.
         CalibrationError: If there is no batch, a quantizer saw no tensor, or one saw NaN or infinity.
     """
-    quantizers = {path: each for path, each in named_quantizers(model) if not each._disabled}
-    if not quantizers:
-        raise NotQuantizedError("The model has no enabled quantizer: call qdqpatch.quantize(model) first.")
+    quantizers = enabled_quantizers(model)
     observers = {
         path: Observer(path.rpartition(".")[2], quantizer, model.device)
         for path, quantizer in quantizers.items()

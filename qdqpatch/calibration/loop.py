@@ -13,8 +13,8 @@ from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.methods import Method, WeightMethod, check_method, check_weight_method
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.calibration.weights import weight_ranges
-from qdqpatch.errors import CalibrationError, NotQuantizedError
-from qdqpatch.patch import named_quantizers
+from qdqpatch.errors import CalibrationError
+from qdqpatch.patch import enabled_quantizers
 from qdqpatch.quantizer import TensorQuantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -56,9 +56,7 @@ def calibrate(
     """
     check_method(method, percentile)
     check_weight_method(weight_method)
-    quantizers = {path: each for path, each in named_quantizers(model) if not each._disabled}
-    if not quantizers:
-        raise NotQuantizedError("The model has no enabled quantizer: call qdqpatch.quantize(model) first.")
+    quantizers = enabled_quantizers(model)
     ranges = distributed.together(lambda: weight_ranges(model, weight_method), model.device)
     if not isinstance(batches, Statistics):
         batches = collect(model, batches, padding_aware, compare=method == "auto")
@@ -90,9 +88,10 @@ def set_ranges(model: PreTrainedModel, ranges: Mapping[str, Tensor], complete: b
         complete: Whether every enabled quantizer must be named.
 
     Raises:
+        NotQuantizedError: If the model has no enabled quantizer.
         CalibrationError: If a path is no enabled quantizer's, or one is missing. Nothing is set then.
     """
-    quantizers = {path: each for path, each in named_quantizers(model) if not each._disabled}
+    quantizers = enabled_quantizers(model)
     differing = sorted(set(ranges) - set(quantizers)) + sorted(set(quantizers) - set(ranges)) * complete
     if differing:
         raise CalibrationError(
