@@ -1,5 +1,6 @@
 """What every test needs: reproducible arithmetic, no network, and global settings put back."""
 
+import gzip
 import os
 
 # The reference files hold results to the last bit, and those depend on the instruction set that a kernel was
@@ -14,15 +15,20 @@ os.environ.update(
 )
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("models")
+pytest.register_assert_rewrite("models", "adjusted")
 
 import models
+import reports
 import torch
 from pytorch_quantization.nn import QuantLinear, TensorQuantizer
+from texts import Write
 from transformers import PreTrainedModel
+
+from qdqpatch.report.page import render_page
 
 torch.set_num_threads(1)
 
@@ -73,3 +79,28 @@ def uncalibrated() -> Callable[[str], PreTrainedModel]:
 def calibrated() -> Callable[[str], PreTrainedModel]:
     """Give a fresh quantized model of a head, with a range on every quantizer."""
     return models.calibrated
+
+
+@pytest.fixture(scope="session")
+def calibrated_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated checkpoint with what its quantizers saw; to be read only."""
+    return reports.calibrated_checkpoint(tmp_path_factory.mktemp("report") / "calibrated")
+
+
+@pytest.fixture(scope="session")
+def page(calibrated_folder: Path) -> str:
+    """The page of that checkpoint."""
+    return render_page("calibrated", reports.HEAD, reports.reports_of(calibrated_folder))
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write a file into an empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, content: str | bytes) -> Path:
+        data = content.encode() if isinstance(content, str) else content
+        Path(name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        return Path(name)
+
+    return write

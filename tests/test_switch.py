@@ -7,7 +7,7 @@ from typing import Any
 import models
 import pytest
 import torch
-from test_adjust import check_saving, model_of, settings
+from adjusted import check_saving, model_of, settings
 from torch import nn
 from transformers import AutoModel, EncoderDecoderConfig, EncoderDecoderModel, PreTrainedModel
 
