@@ -37,5 +37,13 @@ class ReportError(QdqError, OSError):
     """A report cannot be drawn or written."""
 
 
+class ExportError(QdqError, RuntimeError):
+    """A model cannot be exported for the target, or the exported file does not do what the model does."""
+
+
+class EngineError(QdqError, RuntimeError):
+    """A runtime is not installed, refuses a file, or fails to run it."""
+
+
 class CalibrationWarning(UserWarning):
     """Calibration goes on, but its data is not what it should be."""

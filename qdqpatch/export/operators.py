@@ -1,0 +1,162 @@
+"""Quantized operations as single symbolic operators, so that a trace of the model is small and says what is meant.
+
+While `symbolic(model)` lasts, running the model in `torch.export` records, instead of the arithmetic of
+fake quantization, one operator of the domain `qdqpatch` for each quantized Linear, quantized embedding,
+attention and other quantizer, with the path of its module. What they become is each target's own
+(`export/rules`). A trace of BERT-base is 700 nodes and takes a third of the time of one with everything in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import bidirectional_mask_function, eager_mask
+
+from qdqpatch.linear import QuantEmbedding, QuantLinear
+from qdqpatch.quantizer import TensorQuantizer
+
+DOMAIN = "qdqpatch"
+LINEAR = "QuantLinear"
+EMBEDDING = "QuantEmbedding"
+ATTENTION = "Attention"
+FAKE_QUANTIZE = "FakeQuantize"
+IMPLEMENTATION = "qdqpatch-export"
+"""The attention implementation that records `ATTENTION`."""
+
+_PATH = "_export_path"
+
+
+class SymbolicLinear(QuantLinear):
+    """Records `LINEAR`: x of shape `(..., in_features)` to `(..., out_features)`."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Record the operator."""
+        return _record(LINEAR, self, [inputs], [*inputs.shape[:-1], self.out_features], inputs.dtype)
+
+
+class SymbolicEmbedding(QuantEmbedding):
+    """Records `EMBEDDING`: indices of any shape to `(..., embedding_dim)`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Record the operator."""
+        return _record(EMBEDDING, self, [input], [*input.shape, self.embedding_dim], self.weight.dtype)
+
+
+class SymbolicQuantizer(TensorQuantizer):
+    """Records `FAKE_QUANTIZE`, which keeps the shape."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Record the operator; nothing where the quantizer is off."""
+        if self._disabled:
+            return inputs
+        return _record(FAKE_QUANTIZE, self, [inputs], list(inputs.shape), inputs.dtype)
+
+
+SYMBOLIC: dict[type[nn.Module], type[nn.Module]] = {
+    QuantLinear: SymbolicLinear,
+    QuantEmbedding: SymbolicEmbedding,
+    TensorQuantizer: SymbolicQuantizer,
+}
+
+
+@contextmanager
+def symbolic(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model record operators of the domain `qdqpatch`; afterwards it is as before."""
+    modules = dict(model.named_modules())
+    classes = {path: type(module) for path, module in modules.items()}
+    with ExitStack() as stack:
+        for part in modules.values():
+            if isinstance(part, PreTrainedModel):
+                stack.callback(part.set_attn_implementation, part.config._attn_implementation)
+        for path, module in modules.items():
+            stack.callback(_restore, module, classes[path])
+            vars(module)[_PATH] = path
+            if classes[path] in SYMBOLIC:
+                module.__class__ = SYMBOLIC[classes[path]]
+            elif "matmul_q_input_quantizer" in module._modules:
+                # The class would refuse another attention implementation than the one that quantizes.
+                module.__class__ = classes[path].float_class  # type: ignore[attr-defined]
+        for part in modules.values():
+            if isinstance(part, PreTrainedModel):
+                part.set_attn_implementation(IMPLEMENTATION)
+        yield
+
+
+def _restore(module: nn.Module, cls: type[nn.Module]) -> None:
+    module.__class__ = cls
+    vars(module).pop(_PATH, None)
+
+
+def _record(
+    operator: str,
+    module: nn.Module,
+    inputs: list[Tensor | None],
+    shape: list[Any],
+    dtype: torch.dtype,
+    **attributes: Any,
+) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{operator}",
+        inputs,
+        {"path": vars(module)[_PATH], **attributes},
+        dtype=dtype,
+        shape=shape,
+        version=1,
+    )
+
+
+def symbolic_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Record `ATTENTION`; shapes as in `qdqpatch.attention.qdq_attention`."""
+    batch, heads, queries, size = query.shape
+    context, probabilities = torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::{ATTENTION}",
+        [query, key, value, attention_mask],
+        {"path": vars(module)[_PATH], "scaling": size**-0.5 if scaling is None else scaling},
+        dtypes=[query.dtype, query.dtype],
+        shapes=[[batch, queries, heads, size], [batch, heads, queries, key.shape[2]]],
+        version=1,
+    )
+    return context, probabilities
+
+
+def symbolic_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Any,
+    attention_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    **kwargs: Any,
+) -> Tensor | None:
+    """Return the additive mask, shape `(batch, 1, 1, keys)` wherever it is the same for all queries.
+
+    transformers' own has a row for each query, which the engine would compute, store and read for nothing.
+    """
+    if mask_function is not bidirectional_mask_function:
+        return eager_mask(
+            batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask,
+            dtype=dtype, **kwargs,
+        )  # fmt: skip
+    if attention_mask is None:
+        return None
+    visible = attention_mask[:, None, None, :].to(torch.bool)
+    return torch.where(visible, torch.zeros((), dtype=dtype), torch.finfo(dtype).min)
+
+
+def register() -> None:
+    """Make the implementation known to transformers."""
+    AttentionInterface.register(IMPLEMENTATION, symbolic_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, symbolic_mask)

@@ -1,0 +1,108 @@
+"""From a patched model to an ONNX graph whose quantized operations are still whole (`export/operators.py`)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qdqpatch.export.operators import symbolic
+
+Batch = dict[str, Tensor]
+
+
+def trace(
+    model: PreTrainedModel, inputs: Batch, axes: Mapping[str, Mapping[int, str]], opset: int
+) -> ir.Model:
+    """Return the model's graph, with operators of the domain `qdqpatch` where it is quantized.
+
+    Args:
+        model: A quantized model in eval mode, on the CPU and in fp32.
+        inputs: Keyword arguments of its `forward`, each with at least 2 along every dynamic axis.
+        axes: The dynamic axes of each input: number and name.
+        opset: Version of the standard operators.
+    """
+    whole = _Outputs(model)
+    shapes = {
+        name: {axis: torch.export.Dim.DYNAMIC for axis in axes.get(name, {})} or None for name in inputs
+    }
+    with torch.no_grad():
+        names = list(whole.named(inputs))
+        with symbolic(model), _quiet():
+            program = torch.export.export(whole, (inputs,), dynamic_shapes=(shapes,), strict=False)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=names,
+                optimize=False,
+                verbose=False,
+            )
+            assert exported is not None  # the old exporter returns None
+            exported.optimize()
+    graph: ir.Model = exported.model
+    _name_axes(graph, axes)
+    return graph
+
+
+def named_outputs(result: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Name every tensor of a model's output; the i-th of a tuple `name` is `name.i`."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in result.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, tuple):
+            tensors |= {f"{name}.{i}": each for i, each in enumerate(value) if isinstance(each, Tensor)}
+    return tensors
+
+
+class _Outputs(nn.Module):
+    """A model whose inputs are one dict and whose outputs are tensors alone."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Batch) -> tuple[Tensor, ...]:
+        return tuple(self.named(inputs).values())
+
+    def named(self, inputs: Batch) -> dict[str, Tensor]:
+        """Return the outputs by name; a cache of keys and values is not among them."""
+        cache = {"use_cache": False} if getattr(self.model.config, "is_decoder", False) else {}
+        return named_outputs(self.model(**inputs, **cache))
+
+
+def _name_axes(graph: ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Call the dynamic axes by their names, in inputs and outputs."""
+    names: dict[str | None, str] = {}
+    for value in graph.graph.inputs:
+        for axis, name in axes.get(value.name or "", {}).items():
+            dim = value.shape[axis] if value.shape is not None else None
+            if isinstance(dim, ir.SymbolicDim):
+                names[dim.value] = name
+    for value in (*graph.graph.inputs, *graph.graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [names.get(dim.value, dim) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' warnings about optional packages and their own future from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
