@@ -7,6 +7,7 @@ from qdqpatch.checkpoint.qdqbert import load_qdqbert, save_qdqbert
 from qdqpatch.config import QDQConfig
 from qdqpatch.conversion import dequantize, plan, quantize
 from qdqpatch.errors import QdqError
+from qdqpatch.exporter.export import export
 from qdqpatch.settings import Override, QuantizerConfig
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "dequantize",
+    "export",
     "load_qdqbert",
     "plan",
     "quantize",

@@ -20,15 +20,37 @@ Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
+class Input:
+    """A tensor that a model takes.
+
+    Attributes:
+        name: Its name.
+        shape: Its dimensions, None for one that is free; empty if the file does not say.
+        dtype: Its type, by NumPy's name.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Session:
     """A model that is loaded and ready to run.
 
     Attributes:
-        input_names: What it takes.
+        inputs: What it takes.
+        precision: What the engine computes in where the model says fp32: `float32` or `bfloat16`.
     """
 
-    input_names: tuple[str, ...]
+    inputs: tuple[Input, ...]
     _run: Callable[[Arrays], dict[str, Array]]
+    precision: str = "float32"
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of what it takes."""
+        return tuple(each.name for each in self.inputs)
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Return the outputs by name; tensors that the model does not take are left out.
@@ -58,7 +80,7 @@ class Engine:
     name: str
     package: str
     suffixes: tuple[str, ...]
-    _open: Callable[[Any, Path, int | None], Session]
+    _open: Callable[[Any, Path, int | None, bool], Session]
 
     @property
     def version(self) -> str | None:
@@ -68,12 +90,13 @@ class Engine:
         except PackageNotFoundError:
             return None
 
-    def load(self, path: Path, threads: int | None = None) -> Session:
+    def load(self, path: Path, threads: int | None = None, exact: bool = False) -> Session:
         """Load a model from a file.
 
         Args:
             path: The file.
             threads: How many threads one run may use; None for the engine's own choice.
+            exact: Whether what is in fp32 must be computed so; where the CPU has bf16, OpenVINO takes that.
 
         Raises:
             EngineError: If the engine is not installed, or refuses the file.
@@ -83,12 +106,12 @@ class Engine:
         except ImportError as error:
             raise EngineError(f"{self.name} is not installed: pip install {self.package}") from error
         try:
-            return self._open(module, path, threads)
+            return self._open(module, path, threads, exact)
         except Exception as error:  # engines raise types of their own
             raise EngineError(f"{self.name} cannot load {path}: {error}") from error
 
 
-def _open_onnxruntime(ort: Any, path: Path, threads: int | None) -> Session:
+def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) -> Session:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
@@ -98,13 +121,22 @@ def _open_onnxruntime(ort: Any, path: Path, threads: int | None) -> Session:
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     outputs = [each.name for each in session.get_outputs()]
     return Session(
-        tuple(each.name for each in session.get_inputs()),
+        tuple(
+            Input(
+                each.name,
+                tuple(size if isinstance(size, int) else None for size in each.shape),
+                _dtype(each.type.removeprefix("tensor(").removesuffix(")")),
+            )
+            for each in session.get_inputs()
+        ),
         lambda inputs: dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True)),
     )
 
 
-def _open_openvino(openvino: Any, path: Path, threads: int | None) -> Session:
+def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) -> Session:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if exact:
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
@@ -113,9 +145,44 @@ def _open_openvino(openvino: Any, path: Path, threads: int | None) -> Session:
 
     def run(inputs: Arrays) -> dict[str, Array]:
         found = request.infer(dict(inputs))
-        return {port.get_any_name(): np.array(found[port]) for port in compiled.outputs}
+        return {port.get_any_name(): found[port] for port in compiled.outputs}  # copies of the engine's own
 
-    return Session(tuple(port.get_any_name() for port in compiled.inputs), run)
+    return Session(
+        tuple(
+            Input(
+                port.get_any_name(),
+                _sizes(port.get_partial_shape()),
+                _dtype(port.get_element_type().get_type_name()),
+            )
+            for port in compiled.inputs
+        ),
+        run,
+        _dtype(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+    )
+
+
+def _sizes(shape: Any) -> tuple[int | None, ...]:
+    """Return OpenVINO's partial shape as sizes; none if even their number is free."""
+    if shape.rank.is_dynamic:
+        return ()
+    return tuple(size.get_length() if size.is_static else None for size in shape)
+
+
+def _dtype(name: str) -> str:
+    """Return NumPy's name of a type for ONNX Runtime's or OpenVINO's."""
+    return _DTYPES.get(name, name)
+
+
+_DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "boolean": "bool",
+    "i64": "int64",
+    "i32": "int32",
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+}
 
 
 ONNX_RUNTIME = Engine("onnxruntime", "onnxruntime", (".onnx",), _open_onnxruntime)

@@ -59,7 +59,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     @property
     def levels(self) -> int:
         """The highest integer: 127 for int8."""
-        return self._bounds()[1]
+        return self.bounds[1]
 
     def load_range(self, amax: Tensor) -> None:
         """Take a range, whatever shape the one before had, without looking at its values."""
@@ -85,8 +85,8 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             self._calibrator.collect(inputs)
         if not self._if_quant:
             return inputs
-        low, high = self._bounds()
-        arguments = (inputs, self._range_of(inputs), low, high, self.use_fb_fake_quant)
+        low, high = self.bounds
+        arguments = (inputs, self.range_of(inputs), low, high, self.use_fb_fake_quant)
         if torch.is_grad_enabled() and inputs.requires_grad:
             outputs: Tensor = _FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
             return outputs
@@ -94,17 +94,25 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
 
     def quantized(self, inputs: Tensor, amax: Tensor) -> Tensor:
         """Return `inputs` rounded to the levels of another range than the quantizer's own."""
-        return _fake_quantize(inputs, amax, *self._bounds(), self.use_fb_fake_quant)[0]
+        return _fake_quantize(inputs, amax, *self.bounds, self.use_fb_fake_quant)[0]
 
-    def _bounds(self) -> tuple[int, int]:
-        """Return the lowest and the highest integer."""
+    def integers(self, inputs: Tensor) -> Tensor:
+        """Return the levels that `inputs` are rounded to, in fp32: whole numbers between the bounds."""
+        low, high = self.bounds
+        to_levels, _ = _scales(self.range_of(inputs), high, self.use_fb_fake_quant)
+        return (_at_least_fp32(inputs) * to_levels).round_().clamp_(low, high)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The lowest and the highest integer."""
         high = 2 ** (self._num_bits - 1 + int(self._unsigned)) - 1
         if self._unsigned:
             return 0, high
         # Native fake quantization always has the full range, whatever narrow_range says.
         return (-high if self._narrow_range and not self.use_fb_fake_quant else -high - 1), high
 
-    def _range_of(self, inputs: Tensor) -> Tensor:
+    def range_of(self, inputs: Tensor) -> Tensor:
+        """Return the range that `inputs` are quantized with: the quantizer's, or else their own."""
         amax = absolute_max(inputs, self._axis) if self.amax is None else self.amax
         return amax if self._scale_amax is None else amax * self._scale_amax
 
@@ -165,20 +173,24 @@ def _fake_quantize(
     The toolkit multiplies by 1/scale and divides by it again; PyTorch's native kernel multiplies by
     1/scale and then by scale. The two differ in the last bit, so both are kept, each to the letter.
     """
-    if native:
-        scale = amax / high
-        to_levels = torch.where(scale > 0, torch.ones_like(scale) / scale, torch.zeros_like(scale))
-    else:
-        # full_like, not `high / amax`: that multiplies by the reciprocal, which rounds twice.
-        steps = torch.full_like(amax, high) / amax
-        is_zero = amax <= SMALLEST_AMAX
-        to_levels = torch.where(is_zero, torch.zeros_like(steps), steps)
-        scale = torch.where(is_zero, torch.ones_like(steps), steps)
+    to_levels, scale = _scales(amax, high, native)
     # In place wherever nothing else needs the tensor: memory traffic is what this costs.
     levels = (_at_least_fp32(inputs) * to_levels).round_()
     outputs = levels.clamp(low, high) if keep_levels else levels.clamp_(low, high)
     outputs = outputs.mul_(scale) if native else outputs.div_(scale)
     return outputs.to(inputs.dtype), levels if keep_levels else None
+
+
+def _scales(amax: Tensor, high: int, native: bool) -> tuple[Tensor, Tensor]:
+    """Return the factor from values to levels, and what leads back: a factor if `native`, else a divisor."""
+    if native:
+        scale = amax / high
+        return torch.where(scale > 0, torch.ones_like(scale) / scale, torch.zeros_like(scale)), scale
+    # full_like, not `high / amax`: that multiplies by the reciprocal, which rounds twice.
+    steps = torch.full_like(amax, high) / amax
+    is_zero = amax <= SMALLEST_AMAX
+    zero = torch.zeros_like(steps)
+    return torch.where(is_zero, zero, steps), torch.where(is_zero, torch.ones_like(steps), steps)
 
 
 def _at_least_fp32(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 While `symbolic(model)` lasts, running the model in `torch.export` records, instead of the arithmetic of
 fake quantization, one operator of the domain `qdqpatch` for each quantized Linear, quantized embedding,
 attention and other quantizer, with the path of its module. What they become is each target's own
-(`export/rules`). A trace of BERT-base is 700 nodes and takes a third of the time of one with everything in.
+(`exporter/rules`). A trace of BERT-base is 700 nodes and takes a third of the time of one with everything in.
 """
 
 from __future__ import annotations

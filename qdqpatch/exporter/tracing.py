@@ -1,10 +1,10 @@
-"""From a patched model to an ONNX graph whose quantized operations are still whole (`export/operators.py`)."""
+"""From a patched model to an ONNX graph whose quantized operations are still whole (`exporter/operators.py`)."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.export.operators import symbolic
+from qdqpatch.exporter import operators
 
 Batch = dict[str, Tensor]
 
@@ -29,13 +29,14 @@ def trace(
         axes: The dynamic axes of each input: number and name.
         opset: Version of the standard operators.
     """
+    operators.register()
     whole = _Outputs(model)
     shapes = {
-        name: {axis: torch.export.Dim.DYNAMIC for axis in axes.get(name, {})} or None for name in inputs
+        name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in inputs
     }
     with torch.no_grad():
         names = list(whole.named(inputs))
-        with symbolic(model), _quiet():
+        with operators.symbolic(model), _quiet():
             program = torch.export.export(whole, (inputs,), dynamic_shapes=(shapes,), strict=False)
             exported = torch.onnx.export(
                 program,
@@ -62,6 +63,11 @@ def named_outputs(result: Mapping[str, Any]) -> dict[str, Tensor]:
         elif isinstance(value, tuple):
             tensors |= {f"{name}.{i}": each for i, each in enumerate(value) if isinstance(each, Tensor)}
     return tensors
+
+
+def outputs_of(model: PreTrainedModel) -> Callable[[Batch], dict[str, Tensor]]:
+    """Return a function from a batch to the model's outputs by name, as an exported file has them."""
+    return _Outputs(model).named
 
 
 class _Outputs(nn.Module):

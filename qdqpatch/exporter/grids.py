@@ -1,0 +1,78 @@
+"""What a quantizer does, as the numbers of QuantizeLinear: scale, axis, integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qdqpatch.errors import ExportError
+from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer
+
+Float = npt.NDArray[np.float32]
+
+LARGEST_SCALE = float(np.finfo(np.float32).max) / 256
+"""Of a range that counts as zero: every value becomes the level 0."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The levels of a tensor: whole numbers times a scale.
+
+    Attributes:
+        scale: Of one step, fp32; 0-dim, or one per index of `axis`.
+        axis: The dimension of the tensor that has a scale for each index; None for a single one.
+        unsigned: Whether the levels are 0 to 255 instead of -128 to 127.
+    """
+
+    scale: Float
+    axis: int | None = None
+    unsigned: bool = False
+
+    def times(self, factor: float) -> Grid:
+        """Return the grid of a tensor that is multiplied by a factor."""
+        return Grid((self.scale * np.float32(factor)).astype(np.float32), self.axis, self.unsigned)
+
+
+def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
+    """Return the grid of an activation.
+
+    Raises:
+        ExportError: If it has no range, or its levels are none that QuantizeLinear has.
+    """
+    if quantizer.amax is None:
+        raise ExportError(f"{path} has no range: calibrate the model before it is exported.")
+    if quantizer.amax.dim():
+        raise ExportError(f"{path} has a range per channel, which no engine's integer matmul takes.")
+    if quantizer.bounds[0] == -127:
+        raise ExportError(f"{path} has a narrow range, -127 to 127, which QuantizeLinear does not clip to.")
+    return Grid(_scale(quantizer, quantizer.range_of(quantizer.amax), path), unsigned=quantizer._unsigned)
+
+
+def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[Grid, npt.NDArray[np.int8]]:
+    """Return the grid of a weight and its integers, in the weight's shape.
+
+    Raises:
+        ExportError: If the levels are none that QuantizeLinear has, or its ranges are not per row.
+    """
+    weight = weight.detach()
+    amax = quantizer.range_of(weight).detach()
+    if amax.dim() and amax.numel() != amax.shape[0]:
+        raise ExportError(f"{path} has a range per column; integer matmuls take one per row (axis 0).")
+    scale = _scale(quantizer, amax.flatten() if amax.dim() else amax, path)
+    levels = quantizer.integers(weight)
+    integers = levels.to(torch.uint8 if quantizer._unsigned else torch.int8).numpy()
+    return Grid(scale, 0 if amax.dim() else None, quantizer._unsigned), integers
+
+
+def _scale(quantizer: TensorQuantizer, amax: Tensor, path: str) -> Float:
+    if quantizer._num_bits != 8:
+        raise ExportError(
+            f"{path} has {quantizer._num_bits} bits, and the engines' integer kernels have 8. Quantize with "
+            "num_bits=8, or turn it off with an override."
+        )
+    scale = (amax / quantizer.levels).float()
+    return torch.where(amax <= SMALLEST_AMAX, LARGEST_SCALE, scale).numpy()

@@ -1,0 +1,107 @@
+"""What a model is traced and checked with: its inputs, their dynamic axes, and batches of several shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from qdqpatch.errors import ExportError
+
+Batch = dict[str, Tensor]
+
+CHOICES = 3
+"""In the batches for a multiple-choice head."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a batch.
+
+    Attributes:
+        batch: Sequences, or questions of a multiple-choice head.
+        sequence: Tokens in each.
+    """
+
+    batch: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Makes batches for a model.
+
+    Attributes:
+        model: A BERT with any head.
+        fixed: The only shape that the exported model takes; None for any.
+    """
+
+    model: PreTrainedModel
+    fixed: Shape | None = None
+
+    def axes(self) -> dict[str, dict[int, str]]:
+        """Return the dynamic axes of every input, number and name."""
+        if self.fixed is not None:
+            return {}
+        axes: dict[str, dict[int, str]] = {}
+        for name, tensor in self.batch(Shape(2, 8)).items():
+            sequence = "encoder_sequence" if name.startswith("encoder_") else "sequence"
+            middle = {1: "choices"} if self._has_choices else {}
+            last = 1 if name == "encoder_hidden_states" else tensor.dim() - 1
+            axes[name] = {0: "batch", **middle, last: sequence}
+        return axes
+
+    def batch(self, shape: Shape, seed: int = 0) -> Batch:
+        """Return a batch of random tokens whose rows are of different lengths, padded on the right.
+
+        The first row fills the batch; every second one ends in a second segment.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        config = self.model.config
+        size = (shape.batch, CHOICES, shape.sequence) if self._has_choices else (shape.batch, shape.sequence)
+        rows = size[0] if not self._has_choices else size[0] * CHOICES
+        lengths = torch.randint(1 + shape.sequence // 2, shape.sequence + 1, (rows,), generator=generator)
+        lengths[0] = shape.sequence
+        positions = torch.arange(shape.sequence)
+        mask = (positions < lengths[:, None]).long()
+        segments = (positions >= lengths[:, None] // 2).long() * mask * (config.type_vocab_size > 1)
+        segments[::2] = 0
+        ids = torch.randint(config.vocab_size, (rows, shape.sequence), generator=generator)
+        batch = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": segments}
+        batch = {name: tensor.reshape(size) for name, tensor in batch.items()}
+        if getattr(config, "add_cross_attention", False):
+            keys = shape.sequence + 1
+            hidden = (shape.batch, keys, config.hidden_size)
+            batch["encoder_hidden_states"] = torch.randn(hidden, generator=generator)
+            batch["encoder_attention_mask"] = (torch.arange(keys) < 1 + lengths[:, None]).long()
+        return batch
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield batches of several shapes: one row and more, padded, up to the longest sequence."""
+        longest = self.model.config.max_position_embeddings
+        shapes = [Shape(1, 8), Shape(2, 8), Shape(3, 17), Shape(1, min(128, longest)), Shape(2, longest)]
+        if self.fixed is not None:
+            shapes = [self.fixed] * 3
+        for seed, shape in enumerate(shapes):
+            yield self.batch(shape, seed)
+
+    def check(self) -> None:
+        """Find out whether the model can run the fixed shape.
+
+        Raises:
+            ExportError: If it is longer than the model's positions, or empty.
+        """
+        longest = self.model.config.max_position_embeddings
+        if self.fixed is not None and self.fixed.sequence > longest:
+            raise ExportError(
+                f"The model has {longest} positions; sequences of {self.fixed.sequence} do not fit."
+            )
+        if self.fixed is not None and min(self.fixed.batch, self.fixed.sequence) < 1:
+            raise ExportError("A batch and a sequence have at least 1.")
+
+    @property
+    def _has_choices(self) -> bool:
+        return type(self.model).__name__.endswith("ForMultipleChoice")

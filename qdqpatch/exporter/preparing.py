@@ -1,0 +1,44 @@
+"""The model as it is exported: in eval mode, in fp32 and on the CPU, its embeddings quantized if wanted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from qdqpatch.linear import QuantEmbedding
+from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.toolkit import QuantDescriptor
+
+
+@contextmanager
+def prepared(model: PreTrainedModel, int8_embeddings: bool) -> Iterator[PreTrainedModel]:
+    """Give the model, or a copy where it is in half precision or on another device; it is left as it was.
+
+    Args:
+        model: A quantized model.
+        int8_embeddings: Whether to give every float embedding a quantizer with a range for each row.
+    """
+    if any(tensor.device.type != "cpu" or tensor.dtype in (torch.float16, torch.bfloat16)
+           for tensor in model.parameters()):  # fmt: skip
+        model = copy.deepcopy(model).cpu().float()
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+        model.eval()
+        if int8_embeddings:
+            for module in list(model.modules()):
+                if type(module) is nn.Embedding:
+                    stack.callback(_dequantize, module)
+                    module.add_module("_weight_quantizer", TensorQuantizer(QuantDescriptor(axis=0)).eval())
+                    module.__class__ = QuantEmbedding
+        yield model
+
+
+def _dequantize(embedding: nn.Module) -> None:
+    embedding.__class__ = nn.Embedding
+    del embedding._weight_quantizer

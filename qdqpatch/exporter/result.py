@@ -1,0 +1,32 @@
+"""What an export tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdqpatch.exporter.check import Comparison
+from qdqpatch.exporter.targets.base import Operation
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished export.
+
+    Attributes:
+        folder: Where it is.
+        file: What the engine loads.
+        target: The engine's name.
+        size: Bytes of the model's files.
+        operations: The model's matmuls and how the engine computes them; None where it is not known.
+        comparisons: The differences to the patched model; None if it was not checked.
+        engine: Name and version of the engine that it was checked in.
+    """
+
+    folder: Path
+    file: Path
+    target: str
+    size: int
+    operations: list[Operation] | None
+    comparisons: list[Comparison] | None
+    engine: str | None

@@ -1,0 +1,57 @@
+"""Attention on ONNX Runtime: both matmuls from integers to fp32, and only integers transposed.
+
+The left operands are uint8 and the right ones int8: two tensors of uint8 take twice the time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qdqpatch.exporter.graph import Rewriter, path
+from qdqpatch.exporter.grids import Grid
+from qdqpatch.exporter.operators import ATTENTION, DOMAIN
+from qdqpatch.exporter.rules.integer_linear import Operand, multiply
+from qdqpatch.exporter.rules.push_quantize import quantize_before_moves
+from qdqpatch.exporter.rules.qdq_attention import (
+    HEADS_FIRST,
+    KEYS_LAST,
+    QDQAttention,
+    operand_grids,
+    operands,
+    scaled,
+    softmax,
+)
+
+
+@dataclass(frozen=True)
+class IntegerAttention:
+    """Attention whose four operands are all quantized; others are left to `QDQAttention`."""
+
+    operator: str = ATTENTION
+    domain: str = DOMAIN
+
+    def rewrite(self, rewriter: Rewriter, node: ir.Node) -> None:
+        """Replace the operator."""
+        name, grids = path(node), operand_grids(rewriter, node)
+        q, k, v, a = (grids[operand] for operand in "qkva")
+        if q is None or k is None or v is None or a is None:
+            QDQAttention().rewrite(rewriter, node)
+            return
+        query, key, value, mask = operands(node)
+        left = self._operand(rewriter, scaled(rewriter, node, query), q, HEADS_FIRST, offset=True)
+        right = self._operand(rewriter, key, k, KEYS_LAST)
+        scores = multiply(rewriter, left, right, None, f"{name}.query_x_key")
+        probabilities = softmax(rewriter, scores, mask)
+        left = rewriter.quantize(probabilities, a, offset=True), a, True
+        right = self._operand(rewriter, value, v, HEADS_FIRST)
+        context = multiply(rewriter, left, right, None, f"{name}.probabilities_x_value")
+        context = rewriter.op("Transpose", [context], {"perm": HEADS_FIRST})
+        rewriter.replace(node, [context, probabilities])
+
+    def _operand(
+        self, rewriter: Rewriter, value: ir.Value, grid: Grid, perm: list[int], offset: bool = False
+    ) -> Operand:
+        integers = quantize_before_moves(rewriter, value, grid, offset)
+        return rewriter.op("Transpose", [integers], {"perm": perm}), grid, offset

@@ -1,0 +1,87 @@
+"""A quantized Linear as QuantizeLinear, DequantizeLinear, MatMul and Add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qdqpatch.exporter.graph import Rewriter, path
+from qdqpatch.exporter.grids import Grid, activation_grid, weight_grid
+from qdqpatch.exporter.operators import DOMAIN, LINEAR
+from qdqpatch.exporter.rules.fold_scaling import factor
+from qdqpatch.linear import QuantLinear
+
+
+@dataclass(frozen=True)
+class QDQLinear:
+    """y = DQ(Q(x)) DQ(W)^T + b.
+
+    Attributes:
+        float_weights: Store the weights in fp32 and quantize them in the graph, as engines before int8
+            initializers want it; four times the size.
+        transposed: Store the weight as `(in_features, out_features)`, so that no Transpose is between
+            DequantizeLinear and MatMul.
+    """
+
+    float_weights: bool = False
+    transposed: bool = True
+    operator: str = LINEAR
+    domain: str = DOMAIN
+
+    def rewrite(self, rewriter: Rewriter, node: ir.Node) -> None:
+        """Replace the operator."""
+        name = path(node)
+        linear = rewriter.torch_model.get_submodule(name)
+        assert isinstance(linear, QuantLinear)
+        inputs = quantized_input(rewriter, node, linear)
+        weight = self._weight(rewriter, linear, name, factor(node))
+        product = rewriter.op("MatMul", [inputs, weight], name=name)
+        rewriter.replace(node, [add_bias(rewriter, product, linear, name, factor(node))])
+
+    def _weight(self, rewriter: Rewriter, linear: QuantLinear, name: str, scaling: float) -> ir.Value:
+        """Return the weight's values, `(in_features, out_features)`."""
+        quantizer = linear._weight_quantizer
+        if quantizer._disabled:
+            values = linear.weight.detach().numpy().T * np.float32(scaling)
+            return rewriter.constant(values, f"{name}.weight")
+        grid, integers = weight_grid(quantizer, linear.weight, f"{name}._weight_quantizer")
+        stored = integers.T if self.transposed else integers
+        axis = None if grid.axis is None else int(self.transposed)
+        grid = Grid(grid.scale, axis, grid.unsigned).times(scaling)
+        if self.float_weights:
+            values = linear.weight.detach().numpy() * np.float32(scaling)
+            weight = rewriter.constant(values.T if self.transposed else values, f"{name}.weight")
+            quantized = rewriter.op(
+                "QuantizeLinear",
+                [
+                    weight,
+                    rewriter.scale(grid, f"{name}.weight"),
+                    rewriter.zero_point(grid, name=f"{name}.weight"),
+                ],
+                None if axis is None else {"axis": axis},
+            )
+        else:
+            quantized = rewriter.constant(stored, f"{name}.weight_quantized")
+        values = rewriter.dequantize(quantized, grid, name=f"{name}.weight")
+        return values if self.transposed else rewriter.op("Transpose", [values], {"perm": [1, 0]})
+
+
+def quantized_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> ir.Value | None:
+    """Return what the Linear multiplies: its input, through Q and DQ unless that quantizer is off."""
+    inputs, quantizer = node.inputs[0], linear._input_quantizer
+    if quantizer._disabled or inputs is None:
+        return inputs
+    grid = activation_grid(quantizer, f"{path(node)}._input_quantizer")
+    return rewriter.dequantize(rewriter.quantize(inputs, grid), grid)
+
+
+def add_bias(
+    rewriter: Rewriter, product: ir.Value, linear: QuantLinear, name: str, scaling: float
+) -> ir.Value:
+    """Return the product plus the Linear's bias."""
+    if linear.bias is None:
+        return product
+    bias = linear.bias.detach().numpy() * np.float32(scaling)
+    return rewriter.op("Add", [product, rewriter.constant(bias, f"{name}.bias")])

@@ -1,0 +1,33 @@
+"""A quantizer as QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qdqpatch.exporter.graph import Rewriter, path
+from qdqpatch.exporter.grids import activation_grid
+from qdqpatch.exporter.operators import DOMAIN, FAKE_QUANTIZE
+from qdqpatch.quantizer import TensorQuantizer
+
+
+@dataclass(frozen=True)
+class QDQQuantizer:
+    """The operands of residual adds, and whatever else a quantizer stands at by itself.
+
+    Attributes:
+        offset: Whether to store the integers as uint8, 128 higher.
+    """
+
+    offset: bool = False
+    operator: str = FAKE_QUANTIZE
+    domain: str = DOMAIN
+
+    def rewrite(self, rewriter: Rewriter, node: ir.Node) -> None:
+        """Replace the operator."""
+        quantizer, inputs = rewriter.module(node), node.inputs[0]
+        assert isinstance(quantizer, TensorQuantizer) and inputs is not None
+        grid = activation_grid(quantizer, path(node))
+        integers = rewriter.quantize(inputs, grid, self.offset)
+        rewriter.replace(node, [rewriter.dequantize(integers, grid, self.offset)])

@@ -1,0 +1,1 @@
+"""The engines to export for, one a file."""

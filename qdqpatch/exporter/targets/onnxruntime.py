@@ -1,0 +1,61 @@
+"""ONNX Runtime on the CPU: its own kernel for every quantized matmul, and nothing else moved in fp32 twice.
+
+What each rule is worth is measured by `benchmarks/export_ablation.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qdqpatch.engines import ONNX_RUNTIME
+from qdqpatch.exporter.graph import MICROSOFT
+from qdqpatch.exporter.rules.fold_scaling import FoldScaling
+from qdqpatch.exporter.rules.integer_attention import IntegerAttention
+from qdqpatch.exporter.rules.integer_linear import IntegerLinear
+from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
+from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
+from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
+from qdqpatch.exporter.targets.base import ONNX_FILE, Operation, Target, write_onnx
+
+INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul")
+FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm")
+
+
+def operations(path: Path) -> list[Operation]:
+    """Return the matmuls of the graph that ONNX Runtime makes of a file."""
+    ort = importlib.import_module("onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "optimized.data"
+        )
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = ir.load(optimized).graph
+        return [
+            Operation(node.name or "", node.op_type in INTEGER_KERNELS, node.op_type)
+            for node in graph
+            if node.op_type in (*INTEGER_KERNELS, *FLOAT_KERNELS)
+        ]
+
+
+TARGET = Target(
+    name="onnxruntime",
+    opset=20,
+    passes=(
+        (FoldScaling(),),
+        (IntegerLinear(), IntegerAttention(), QDQQuantizer(offset=True), LookUpIntegers()),
+        (SumBeforeNorm(),),
+    ),
+    file=ONNX_FILE,
+    write=write_onnx,
+    engine=ONNX_RUNTIME,
+    operations=operations,
+    domains={MICROSOFT: 1},
+)

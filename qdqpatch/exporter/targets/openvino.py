@@ -1,0 +1,61 @@
+"""OpenVINO on the CPU: signed Q/DQ pairs, from which it makes its own integer kernels, as IR."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qdqpatch.engines import OPENVINO
+from qdqpatch.exporter.rules.fold_scaling import FoldScaling
+from qdqpatch.exporter.rules.qdq_attention import QDQAttention
+from qdqpatch.exporter.rules.qdq_linear import QDQLinear
+from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
+from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
+from qdqpatch.exporter.targets.base import Operation, Target, write_onnx
+
+IR_FILE = "openvino_model.xml"
+KERNELS = ("FullyConnected", "MatMul", "ScaledDotProductAttention", "MHA", "Subgraph")
+
+
+def write(model: ir.Model, folder: Path) -> None:
+    """Write openvino_model.xml and openvino_model.bin."""
+    openvino = importlib.import_module("openvino")
+    with tempfile.TemporaryDirectory(dir=folder) as staging:
+        write_onnx(model, Path(staging))
+        converted = openvino.convert_model(Path(staging) / "model.onnx")
+        openvino.save_model(converted, folder / IR_FILE, compress_to_fp16=False)
+        del converted
+
+
+def operations(path: Path) -> list[Operation]:
+    """Return the matmuls of the graph that OpenVINO makes of a file."""
+    openvino = importlib.import_module("openvino")
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = []
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        kind = info["layerType"].astype(str) if "layerType" in info else ""
+        if kind in KERNELS:
+            precision = info["runtimePrecision"].astype(str)
+            found.append(
+                Operation(node.get_friendly_name(), precision in ("u8", "i8"), f"{kind} {precision}")
+            )
+    return found
+
+
+TARGET = Target(
+    name="openvino",
+    opset=20,
+    passes=(
+        (FoldScaling(),),
+        (QDQLinear(), QDQAttention(), QDQQuantizer(), LookUpIntegers()),
+    ),
+    file=IR_FILE,
+    write=write,
+    engine=OPENVINO,
+    operations=operations,
+)

@@ -1,0 +1,33 @@
+"""TensorRT: explicit quantization, signed and symmetric, DequantizeLinear straight before every MatMul.
+
+NVIDIA, "Working with Quantized Types" in the TensorRT documentation. Weights have their scales along
+axis 0, as in NVIDIA's own exports of QDQBERT.
+"""
+
+from __future__ import annotations
+
+from qdqpatch.exporter.rules.fold_scaling import FoldScaling
+from qdqpatch.exporter.rules.qdq_attention import QDQAttention
+from qdqpatch.exporter.rules.qdq_linear import QDQLinear
+from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
+from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
+from qdqpatch.exporter.targets.base import ONNX_FILE, Target, write_onnx
+
+
+def target(float_weights: bool = False) -> Target:
+    """Return the target with weights stored in int8 or, for TensorRT before int8 weights, in fp32."""
+    return Target(
+        name="tensorrt",
+        opset=18,
+        passes=(
+            (FoldScaling(),),
+            (
+                QDQLinear(float_weights=float_weights, transposed=False),
+                QDQAttention(),
+                QDQQuantizer(),
+                LookUpIntegers(),
+            ),
+        ),
+        file=ONNX_FILE,
+        write=write_onnx,
+    )
