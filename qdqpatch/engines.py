@@ -1,4 +1,4 @@
-"""The runtimes that exported models are checked and measured in: loading a file, and running it on the CPU."""
+"""The runtimes that exported models are checked and measured in: load a file, run it on the CPU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from qdqpatch.errors import EngineError
 
@@ -65,6 +66,10 @@ class Session:
             return self._run({name: inputs[name] for name in self.input_names})
         except Exception as error:  # engines raise types of their own
             raise EngineError(f"The engine failed to run the model: {error}") from error
+
+    def run_tensors(self, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
+        """Return the outputs for torch's tensors, on the CPU."""
+        return self.run({name: tensor.numpy() for name, tensor in inputs.items()})
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import click
 
 import qdqpatch
+from qdqpatch.cli.bench import bench
 from qdqpatch.cli.convert import convert
+from qdqpatch.cli.export import export
 from qdqpatch.cli.inspect import inspect
+from qdqpatch.cli.lint import lint
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -19,8 +22,14 @@ def main() -> None:
     \b
     See what would be quantized:      qdqpatch inspect CKPT
     Quantize, calibrate and save:     qdqpatch convert CKPT OUT --calib sentences.txt
+    Write it for an engine:           qdqpatch export OUT ENGINE --target onnxruntime
+    Check an ONNX file for an engine: qdqpatch lint FILE.onnx --target onnxruntime
+    Compare speed, size and memory:   qdqpatch bench CKPT OUT
     """
 
 
+main.add_command(bench)
 main.add_command(convert)
+main.add_command(export)
 main.add_command(inspect)
+main.add_command(lint)

@@ -54,7 +54,8 @@ def export(
             by that; those of a model whose `QDQConfig` has `embeddings=True` are stored so anyway.
         opset: Version of ONNX's operators; None for what the target does best.
         check: Whether to run and compare the file.
-        batches: Keyword arguments of `forward` to compare on; None for random tokens.
+        batches: Keyword arguments of `forward` to compare on; None for sentences of several lengths, or
+            random tokens where there is no tokenizer.
         tokenizer: Saved beside the model.
         force: Whether a folder with files in it may be replaced.
         progress: Called with what begins.
@@ -71,6 +72,7 @@ def export(
     say = progress or (lambda _: None)
     _require(PACKAGES)
     from qdqpatch.exporter.inputs import Inputs, Shape
+    from qdqpatch.exporter.operations import matmuls
     from qdqpatch.exporter.preparing import prepared
 
     engine_target = _target(target, float_weights)
@@ -86,25 +88,31 @@ def export(
         with staged(out) as folder:
             say(f"Writing {engine_target.file}")
             engine_target.write(graph, folder)
+            names = matmuls(graph.graph)
             del graph
             cpu_model.config.save_pretrained(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
-            return _checked(cpu_model, inputs, engine_target, folder, out, check, batches, say)
+            return _checked(
+                cpu_model, inputs, engine_target, names, folder, out, check, batches, tokenizer, say
+            )
 
 
 def _checked(
     model: PreTrainedModel,
     inputs: Any,
     target: Target,
+    names: dict[str, set[str]],
     folder: Path,
     out: Path,
     check: bool,
     batches: Iterable[dict[str, Tensor]] | None,
+    tokenizer: Any,
     say: Callable[[str], None],
 ) -> Export:
     from qdqpatch.engines import ONNX_RUNTIME
-    from qdqpatch.exporter.check import compare, require_equal
+    from qdqpatch.exporter.check import compare, own_noise, require_equal
+    from qdqpatch.exporter.operations import match
     from qdqpatch.exporter.result import Export
     from qdqpatch.exporter.tracing import outputs_of
 
@@ -115,12 +123,14 @@ def _checked(
     )
     if check and engine.version is not None:
         say(f"Comparing with the model in {engine.name}")
-        session = engine.load(file, exact=True)
-        comparisons = compare(outputs_of(model), session, inputs.batches() if batches is None else batches)
+        session, reference = engine.load(file, exact=True), outputs_of(model)
+        kept = list(inputs.batches(tokenizer) if batches is None else batches)
+        comparisons = compare(reference, session.run_tensors, kept)
         del session
-        require_equal(comparisons)
-    if target.operations is not None and engine.version is not None:
-        operations = target.operations(file)
+        require_equal(comparisons, lambda: own_noise(model, reference, kept))
+    if target.kernels is not None and engine.version is not None:
+        say("Counting integer kernels")
+        operations = match(model, names, target.kernels(file))
     ran = f"{engine.name} {engine.version}" if comparisons is not None else None
     return Export(out, out / target.file, target.name, size, operations, comparisons, ran)
 
@@ -130,6 +140,7 @@ def _rewritten(model: PreTrainedModel, inputs: Any, target: Target, opset: int |
 
     from qdqpatch.exporter.graph import Rewriter
     from qdqpatch.exporter.inputs import Shape
+    from qdqpatch.exporter.operations import name_after_modules
     from qdqpatch.exporter.operators import DOMAIN
     from qdqpatch.exporter.rules.base import apply
     from qdqpatch.exporter.tracing import trace
@@ -143,6 +154,7 @@ def _rewritten(model: PreTrainedModel, inputs: Any, target: Target, opset: int |
     RemoveUnusedNodesPass()(graph)
     graph.opset_imports.pop(DOMAIN, None)
     graph.opset_imports.update(target.domains)
+    name_after_modules(graph.graph)
     graph.producer_name = "qdqpatch"
     return graph
 

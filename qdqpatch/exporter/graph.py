@@ -58,7 +58,7 @@ class Rewriter:
     def replace(self, node: ir.Node, outputs: Sequence[ir.Value]) -> None:
         """Put the nodes that were added in the place of one."""
         for old, new in zip(node.outputs, outputs, strict=True):
-            new.shape, new.dtype = old.shape, old.dtype
+            new.shape, new.type = old.shape, old.type
         ir.convenience.replace_nodes_and_values(
             self.graph, node, [node], self._tape.nodes, node.outputs[: len(outputs)], outputs
         )
@@ -69,8 +69,9 @@ class Rewriter:
         value = self.graph.initializers.get(name)
         if value is None:
             tensor = ir.tensor(np.asarray(array, order="C"), name=name)
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=tensor)
-            value.dtype = tensor.dtype
+            value = ir.Value(
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
             self.graph.register_initializer(value)
         return value
 

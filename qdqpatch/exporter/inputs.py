@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,14 @@ from transformers import PreTrainedModel
 from qdqpatch.errors import ExportError
 
 Batch = dict[str, Tensor]
+
+TEXT = (
+    "The bridge was closed for repairs, so the bus took the long way round the lake. Nobody had told the "
+    "driver. How long did the detour last? About forty minutes, and half of the passengers fell asleep. "
+    "I did not like the film at all: the plot was thin, the jokes were old, and the ending came too late. "
+    "Her first novel, written in a rented room above a bakery, sold two thousand copies in its first year. "
+)
+"""What a model is compared on where there is a tokenizer."""
 
 CHOICES = 3
 """In the batches for a multiple-choice head."""
@@ -54,10 +63,15 @@ class Inputs:
             axes[name] = {0: "batch", **middle, last: sequence}
         return axes
 
-    def batch(self, shape: Shape, seed: int = 0) -> Batch:
-        """Return a batch of random tokens whose rows are of different lengths, padded on the right.
+    def batch(self, shape: Shape, seed: int = 0, words: Tensor | None = None) -> Batch:
+        """Return a batch whose rows are of different lengths, padded on the right.
 
         The first row fills the batch; every second one ends in a second segment.
+
+        Args:
+            shape: Of the batch.
+            seed: For whatever is drawn.
+            words: Tokens to take the rows from, one after the other; None for random ones.
         """
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
@@ -69,7 +83,10 @@ class Inputs:
         mask = (positions < lengths[:, None]).long()
         segments = (positions >= lengths[:, None] // 2).long() * mask * (config.type_vocab_size > 1)
         segments[::2] = 0
-        ids = torch.randint(config.vocab_size, (rows, shape.sequence), generator=generator)
+        if words is None:
+            ids = torch.randint(config.vocab_size, (rows, shape.sequence), generator=generator)
+        else:
+            ids = words[torch.arange(rows * shape.sequence) % len(words)].view(rows, shape.sequence)
         batch = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": segments}
         batch = {name: tensor.reshape(size) for name, tensor in batch.items()}
         if getattr(config, "add_cross_attention", False):
@@ -79,14 +96,19 @@ class Inputs:
             batch["encoder_attention_mask"] = (torch.arange(keys) < 1 + lengths[:, None]).long()
         return batch
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield batches of several shapes: one row and more, padded, up to the longest sequence."""
+    def batches(self, tokenizer: Any = None) -> Iterator[Batch]:
+        """Yield batches of several shapes: one row and more, padded, up to the longest sequence.
+
+        Args:
+            tokenizer: Makes the tokens from `TEXT`; None for random ones.
+        """
+        words = None if tokenizer is None else _tokens(tokenizer, self.model.config.vocab_size)
         longest = self.model.config.max_position_embeddings
-        shapes = [Shape(1, 8), Shape(2, 8), Shape(3, 17), Shape(1, min(128, longest)), Shape(2, longest)]
+        shapes = [Shape(1, 8), Shape(2, 17), Shape(3, min(48, longest)), Shape(1, longest)]
         if self.fixed is not None:
             shapes = [self.fixed] * 3
         for seed, shape in enumerate(shapes):
-            yield self.batch(shape, seed)
+            yield self.batch(shape, seed, words)
 
     def check(self) -> None:
         """Find out whether the model can run the fixed shape.
@@ -105,3 +127,8 @@ class Inputs:
     @property
     def _has_choices(self) -> bool:
         return type(self.model).__name__.endswith("ForMultipleChoice")
+
+
+def _tokens(tokenizer: Any, vocabulary: int) -> Tensor:
+    tokens = torch.tensor(tokenizer(TEXT)["input_ids"])
+    return tokens[tokens < vocabulary]

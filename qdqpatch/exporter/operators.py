@@ -1,4 +1,4 @@
-"""Quantized operations as single symbolic operators, so that a trace of the model is small and says what is meant.
+"""Quantized operations as single symbolic operators: a trace of the model is small and says what is meant.
 
 While `symbolic(model)` lasts, running the model in `torch.export` records, instead of the arithmetic of
 fake quantization, one operator of the domain `qdqpatch` for each quantized Linear, quantized embedding,
@@ -75,12 +75,12 @@ def symbolic(model: PreTrainedModel) -> Iterator[None]:
                 stack.callback(part.set_attn_implementation, part.config._attn_implementation)
         for path, module in modules.items():
             stack.callback(_restore, module, classes[path])
-            vars(module)[_PATH] = path
+            module.__dict__[_PATH] = path
             if classes[path] in SYMBOLIC:
                 module.__class__ = SYMBOLIC[classes[path]]
             elif "matmul_q_input_quantizer" in module._modules:
                 # The class would refuse another attention implementation than the one that quantizes.
-                module.__class__ = classes[path].float_class  # type: ignore[attr-defined]
+                module.__class__ = classes[path].float_class
         for part in modules.values():
             if isinstance(part, PreTrainedModel):
                 part.set_attn_implementation(IMPLEMENTATION)
@@ -89,7 +89,7 @@ def symbolic(model: PreTrainedModel) -> Iterator[None]:
 
 def _restore(module: nn.Module, cls: type[nn.Module]) -> None:
     module.__class__ = cls
-    vars(module).pop(_PATH, None)
+    module.__dict__.pop(_PATH, None)
 
 
 def _record(

@@ -17,13 +17,13 @@ from qdqpatch.toolkit import QuantDescriptor
 
 @contextmanager
 def prepared(model: PreTrainedModel, int8_embeddings: bool) -> Iterator[PreTrainedModel]:
-    """Give the model, or a copy where it is in half precision or on another device; it is left as it was.
+    """Give the model, or a copy where it is not in fp32 or on another device; it is left as it was.
 
     Args:
         model: A quantized model.
         int8_embeddings: Whether to give every float embedding a quantizer with a range for each row.
     """
-    if any(tensor.device.type != "cpu" or tensor.dtype in (torch.float16, torch.bfloat16)
+    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32
            for tensor in model.parameters()):  # fmt: skip
         model = copy.deepcopy(model).cpu().float()
     with ExitStack() as stack:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qdqpatch.exporter.check import Comparison
-from qdqpatch.exporter.targets.base import Operation
+from qdqpatch.exporter.operations import Operation
 
 
 @dataclass(frozen=True)

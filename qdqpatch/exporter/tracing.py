@@ -1,4 +1,4 @@
-"""From a patched model to an ONNX graph whose quantized operations are still whole (`exporter/operators.py`)."""
+"""From a patched model to an ONNX graph whose quantized operations are whole (`exporter/operators.py`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch.engines import Array
 from qdqpatch.exporter import operators
 
 Batch = dict[str, Tensor]
@@ -31,9 +32,7 @@ def trace(
     """
     operators.register()
     whole = _Outputs(model)
-    shapes = {
-        name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in inputs
-    }
+    shapes = {name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in inputs}
     with torch.no_grad():
         names = list(whole.named(inputs))
         with operators.symbolic(model), _quiet():
@@ -65,9 +64,15 @@ def named_outputs(result: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def outputs_of(model: PreTrainedModel) -> Callable[[Batch], dict[str, Tensor]]:
+def outputs_of(model: PreTrainedModel) -> Callable[[Batch], dict[str, Array]]:
     """Return a function from a batch to the model's outputs by name, as an exported file has them."""
-    return _Outputs(model).named
+    whole = _Outputs(model)
+
+    def outputs(batch: Batch) -> dict[str, Array]:
+        with torch.inference_mode():
+            return {name: tensor.numpy() for name, tensor in whole.named(batch).items()}
+
+    return outputs
 
 
 class _Outputs(nn.Module):

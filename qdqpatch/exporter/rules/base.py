@@ -10,15 +10,15 @@ from qdqpatch.exporter.graph import Rewriter
 
 
 class Rule(Protocol):
-    """Replaces the nodes of one operator.
+    """Replaces the nodes of one operator."""
 
-    Attributes:
-        operator: The operator's name.
-        domain: Its domain; the empty one is ONNX's own.
-    """
+    @property
+    def operator(self) -> str:
+        """The operator's name."""
 
-    operator: str
-    domain: str
+    @property
+    def domain(self) -> str:
+        """The operator's domain; the empty one is ONNX's own."""
 
     def rewrite(self, rewriter: Rewriter, node: ir.Node) -> None:
         """Replace the node, or leave it as it is."""

@@ -15,7 +15,7 @@ from qdqpatch.exporter.graph import Rewriter, producer
 from qdqpatch.exporter.operators import ATTENTION, DOMAIN, LINEAR
 
 FACTOR = "factor"
-"""Attribute of a Linear: what its output is multiplied by. Of an attention: what its query was multiplied by."""
+"""Attribute of a Linear: what its output is multiplied by; of an attention: what its query has been."""
 
 
 @dataclass(frozen=True)

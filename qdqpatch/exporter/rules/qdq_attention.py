@@ -54,7 +54,8 @@ def operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | No
 def _heads_third(value: ir.Value | None) -> ir.Value:
     """Return what the model transposed to `(batch, heads, positions, head_dim)`."""
     transpose = None if value is None else value.producer()
-    assert transpose is not None and transpose.op_type == "Transpose", "attention takes transposed operands"
+    assert transpose is not None  # the model transposes all three
+    assert transpose.op_type == "Transpose"
     assert list(transpose.attributes["perm"].as_ints()) == HEADS_FIRST
     (before,) = transpose.inputs
     assert before is not None

@@ -27,7 +27,8 @@ class QDQQuantizer:
     def rewrite(self, rewriter: Rewriter, node: ir.Node) -> None:
         """Replace the operator."""
         quantizer, inputs = rewriter.module(node), node.inputs[0]
-        assert isinstance(quantizer, TensorQuantizer) and inputs is not None
+        assert isinstance(quantizer, TensorQuantizer)
+        assert inputs is not None
         grid = activation_grid(quantizer, path(node))
         integers = rewriter.quantize(inputs, grid, self.offset)
         rewriter.replace(node, [rewriter.dequantize(integers, grid, self.offset)])

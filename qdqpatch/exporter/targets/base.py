@@ -9,22 +9,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qdqpatch.engines import Engine
+from qdqpatch.exporter.operations import Kernel
 from qdqpatch.exporter.rules.base import Rule
-
-
-@dataclass(frozen=True)
-class Operation:
-    """A matrix multiplication of a quantized model, and how the engine computes it.
-
-    Attributes:
-        name: The path of its module, with `.query_x_key` or `.probabilities_x_value` for attention's.
-        integer: Whether an integer kernel computes it.
-        kernel: What the engine calls the kernel.
-    """
-
-    name: str
-    integer: bool
-    kernel: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +24,8 @@ class Target:
         file: The file that the engine loads.
         write: Writes the graph to a folder, as that file and what belongs to it.
         engine: Where the file is checked; None if that cannot be.
-        operations: Lists how the engine computes each matmul of a file; None if it cannot say.
+        kernels: Lists the kernels with matmuls that the engine makes of a file; None if it cannot say.
+        domains: Versions of operators other than ONNX's own.
     """
 
     name: str
@@ -47,7 +34,7 @@ class Target:
     file: str
     write: Callable[[ir.Model, Path], None]
     engine: Engine | None = None
-    operations: Callable[[Path], list[Operation]] | None = None
+    kernels: Callable[[Path], list[Kernel]] | None = None
     domains: dict[str, int] = field(default_factory=dict)
 
 

@@ -13,20 +13,21 @@ import onnx_ir as ir
 
 from qdqpatch.engines import ONNX_RUNTIME
 from qdqpatch.exporter.graph import MICROSOFT
+from qdqpatch.exporter.operations import Kernel
 from qdqpatch.exporter.rules.fold_scaling import FoldScaling
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
 from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
-from qdqpatch.exporter.targets.base import ONNX_FILE, Operation, Target, write_onnx
+from qdqpatch.exporter.targets.base import ONNX_FILE, Target, write_onnx
 
 INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul")
 FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 
 
-def operations(path: Path) -> list[Operation]:
-    """Return the matmuls of the graph that ONNX Runtime makes of a file."""
+def kernels(path: Path) -> list[Kernel]:
+    """Return the kernels with matmuls in the graph that ONNX Runtime makes of a file."""
     ort = importlib.import_module("onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
@@ -39,7 +40,11 @@ def operations(path: Path) -> list[Operation]:
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = ir.load(optimized).graph
         return [
-            Operation(node.name or "", node.op_type in INTEGER_KERNELS, node.op_type)
+            Kernel(
+                frozenset([(node.name or "").removeprefix("fused ")]),
+                node.op_type,
+                node.op_type in INTEGER_KERNELS,
+            )
             for node in graph
             if node.op_type in (*INTEGER_KERNELS, *FLOAT_KERNELS)
         ]
@@ -56,6 +61,6 @@ TARGET = Target(
     file=ONNX_FILE,
     write=write_onnx,
     engine=ONNX_RUNTIME,
-    operations=operations,
+    kernels=kernels,
     domains={MICROSOFT: 1},
 )

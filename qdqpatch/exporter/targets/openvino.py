@@ -9,15 +9,17 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qdqpatch.engines import OPENVINO
+from qdqpatch.exporter.operations import Kernel
 from qdqpatch.exporter.rules.fold_scaling import FoldScaling
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
-from qdqpatch.exporter.targets.base import Operation, Target, write_onnx
+from qdqpatch.exporter.targets.base import Target, write_onnx
 
 IR_FILE = "openvino_model.xml"
-KERNELS = ("FullyConnected", "MatMul", "ScaledDotProductAttention", "MHA", "Subgraph")
+KERNELS = ("FullyConnected", "MatMul", "Subgraph")
+"""Layer types that hold matmuls; a Subgraph can be a whole attention."""
 
 
 def write(model: ir.Model, folder: Path) -> None:
@@ -30,8 +32,8 @@ def write(model: ir.Model, folder: Path) -> None:
         del converted
 
 
-def operations(path: Path) -> list[Operation]:
-    """Return the matmuls of the graph that OpenVINO makes of a file."""
+def kernels(path: Path) -> list[Kernel]:
+    """Return the kernels with matmuls in the graph that OpenVINO makes of a file."""
     openvino = importlib.import_module("openvino")
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -41,9 +43,9 @@ def operations(path: Path) -> list[Operation]:
         kind = info["layerType"].astype(str) if "layerType" in info else ""
         if kind in KERNELS:
             precision = info["runtimePrecision"].astype(str)
-            found.append(
-                Operation(node.get_friendly_name(), precision in ("u8", "i8"), f"{kind} {precision}")
-            )
+            # It adds to a name what it did to the node, behind a slash.
+            names = [name.partition("/")[0] for name in info["originalLayersNames"].astype(str).split(",")]
+            found.append(Kernel(frozenset(names), f"{kind} in {precision}", precision in ("u8", "i8")))
     return found
 
 
@@ -57,5 +59,5 @@ TARGET = Target(
     file=IR_FILE,
     write=write,
     engine=OPENVINO,
-    operations=operations,
+    kernels=kernels,
 )

@@ -1,0 +1,137 @@
+"""Other tools that make an int8 BERT of a float one, each with the settings that ran fastest here.
+
+They are not among what qdqpatch needs. `make benchmark` installs them into a folder of their own
+(`benchmarks/peers.txt`); one that is missing is left out, and the benchmark says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FOLDER = Path(__file__).resolve().parents[1] / ".peers"
+"""Where `make benchmark` installs them."""
+
+Feed = dict[str, npt.NDArray[np.int64]]
+
+
+def static(model: Path, out: Path, feed: Feed) -> Path:
+    """ONNX Runtime's `quantize_static`: Q/DQ around the Linears, uint8 and int8 per channel."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # published without types
+        def __init__(self) -> None:
+            self._feeds = iter([feed])
+
+        def get_next(self) -> Any:
+            return next(self._feeds, None)
+
+    quantize_static(
+        str(_preprocessed(model)),
+        str(out),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        extra_options={"MatMulConstBOnly": True, "QDQDisableWeightAdjustForInt32Bias": True},
+    )
+    return out
+
+
+def dynamic(model: Path, out: Path, feed: Feed) -> Path:
+    """ONNX Runtime's `quantize_dynamic`: ranges from each tensor, int8 weights per channel."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        str(_preprocessed(model)),
+        str(out),
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+    )
+    return out
+
+
+def modelopt(model: Path, out: Path, feed: Feed) -> Path:
+    """NVIDIA's Model Optimizer on the ONNX file, calibrated by maximum."""
+    from modelopt.onnx.quantization import quantize
+
+    quantize(
+        str(model),
+        quantize_mode="int8",
+        calibration_data=feed,
+        calibration_method="max",
+        calibration_eps=["cpu"],
+        output_path=str(out),
+        log_level="ERROR",
+    )
+    return out
+
+
+def nncf(model: Path, out: Path, feed: Feed) -> Path:
+    """Intel's NNCF with its preset for transformers, as OpenVINO IR."""
+    import nncf
+    import openvino
+
+    quantized = nncf.quantize(
+        openvino.convert_model(model), nncf.Dataset([feed]), model_type=nncf.ModelType.TRANSFORMER
+    )
+    out = out.with_suffix(".xml")
+    openvino.save_model(quantized, out, compress_to_fp16=False)
+    return out
+
+
+Make = Callable[[Path, Path, Feed], Path]
+
+ONNX_RUNTIME: dict[str, tuple[str, Make]] = {
+    "quantize_static": ("onnxruntime", static),
+    "quantize_dynamic": ("onnxruntime", dynamic),
+    "ModelOpt": ("modelopt", modelopt),
+}
+"""Name of each tool for ONNX Runtime, the module that it needs, and how it makes its file."""
+
+OPENVINO: dict[str, tuple[str, Make]] = {"NNCF": ("nncf", nncf)}
+"""The same for OpenVINO."""
+
+
+def make(tools: dict[str, tuple[str, Make]], model: Path, feed: Feed) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the file of every tool that is installed."""
+    if FOLDER.is_dir() and str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
+    for name, (module, tool) in tools.items():
+        if importlib.util.find_spec(module) is None:
+            print(f"{name} is not installed and left out; see benchmarks/peers.txt")
+            continue
+        with _quiet():
+            file = tool(model, model.with_name(f"{tool.__name__}.onnx"), feed)
+        yield name, file
+
+
+def _preprocessed(model: Path) -> Path:
+    """Return the graph as ONNX Runtime's tools want it, made once."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    out = model.with_name("preprocessed.onnx")
+    if not out.exists():
+        quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
+    return out
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

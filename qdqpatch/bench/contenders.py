@@ -1,0 +1,160 @@
+"""What can be run of the models that a user names, and in which engines."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from qdqpatch.checkpoint.source import HUB_NAME, WEIGHTS, open_checkpoint
+from qdqpatch.engines import ENGINES
+from qdqpatch.errors import CheckpointError, ConfigError, EngineError
+
+TORCH = "torch"
+
+RUNNERS = (TORCH, *ENGINES)
+"""What a model can run in, in the order of the table."""
+
+EXPORTS = {".onnx": "model.onnx", ".xml": "openvino_model.xml"}
+"""The names of the files in an export folder."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a config says about what a model can be given; None for what it does not say.
+
+    Attributes:
+        vocab_size: Token ids are below this.
+        max_length: The longest sequence.
+        pad_token_id: The id that is padding.
+    """
+
+    vocab_size: int | None = None
+    max_length: int | None = None
+    pad_token_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model in an engine.
+
+    Attributes:
+        model: What the table calls it.
+        engine: One of `RUNNERS`.
+        path: What the engine loads: a file; for torch a checkpoint's folder or its name on the hub.
+        facts: What the config beside it says.
+    """
+
+    model: str
+    engine: str
+    path: str
+    facts: Facts
+
+    def __str__(self) -> str:
+        return f"{self.model} in {self.engine}"
+
+
+def find_contenders(models: Sequence[str], engines: Collection[str] = ()) -> list[Contender]:
+    """Return the models in each engine that can load them, in the order given.
+
+    Args:
+        models: Files, folders, and names of checkpoints on the hub.
+        engines: Some of `RUNNERS`; empty for all that are installed.
+
+    Raises:
+        CheckpointError: If a model is not there, or is nothing that could be run.
+        EngineError: If an engine that is needed is not installed.
+        ConfigError: If none of the engines runs a model, or an engine none of the models.
+    """
+    for engine in engines:
+        if not _installed(engine):
+            raise EngineError(f"{engine} is not installed: pip install {ENGINES[engine].package}")
+    contenders = []
+    for name, label in zip(models, _labels(models), strict=True):
+        files = _files(name)
+        if engines and not files.keys() & set(engines):
+            raise ConfigError(f"{name} runs in {' and '.join(files)}, not in {' or '.join(engines)}.")
+        usable = [each for each in files if (each in engines if engines else _installed(each))]
+        if not usable:
+            packages = " or ".join(ENGINES[each].package for each in files)
+            raise EngineError(f"Nothing that runs {name} is installed: pip install {packages}")
+        facts = _facts(name)
+        contenders += [Contender(label, each, files[each], facts) for each in usable]
+    if idle := [each for each in engines if each not in {found.engine for found in contenders}]:
+        raise ConfigError(f"{' and '.join(idle)} can run none of these models; leave out --engine {idle[0]}.")
+    return contenders
+
+
+def _installed(engine: str) -> bool:
+    return engine == TORCH or importlib.util.find_spec(ENGINES[engine].package) is not None
+
+
+def _files(name: str) -> dict[str, str]:
+    """Return what each engine would load, by the engine."""
+    path = Path(name)
+    if path.is_dir():
+        return _files_in(path)
+    by_suffix = [engine.name for engine in ENGINES.values() if path.suffix in engine.suffixes]
+    if path.exists() and by_suffix:
+        return dict.fromkeys(by_suffix, name)
+    if path.exists():
+        raise CheckpointError(f"{name} is neither a folder nor an .onnx or .xml file.")
+    if by_suffix or not HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"There is no {'file' if by_suffix else 'folder'} {name}.")
+    return {TORCH: name}
+
+
+def _files_in(folder: Path) -> dict[str, str]:
+    files = {}
+    if any((folder / f"{each}{index}").is_file() for each in WEIGHTS for index in ("", ".index.json")):
+        files[TORCH] = str(folder)
+    for engine in ENGINES.values():
+        exports = (folder / EXPORTS[suffix] for suffix in engine.suffixes)
+        if (export := next(filter(Path.is_file, exports), None)) is not None:
+            files[engine.name] = str(export)
+    if not files:
+        others = sorted(path.name for path in folder.glob("*.onnx"))
+        hint = f" To run {others[0]}, name the file." if others else ""
+        raise CheckpointError(
+            f"There is nothing to run in {folder}: none of {', '.join((*WEIGHTS, *EXPORTS.values()))}.{hint}"
+        )
+    return files
+
+
+def _facts(name: str) -> Facts:
+    """Read the config of a checkpoint, or the one beside an exported file."""
+    path = Path(name)
+    if not path.exists():
+        return _facts_of(open_checkpoint(name).config.to_dict())
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return Facts()
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot read {file}: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"Cannot read {file}: it holds no object.")
+    return _facts_of(data)
+
+
+def _facts_of(config: Mapping[str, Any]) -> Facts:
+    keys = ("vocab_size", "max_position_embeddings", "pad_token_id")
+    return Facts(*(value if isinstance(value := config.get(key), int) else None for key in keys))
+
+
+def _labels(models: Sequence[str]) -> list[str]:
+    """Return the shortest ends of the paths that tell them apart; the same path twice gets a number."""
+    parts = [PurePath(name).parts for name in models]
+    labels: list[str] = []
+    for own in parts:
+        others = {each for each in parts if each != own}
+        sizes = range(1, len(own) + 1)
+        size = next((n for n in sizes if all(each[-n:] != own[-n:] for each in others)), len(own))
+        label = str(PurePath(*own[-size:])) if own else "."
+        before = sum(each == own for each in parts[: len(labels)])
+        labels.append(f"{label} ({before + 1})" if before else label)
+    return labels

@@ -1,0 +1,83 @@
+"""What models are given: random tokens in the shape asked for, none of them padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qdqpatch.bench.contenders import Facts
+from qdqpatch.bench.shapes import Shape
+from qdqpatch.engines import Array, Arrays, Input
+from qdqpatch.errors import ConfigError
+
+UNKNOWN_VOCABULARY = 1000
+"""Ids are below this where no config tells the size of the vocabulary."""
+
+POSITIONS = "position_ids"
+"""May have a batch of 1 whatever the others have: positions are the same for all."""
+
+
+def _tokens(shape: Shape, facts: Facts) -> Array:
+    """Draw ids of shape `(batch, length)`, the same each time."""
+    size = facts.vocab_size or UNKNOWN_VOCABULARY
+    padding = facts.pad_token_id or 0
+    drawn = np.random.default_rng(0).integers(0, max(size - 1, 1), (shape.batch, shape.length))
+    return drawn + (drawn >= padding) if size > 1 else drawn
+
+
+def _ones(shape: Shape, facts: Facts) -> Array:
+    return np.ones((shape.batch, shape.length))
+
+
+def _zeros(shape: Shape, facts: Facts) -> Array:
+    return np.zeros((shape.batch, shape.length))
+
+
+def _positions(shape: Shape, facts: Facts) -> Array:
+    return np.tile(np.arange(shape.length), (shape.batch, 1))
+
+
+VALUES: dict[str, Callable[[Shape, Facts], Array]] = {
+    "input_ids": _tokens,
+    "attention_mask": _ones,
+    "input_mask": _ones,
+    "token_type_ids": _zeros,
+    "segment_ids": _zeros,
+    POSITIONS: _positions,
+}
+"""What a tensor of that name holds."""
+
+
+def check_inputs(name: str, inputs: Sequence[Input]) -> None:
+    """Find out whether a model takes nothing but tokens.
+
+    Raises:
+        ConfigError: If it takes a tensor that is not known, or one that is not `(batch, length)`.
+    """
+    unknown = [each.name for each in inputs if each.name not in VALUES]
+    if unknown:
+        raise ConfigError(f"{name} takes {', '.join(unknown)}; bench makes {', '.join(VALUES)}.")
+    for each in inputs:
+        if len(each.shape) not in (0, 2):
+            raise ConfigError(
+                f"{name} takes {each.name} of {len(each.shape)} dimensions; bench makes (batch, length)."
+            )
+
+
+def make_inputs(inputs: Sequence[Input], shape: Shape, facts: Facts) -> Arrays:
+    """Return the tensors that a model takes; `check_inputs` comes before."""
+    tensors = {}
+    for each in inputs:
+        own = shape
+        if each.name == POSITIONS and each.shape and each.shape[0] is not None:
+            own = Shape(each.shape[0], shape.length)
+        tensors[each.name] = VALUES[each.name](own, facts).astype(each.dtype)
+    return tensors
+
+
+def fixed_sizes(inputs: Sequence[Input]) -> tuple[int | None, int | None]:
+    """Return the batch and the length that a graph is made for; None for what is free."""
+    shapes = [each.shape for each in inputs if each.shape and each.name != POSITIONS]
+    batch, length = ([each[axis] for each in shapes if each[axis] is not None] for axis in (0, 1))
+    return next(iter(batch), None), next(iter(length), None)

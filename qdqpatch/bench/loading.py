@@ -1,0 +1,124 @@
+"""Contenders, loaded and ready to run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qdqpatch.bench.contenders import TORCH, Contender
+from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
+from qdqpatch.bench.shapes import Shape
+from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.engines import ENGINES, Arrays, Input
+from qdqpatch.errors import ConfigError, EngineError
+
+TORCH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What a torch model is given of these, as far as it takes them."""
+
+SIMULATED = (
+    "fake-quantized in float: torch rounds to int8 values and multiplies in float, which is slower than "
+    "float alone; an exported model runs int8 kernels"
+)
+REDUCED = "computes in bfloat16, which this processor has, what the model leaves in float"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A contender that is ready to run.
+
+    Attributes:
+        contender: Which one.
+        inputs: What it takes.
+        note: What a reader of its figures has to know.
+    """
+
+    contender: Contender
+    inputs: tuple[Input, ...]
+    _run: Callable[[Arrays], object]
+    note: str | None = None
+
+    @property
+    def takes(self) -> str:
+        """The shapes that it is made for, as `1x128`, with `?` for a size that is free."""
+        return "x".join("?" if size is None else str(size) for size in fixed_sizes(self.inputs))
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether the graph was made for that shape, or for any."""
+        sizes = zip(fixed_sizes(self.inputs), (shape.batch, shape.length), strict=True)
+        return all(fixed in (None, asked) for fixed, asked in sizes)
+
+    def runner(self, shape: Shape) -> Callable[[], object]:
+        """Return a call that runs it once; its inputs are made now.
+
+        The call raises EngineError if the engine fails.
+        """
+        inputs = make_inputs(self.inputs, shape, self.contender.facts)
+
+        def run() -> object:
+            try:
+                return self._run(inputs)
+            except Exception as error:  # engines raise types of their own
+                hint = "" if self.contender.facts.vocab_size else " Is its config.json beside it?"
+                raise EngineError(f"{self.contender}, {shape}: {one_line(error)}{hint}") from error
+
+        return run
+
+
+def load(contender: Contender, threads: int) -> Loaded:
+    """Load a contender; torch's number of threads is not set here.
+
+    Raises:
+        CheckpointError: If transformers cannot load a checkpoint.
+        EngineError: If an engine refuses a file.
+        ConfigError: If the model takes something else than tokens.
+    """
+    loaded = _load_checkpoint(contender) if contender.engine == TORCH else _load_file(contender, threads)
+    check_inputs(str(contender), loaded.inputs)
+    return loaded
+
+
+def _load_file(contender: Contender, threads: int) -> Loaded:
+    try:
+        session = ENGINES[contender.engine].load(Path(contender.path), threads)
+    except EngineError as error:
+        raise EngineError(one_line(error)) from error
+    note = REDUCED if session.precision == "bfloat16" else None
+    return Loaded(contender, session.inputs, session.run, note)
+
+
+def _load_checkpoint(contender: Contender) -> Loaded:
+    source = open_checkpoint(contender.path)
+    if source.model_class.__name__.endswith("ForMultipleChoice"):
+        raise ConfigError(f"{contender} takes (batch, choices, length); bench makes (batch, length).")
+    model, _ = source.load()
+    model.eval()
+    parameters = inspect.signature(model.forward).parameters
+    inputs = tuple(Input(name, (None, None), "int64") for name in TORCH_INPUTS if name in parameters)
+
+    def run(arrays: Arrays) -> object:
+        with torch.inference_mode():
+            return model(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    return Loaded(contender, inputs, run, None if source.quantization is None else SIMULATED)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch use that many threads; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message, which engines spread over several lines, as one."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:400]}..."

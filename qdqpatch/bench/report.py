@@ -1,0 +1,192 @@
+"""What was measured: as data, as JSON, and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from qdqpatch.bench.shapes import Shape
+
+COLUMNS = (
+    "Model",
+    "Engine",
+    "Shape",
+    "p50 ms",
+    "p90 ms",
+    "Seq/s",
+    "Speed-up",
+    "Load s",
+    "Size MB",
+    "Memory MB",
+)
+_NUMBERS = 7
+"""So many columns at the end are numbers."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contender at a shape.
+
+    Attributes:
+        model: What the table calls the model.
+        engine: What it ran in.
+        path: What the engine loaded.
+        shape: Of the inputs.
+        p50_ms: The median latency; None, as the next three, if the graph is not made for the shape.
+        p90_ms: The latency that 9 of 10 runs stay within.
+        sequences_per_s: Sequences in a second, one run after the other, at the median latency.
+        speedup: How many times faster than the report's baseline, by the median; None also where the
+            baseline was not run.
+        load_s: From the files to a model that can run.
+        size_mb: Of graph and weights on disk.
+        memory_mb: The largest resident set of a process that loads and runs it, less what its imports
+            take; None where the system does not tell.
+        process_memory_mb: The same with the imports.
+        note: What a reader has to know of the figures.
+    """
+
+    model: str
+    engine: str
+    path: str
+    shape: Shape
+    p50_ms: float | None
+    p90_ms: float | None
+    sequences_per_s: float | None
+    speedup: float | None
+    load_s: float
+    size_mb: float
+    memory_mb: float | None
+    process_memory_mb: float | None
+    note: str | None
+
+    @property
+    def name(self) -> str:
+        """Model and engine."""
+        return f"{self.model} in {self.engine}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as data for JSON; the shape also as numbers."""
+        data = dataclasses.asdict(self)
+        shape = {"shape": str(self.shape), **data.pop("shape")}
+        return {key: data.pop(key) for key in ("model", "engine", "path")} | shape | data
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A model that an engine could not load.
+
+    Attributes:
+        model: What the table calls the model.
+        engine: The engine.
+        reason: What it said.
+    """
+
+    model: str
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was measured.
+
+    Attributes:
+        threads: That a run could use.
+        rounds: Turns of each contender at each shape.
+        versions: Of what ran the models.
+        baseline: Model and engine that speed-ups are over.
+        rows: By shape, then in the order of the models.
+        skipped: What the engines could not load.
+        shortened: Says that the default shapes were cut, and why; None if they were not.
+    """
+
+    threads: int
+    rounds: int
+    versions: dict[str, str | None]
+    baseline: str
+    rows: tuple[Row, ...]
+    skipped: tuple[Skipped, ...]
+    shortened: str | None = None
+
+    @property
+    def by_shape(self) -> dict[Shape, list[Row]]:
+        """The rows of each shape."""
+        groups: dict[Shape, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.shape, []).append(row)
+        return groups
+
+    @property
+    def notes(self) -> list[str]:
+        """What the rows note, each once."""
+        return list(dict.fromkeys(row.note for row in self.rows if row.note is not None))
+
+    @property
+    def conditions(self) -> str:
+        """What all runs share."""
+        return f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    @property
+    def numbered_notes(self) -> list[str]:
+        """The notes, after the numbers that mark them."""
+        return [f"({number}) {note}" for number, note in enumerate(self.notes, start=1)]
+
+    def mark(self, row: Row) -> str:
+        """Return the number of a row's note, as ` (1)`; nothing if it has none."""
+        return "" if row.note is None else f" ({self.notes.index(row.note) + 1})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as data for JSON."""
+        return {
+            "threads": self.threads,
+            "rounds": self.rounds,
+            "versions": self.versions,
+            "baseline": self.baseline,
+            "shortened": self.shortened,
+            "results": [row.to_dict() for row in self.rows],
+            "skipped": [dataclasses.asdict(each) for each in self.skipped],
+        }
+
+    def table(self) -> Table:
+        """Return the rows as a table, a section for each shape; notes are marked by their number."""
+        title = f"{self.conditions}, {self.rounds} rounds in turns"
+        table = Table(
+            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        )
+        for number, column in enumerate(COLUMNS):
+            is_number = number >= len(COLUMNS) - _NUMBERS
+            table.add_column(column, no_wrap=True, justify="right" if is_number else "left")
+        for rows in self.by_shape.values():
+            for row in rows:
+                table.add_row(row.model, row.engine + self.mark(row), str(row.shape), *_figures(row))
+            table.add_section()
+        return table
+
+    def footnotes(self) -> list[str]:
+        """Return the lines below the table."""
+        speedup = f"Speed-up: over {self.baseline} at the same shape, by p50."
+        return [*self.numbered_notes, speedup, *filter(None, [self.shortened])]
+
+
+def _figures(row: Row) -> tuple[str, ...]:
+    speedup = "-" if row.speedup is None else f"{row.speedup:.2f}x"
+    return (
+        rounded(row.p50_ms),
+        rounded(row.p90_ms),
+        rounded(row.sequences_per_s),
+        speedup,
+        f"{row.load_s:.2f}",
+        f"{row.size_mb:.1f}",
+        "-" if row.memory_mb is None else f"{row.memory_mb:.0f}",
+    )
+
+
+def rounded(value: float | None) -> str:
+    """Write a number with at least 3 digits; `-` if it is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.{0 if value >= 1000 else 1 if value >= 10 else 2}f}"

@@ -1,0 +1,182 @@
+"""The whole of a benchmark: find, load and check the models, then measure them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from qdqpatch.bench.contenders import TORCH, Contender, find_contenders
+from qdqpatch.bench.inputs import fixed_sizes
+from qdqpatch.bench.loading import Loaded, load, torch_threads
+from qdqpatch.bench.measure import Latency, interleave
+from qdqpatch.bench.process import Footprint, alone
+from qdqpatch.bench.report import Report, Row, Skipped
+from qdqpatch.bench.shapes import DEFAULT_SHAPES, Shape, cut
+from qdqpatch.bench.sizes import size_on_disk
+from qdqpatch.engines import ENGINES
+from qdqpatch.errors import ConfigError, EngineError, QdqError
+
+Step = Callable[[str, int, int], None]
+"""Told what is done now, how many steps are done, and of how many."""
+
+
+def compare(
+    models: Sequence[str],
+    *,
+    shapes: Sequence[Shape] = (),
+    engines: Collection[str] = (),
+    threads: int | None = None,
+    rounds: int = 20,
+    step: Step = lambda text, done, total: None,
+) -> Report:
+    """Measure models side by side, all of them in this process and in turns.
+
+    Args:
+        models: Files, folders, and names of checkpoints on the hub. The first one, in the first engine that
+            runs it, is the baseline of speed-ups.
+        shapes: Of the inputs; empty for `DEFAULT_SHAPES`, cut to what the models take.
+        engines: Some of `RUNNERS`; empty for all that are installed. An engine that was not asked for and
+            cannot load a model is skipped.
+        threads: That a run may use; None for as many as torch takes by itself, one for each core.
+        rounds: Turns of each contender at each shape.
+        step: Told of the progress.
+
+    Raises:
+        CheckpointError: If a model is not there, or cannot be loaded.
+        EngineError: If an engine is not installed, or fails.
+        ConfigError: If a shape is too long for a model, or not the one that its graph is made for.
+    """
+    contenders = find_contenders(models, engines)
+    shapes, shortened = _shapes_for(contenders, shapes)
+    threads = threads or torch.get_num_threads()
+    progress = _Progress(step, 2 * len(contenders) + len(shapes) * (1 + rounds))
+    with torch_threads(threads):
+        loaded, skipped = _load(contenders, threads, bool(engines), progress)
+        fitting = {each.contender: _fitting(each, shapes) for each in loaded}
+        sizes = {contender: size_on_disk(contender) for contender in fitting}
+        footprints = {}
+        for contender, own in fitting.items():
+            with progress.doing(f"Loading {contender} in a process of its own"):
+                footprints[contender] = alone(contender, threads, max(own, key=lambda shape: shape.tokens))
+        latencies = {shape: _time(loaded, shape, rounds, progress) for shape in shapes}
+    baseline = loaded[0].contender
+    rows = []
+    for shape, found in latencies.items():
+        for each in loaded:
+            contender = each.contender
+            latency, reference = found.get(contender), found.get(baseline)
+            rows.append(_row(each, shape, latency, reference, footprints[contender], sizes[contender]))
+    return Report(threads, rounds, _versions(loaded), str(baseline), tuple(rows), tuple(skipped), shortened)
+
+
+class _Progress:
+    """Counts steps."""
+
+    def __init__(self, step: Step, total: int) -> None:
+        self._step, self._total, self._done = step, total, 0
+
+    @contextmanager
+    def doing(self, text: str, steps: int = 1) -> Iterator[Callable[[], None]]:
+        """Tell what is done now; give a call that counts one of the steps, the rest count at the end."""
+        end = self._done + steps
+        self._step(text, self._done, self._total)
+
+        def advance() -> None:
+            self._done += 1
+            self._step(text, self._done, self._total)
+
+        yield advance
+        self._done = end
+        self._step(text, self._done, self._total)
+
+
+def _load(
+    contenders: Sequence[Contender], threads: int, strict: bool, progress: _Progress
+) -> tuple[list[Loaded], list[Skipped]]:
+    """Load the contenders; leave out what an engine refuses, unless strict or no engine is left."""
+    loaded, skipped = [], []
+    for contender in contenders:
+        with progress.doing(f"Loading {contender}"):
+            try:
+                loaded.append(load(contender, threads))
+            except QdqError as error:
+                if strict or sum(each.model == contender.model for each in contenders) == 1:
+                    raise
+                skipped.append(Skipped(contender.model, contender.engine, str(error)))
+    running = {each.contender.model for each in loaded}
+    for refused in skipped:
+        if refused.model not in running:
+            reasons = (each.reason for each in skipped if each.model == refused.model)
+            raise EngineError(f"{refused.model} runs in no engine. {' '.join(reasons)}")
+    return loaded, skipped
+
+
+def _time(
+    loaded: Sequence[Loaded], shape: Shape, rounds: int, progress: _Progress
+) -> dict[Contender, Latency]:
+    """Run the contenders that take the shape in turns."""
+    runs = {each.contender: each.runner(shape) for each in loaded if each.fits(shape)}
+    with progress.doing(f"Running {shape}", 1 + rounds) as advance:
+        times = interleave(runs, rounds, after_round=advance)
+    return {contender: Latency.of(seconds) for contender, seconds in times.items()}
+
+
+def _shapes_for(
+    contenders: Sequence[Contender], asked: Sequence[Shape]
+) -> tuple[tuple[Shape, ...], str | None]:
+    """Return the shapes asked for, or the default ones cut to what all models take; then say so."""
+    known = [(each.facts.max_length, each) for each in contenders if each.facts.max_length is not None]
+    shapes = tuple(dict.fromkeys(asked or DEFAULT_SHAPES))
+    if not known:
+        return shapes, None
+    limit, shortest = min(known, key=lambda pair: pair[0])
+    too_long = next((shape for shape in shapes if shape.length > limit), None)
+    if too_long is None:
+        return shapes, None
+    if asked:
+        raise ConfigError(f"{too_long} is too long: {shortest.model} takes at most {limit} tokens.")
+    return cut(shapes, limit), f"Sequences: cut to {limit} tokens, the most that {shortest.model} takes."
+
+
+def _fitting(loaded: Loaded, shapes: Sequence[Shape]) -> list[Shape]:
+    fitting = [shape for shape in shapes if loaded.fits(shape)]
+    if not fitting:
+        batch, length = fixed_sizes(loaded.inputs)
+        raise ConfigError(
+            f"{loaded.contender} is made for inputs of {loaded.takes} alone, and none of "
+            f"{', '.join(map(str, shapes))} is that: --shape {Shape(batch or 1, length or 128)}"
+        )
+    return fitting
+
+
+def _versions(loaded: Sequence[Loaded]) -> dict[str, str | None]:
+    names = dict.fromkeys(each.contender.engine for each in loaded)
+    return {name: torch.__version__ if name == TORCH else ENGINES[name].version for name in names}
+
+
+def _row(
+    loaded: Loaded,
+    shape: Shape,
+    latency: Latency | None,
+    baseline: Latency | None,
+    footprint: Footprint,
+    size: int,
+) -> Row:
+    contender = loaded.contender
+    return Row(
+        model=contender.model,
+        engine=contender.engine,
+        path=contender.path,
+        shape=shape,
+        p50_ms=None if latency is None else 1000 * latency.p50,
+        p90_ms=None if latency is None else 1000 * latency.p90,
+        sequences_per_s=None if latency is None else shape.batch / latency.p50,
+        speedup=None if latency is None or baseline is None else baseline.p50 / latency.p50,
+        load_s=footprint.load_seconds,
+        size_mb=size / 1e6,
+        memory_mb=None if footprint.memory is None else footprint.memory / 1e6,
+        process_memory_mb=None if footprint.process_memory is None else footprint.process_memory / 1e6,
+        note=f"takes {loaded.takes} alone" if latency is None else loaded.note,
+    )

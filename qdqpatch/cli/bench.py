@@ -1,0 +1,148 @@
+"""`qdqpatch bench`: how fast models are, how large, and how long they take to load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from qdqpatch.bench.chart import check_can_plot, write_chart
+from qdqpatch.bench.contenders import RUNNERS
+from qdqpatch.bench.report import Report
+from qdqpatch.bench.shapes import DEFAULT_SHAPES, Shape
+from qdqpatch.bench.side_by_side import compare
+from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.errors import ConfigError
+
+
+def _parse_shapes(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[Shape, ...]:
+    try:
+        return tuple(map(Shape.parse, texts))
+    except ConfigError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+@click.command(cls=SectionCommand)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    cls=SectionOption,
+    section="What runs",
+    type=click.Choice(RUNNERS),
+    help="Run in this engine alone. Can be repeated; the default is every one that is installed and loads "
+    "the MODEL.",
+)
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    cls=SectionOption,
+    section="What runs",
+    metavar="BATCHxLENGTH",
+    callback=_parse_shapes,
+    help="How many sequences a run takes, and of how many tokens. Can be repeated.  "
+    f"[default: {', '.join(map(str, DEFAULT_SHAPES))}, cut to the longest that the models take]",
+)
+@click.option(
+    "--threads",
+    cls=SectionOption,
+    section="Measuring",
+    type=click.IntRange(min=1),
+    help="How many threads a run may use.  [default: one for each core]",
+)
+@click.option(
+    "--rounds",
+    cls=SectionOption,
+    section="Measuring",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many turns each model has at each shape; of the 4 runs of a turn 3 are timed.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, cls=SectionOption, section="Output", help="Print JSON, not a table."
+)
+@click.option(
+    "--plot",
+    cls=SectionOption,
+    section="Output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw a bar chart of the latencies into FILE (.png or .svg); one that is there is replaced.",
+)
+@verbosity_options
+def bench(
+    models: tuple[str, ...],
+    engines: tuple[str, ...],
+    shapes: tuple[Shape, ...],
+    threads: int | None,
+    rounds: int,
+    as_json: bool,
+    plot: Path | None,
+    console: Console,
+) -> None:
+    """Measure MODELs side by side: latency, throughput, load time, size and memory.
+
+    A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported model.onnx or
+    openvino_model.xml; or an .onnx or .xml file. Speed-ups are over the first one, in the first engine that
+    runs it.
+
+    All of them run in one process and in turns, so that a machine that is slow for a while is slow for all.
+    Inputs are random tokens without padding. p50 is the median latency of a run, and 9 of 10 runs stay
+    within p90; Seq/s follows from p50. Load time and memory are measured in a process for each: the load
+    time without imports and with the files in the page cache, the memory at its peak in loading and one run
+    of the largest shape, less what the imports take. Size is that of graph and weights.
+    """
+    if plot is not None:
+        check_can_plot(plot)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        auto_refresh=False,  # a thread that draws would take time from what is timed
+        disable=console.quiet or not console.is_terminal,
+    )
+    task = bar.add_task("Reading", total=None)
+
+    def show(text: str, done: int, total: int) -> None:
+        bar.update(task, description=text, completed=done, total=total, refresh=True)
+
+    with bar:
+        report = compare(
+            models,
+            shapes=shapes,
+            engines=engines,
+            threads=threads,
+            rounds=rounds,
+            step=show,
+        )
+    for each in report.skipped:
+        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}", markup=False)
+    if plot is not None:
+        write_chart(plot, report)
+        console.print(f"Wrote {plot}.", markup=False)
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        _print_report(report)
+
+
+def _print_report(report: Report) -> None:
+    """Print the table, wider than a narrow terminal rather than cut, and the lines below it."""
+    table = report.table()
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
+    console.width = max(console.width, natural)
+    console.print(table)
+    for line in report.footnotes():
+        click.echo(line)

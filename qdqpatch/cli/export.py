@@ -1,0 +1,139 @@
+"""`qdqpatch export`: write a calibrated checkpoint for the engine that will run it."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from qdqpatch.checkpoint.files import find_file
+from qdqpatch.checkpoint.source import TASKS, open_checkpoint
+from qdqpatch.checkpoint.staging import check_output
+from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
+from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.sections import SectionCommand
+from qdqpatch.errors import NotQuantizedError
+from qdqpatch.exporter.export import TARGETS
+from qdqpatch.exporter.export import export as export_model
+from qdqpatch.folding import fold
+
+if TYPE_CHECKING:
+    from qdqpatch.exporter.result import Export
+
+
+@click.command(cls=SectionCommand)
+@click.argument("ckpt")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="onnxruntime",
+    show_default=True,
+    help="The engine: the numbers are the same for each, the graph is what it runs fast.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(list(TASKS)),
+    help="The head to load; the default is the one that the checkpoint names.",
+)
+@click.option(
+    "--shape",
+    metavar="BATCHxLENGTH",
+    callback=lambda context, parameter, text: _parse_shape(context, parameter, text),
+    help="The only shape that the file shall take, such as 1x128; the default is any.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["int8", "fp32"]),
+    default="int8",
+    show_default=True,
+    help="How weights are stored; fp32 is for TensorRT alone, and four times the size.",
+)
+@click.option(
+    "--int8-embeddings", is_flag=True, help="Store the embeddings in int8 too. Outputs change a bit."
+)
+@click.option(
+    "--opset", type=click.IntRange(17, 25), help="Version of ONNX's operators, if not the target's."
+)
+@click.option(
+    "--check/--no-check", default=True, help="Run the file and compare it with the model (default)."
+)
+@click.option("--force", is_flag=True, help="Replace OUT if it has files in it.")
+@verbosity_options
+def export(
+    ckpt: str,
+    out: Path,
+    target: str,
+    task: str | None,
+    shape: tuple[int, int] | None,
+    weights: str,
+    int8_embeddings: bool,
+    opset: int | None,
+    check: bool,
+    force: bool,
+    console: Console,
+) -> None:
+    """Write the calibrated checkpoint CKPT to the folder OUT, for TensorRT, ONNX Runtime or OpenVINO.
+
+    OUT gets model.onnx, or openvino_model.xml for OpenVINO, with config.json and the tokenizer. The file is
+    run on texts of several lengths and compared with the model first: OUT is right or is not there.
+    """
+    started = time.perf_counter()
+    source = open_checkpoint(ckpt, task)
+    if source.quantization is None:
+        raise NotQuantizedError(
+            f"{ckpt} is not quantized. Make an int8 checkpoint of it first: "
+            f"qdqpatch convert {ckpt} OUT --calib FILE"
+        )
+    check_output(out, ckpt, force)
+    with console.status(f"Loading {ckpt}") as status:
+        model, _ = source.load()
+        has_tokenizer = any(find_file(ckpt, name) for name in VOCABULARIES)
+        result = export_model(
+            model,
+            out,
+            target,
+            shape=shape,
+            float_weights=weights == "fp32",
+            int8_embeddings=int8_embeddings,
+            opset=opset,
+            check=check,
+            tokenizer=load_tokenizer(ckpt) if has_tokenizer else None,
+            force=force,
+            progress=status.update,
+        )
+    print_export(result, time.perf_counter() - started, console)
+
+
+def print_export(result: Export, seconds: float, console: Console) -> None:
+    """Say what was written, how it was compared, and which matmuls stayed float."""
+    console.print(f"Wrote {result.file}: {result.size / 1e6:.1f} MB for {result.target} ({seconds:.1f} s).")
+    if result.operations is not None:
+        left = [each for each in result.operations if not each.integer]
+        console.print(
+            f"{len(result.operations) - len(left)} of {len(result.operations)} matmuls run as integer kernels"
+            + (". Float:" if left else ".")
+        )
+        for path, _, reason in fold((each.name, "", each.reason) for each in left):
+            console.print(f"  {path}: {reason}", markup=False)
+    if result.comparisons is None:
+        console.print("Not compared with the model.")
+    for each in result.comparisons or ():
+        console.print(
+            f"Compared with the model in {result.engine}: {each.output} differs by {each.mean:.2f} steps in "
+            f"the mean and {each.largest:.1f} at most (a step is 1/127 of its range)"
+            + (f"; {each.changed} of {each.predictions} predictions differ." if each.predictions else ".")
+        )
+
+
+def _parse_shape(context: click.Context, parameter: click.Parameter, text: Any) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is not BATCHxLENGTH, such as 1x128.", context, parameter)
+    return int(found[1]), int(found[2])

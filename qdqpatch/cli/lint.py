@@ -1,0 +1,80 @@
+"""`qdqpatch lint`: what an engine can compute in int8 of an ONNX file, and what keeps it from the rest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from qdqpatch.cli.common import print_table, verbosity_options
+from qdqpatch.folding import fold
+from qdqpatch.lint import TARGETS, Report, check_file
+from qdqpatch.lint.sites import Site
+
+
+@click.command()
+@click.argument("file", metavar="FILE.onnx", type=click.Path(path_type=Path))
+@click.option(
+    "--target", type=click.Choice(TARGETS), required=True, help="The engine that is to run the file."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@verbosity_options
+def lint(file: Path, target: str, as_json: bool, console: Console) -> None:
+    """Show what the engine can compute in int8 of FILE.onnx, and what keeps it from the rest.
+
+    Any encoder with QuantizeLinear and DequantizeLinear will do, whoever exported it. Each operation that
+    breaks a rule of the engine is named, with the rule, its documentation and the mend. Only the graph is
+    read. The exit code is 1 if anything was found.
+    """
+    with console.status(f"Reading {file}"):
+        report = check_file(file, target)
+    if as_json:
+        click.echo(json.dumps({"file": str(file), **report.to_dict()}, indent=2))
+    else:
+        _print_report(file, report)
+    if report.findings:
+        click.get_current_context().exit(1)
+
+
+def _print_report(file: Path, report: Report) -> None:
+    rows = [(site.path, site.operation, _verdict(report, site)) for site in report.sites]
+    print_table(f"{file.name} in {report.target}", ["Module", "Operation", "Result"], fold(rows))
+    for name, findings in report.broken.items():
+        rule = findings[0].rule
+        operations = f"{len(findings)} operation{'s' * (len(findings) > 1)}"
+        click.echo(f"{name}: {rule.effect}, {operations}")
+        details = Counter(each.detail for each in findings)
+        _print_field("Found", "; ".join(f"{detail} ({count}x)" for detail, count in details.items()))
+        _print_field("Why", rule.reason)
+        _print_field("Mend", rule.mend)
+        for document in rule.documents:
+            click.echo(f"  See   {document.title}\n        {document.url}")
+        click.echo()
+    click.echo(_summary(file, report))
+
+
+def _print_field(name: str, text: str) -> None:
+    click.echo(click.wrap_text(text, 100, f"  {name:<6}", " " * 8))
+
+
+def _verdict(report: Report, site: Site) -> str:
+    """Say what becomes of an operation, worst first."""
+    found = report.of(site)
+    if not found:
+        return "fine"
+    effects = {each.rule.effect for each in found}
+    worst = next(each for each in ("refused", "stays float", "slower") if each in effects)
+    return f"{worst}: {', '.join(each.rule.name for each in found)}"
+
+
+def _summary(file: Path, report: Report) -> str:
+    if not report.findings:
+        return f"{file.name} breaks no rule of {report.target}: {len(report.sites)} operations are fine."
+    fine = Counter(site.operation for site in report.sites if not report.of(site))
+    counts = Counter(site.operation for site in report.sites)
+    parts = ", ".join(f"{fine[each]} of {count} ({each})" for each, count in counts.items())
+    rules = f"{len(report.broken)} rule{'s' * (len(report.broken) > 1)}"
+    return f"{file.name} breaks {rules} of {report.target}. Fine: {parts}."

@@ -1,0 +1,113 @@
+"""What an engine can compute in int8 of an ONNX model, and what keeps it from the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdqpatch.errors import ExportError
+from qdqpatch.lint.rules import RULES, Rule
+from qdqpatch.lint.sites import Site
+
+TARGETS = tuple(RULES)
+"""The engines whose rules are known."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that an operation breaks.
+
+    Attributes:
+        site: The operation.
+        rule: The rule.
+        detail: What breaks it, without a full stop.
+    """
+
+    site: Site
+    rule: Rule
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a file.
+
+    Attributes:
+        target: The engine.
+        sites: The operations that were looked at.
+        findings: The rules that they break, in the order of the operations.
+    """
+
+    target: str
+    sites: tuple[Site, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def broken(self) -> dict[str, list[Finding]]:
+        """The findings by the names of the rules, in the order of the engine's table."""
+        found = {
+            rule.name: [each for each in self.findings if each.rule is rule] for rule in RULES[self.target]
+        }
+        return {name: findings for name, findings in found.items() if findings}
+
+    def of(self, site: Site) -> tuple[Finding, ...]:
+        """Return the findings of one operation."""
+        return tuple(each for each in self.findings if each.site is site)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "target": self.target,
+            "sites": [
+                {
+                    "path": site.path,
+                    "operation": site.operation,
+                    "operator": site.op_type,
+                    "findings": [{"rule": each.rule.name, "detail": each.detail} for each in self.of(site)],
+                }
+                for site in self.sites
+            ],
+            "rules": {name: _described(findings) for name, findings in self.broken.items()},
+        }
+
+
+def check_sites(sites: Sequence[Site], target: str) -> Report:
+    """Hold every operation against the rules of an engine."""
+    findings = []
+    for site in sites:
+        for rule in RULES[target]:
+            detail = rule.check(site) if site.operation in rule.operations else None
+            if detail is not None:
+                findings.append(Finding(site, rule, detail))
+    return Report(target, tuple(sites), tuple(findings))
+
+
+def check_file(path: Path, target: str) -> Report:
+    """Check an ONNX file; weights that it keeps in another file are not needed.
+
+    Args:
+        path: The file.
+        target: The engine; one of `TARGETS`.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or there is no encoder in it.
+        ExportError: If the libraries that read ONNX are not installed.
+    """
+    try:
+        from qdqpatch.lint.graph import read_sites
+    except ImportError as error:
+        raise ExportError(f'Reading ONNX needs {error.name}: pip install "qdqpatch[export]"') from error
+    return check_sites(read_sites(path), target)
+
+
+def _described(findings: Sequence[Finding]) -> dict[str, Any]:
+    rule = findings[0].rule
+    return {
+        "effect": rule.effect,
+        "reason": rule.reason,
+        "mend": rule.mend,
+        "documents": [{"title": each.title, "url": each.url} for each in rule.documents],
+        "operations": len(findings),
+    }

@@ -1,0 +1,136 @@
+"""Find the operations of an encoder in an ONNX graph, whoever exported it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from qdqpatch.errors import CheckpointError
+from qdqpatch.lint.naming import module_of, owner_of
+from qdqpatch.lint.operands import INPUTS, inputs_of, read_operands
+from qdqpatch.lint.outputs import SCORES, is_quantized_alone, norms_after, quantized_before
+from qdqpatch.lint.sites import Operation, Site
+from qdqpatch.lint.walk import QDQ, everything_after, everything_before, first_readers, is_constant
+
+_SUMS = frozenset({"Add", "Sum", "SkipLayerNormalization"})
+_NUMBERED: dict[Operation, str] = {
+    "linear": "linear",
+    "query x key": "attention",
+    "probabilities x value": "attention",
+    "residual add": "residual",
+}
+"""What an operation is called, with its number, where nothing in the graph has a name."""
+
+
+def read_sites(path: Path) -> list[Site]:
+    """Return the Linears, attention matmuls and residual adds of a model, in the order they run.
+
+    Linears after the encoder count where they are quantized; so do operators of another domain. Weights are
+    not looked at, and may be missing.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or there is no encoder in it.
+    """
+    nodes = list(_load(path))
+    linears = {node: module_of(node, inputs_of(node)[1]) for node in nodes if _is_linear(node)}
+    scores, contexts = _find_attention(nodes)
+    after = everything_after(linears)
+    adds = {node for node in nodes if node in after and _is_residual(node)}
+    if not scores and not adds:
+        raise CheckpointError(f"{path} has no encoder: there is neither attention nor a residual add in it.")
+    before = everything_before([*scores, *contexts, *adds])
+    numbers: Counter[tuple[Operation, str]] = Counter()
+    sites = []
+    for node in nodes:
+        operation: Operation
+        name: str | None
+        if node in linears:
+            operation, name = "linear", linears[node]
+        elif node in scores:
+            operation, name = "query x key", owner_of(node, linears, inputs_of(node))
+        elif node in contexts:
+            operation, name = "probabilities x value", owner_of(node, linears, inputs_of(node)[1:])
+        elif node in adds:
+            operation, name = "residual add", owner_of(node, linears, inputs_of(node))
+        elif node.domain not in ("", "ai.onnx"):
+            operation, name = "operator", module_of(node)
+        else:
+            continue
+        kind = _NUMBERED.get(operation, node.op_type)
+        name = name or f"{kind}.{numbers[operation, kind]}"
+        site = _site(node, operation, name, node in scores and scores[node])
+        if operation == "linear" and node not in before and not any(each.dtype for each in site.operands):
+            continue  # a pooler or a head, which are meant to be float
+        numbers[operation, kind] += 1
+        sites.append(site)
+    return sites
+
+
+def _load(path: Path) -> ir.Graph:
+    try:
+        model = ir.load(path)
+        if model.functions:
+            model = InlinePass()(model).model
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist.") from error
+    except Exception as error:  # protobuf, onnx_ir and the system have many types for a file that is no model
+        raise CheckpointError(f"{path} cannot be read as an ONNX model.") from error
+    return model.graph
+
+
+def _is_linear(node: ir.Node) -> bool:
+    if node.op_type not in INPUTS:
+        return False
+    first, second = inputs_of(node)
+    return is_constant(second) and not is_constant(first)
+
+
+def _find_attention(nodes: Iterable[ir.Node]) -> tuple[dict[ir.Node, bool], set[ir.Node]]:
+    """Return the matmuls before a softmax, each with whether it is scaled after, and those behind one."""
+    scores: dict[ir.Node, bool] = {}
+    contexts: set[ir.Node] = set()
+    for softmax in nodes:
+        if softmax.op_type != "Softmax":
+            continue
+        left = [(softmax.inputs[0], False)]
+        while left:
+            value, scaled = left.pop()
+            node = None if value is None else value.producer()
+            if node is None:
+                continue
+            if node.op_type in INPUTS and not any(map(is_constant, inputs_of(node))):
+                scores[node] = scaled
+            elif node.op_type in SCORES:
+                scaled |= node.op_type in ("Mul", "Div") and any(map(is_constant, node.inputs))
+                data = node.inputs[:1] if node.op_type in QDQ else node.inputs
+                left.extend((each, scaled) for each in data if not is_constant(each))
+        products = first_readers(softmax.outputs[0], SCORES | {"Dropout", "IsNaN"}, INPUTS)
+        contexts.update(node for node in products if not _is_linear(node))
+    return scores, contexts
+
+
+def _is_residual(node: ir.Node) -> bool:
+    """Say whether a node adds two computed tensors for a LayerNorm."""
+    if node.op_type not in _SUMS or len(node.inputs) < 2 or any(map(is_constant, node.inputs[:2])):
+        return False
+    return node.op_type == "SkipLayerNormalization" or bool(norms_after(node.outputs[0]))
+
+
+def _site(node: ir.Node, operation: Operation, path: str, scaled: bool) -> Site:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if operation == "operator":
+        return Site(path, operation, node.op_type, domain)
+    return Site(
+        path,
+        operation,
+        node.op_type,
+        domain,
+        read_operands(node),
+        is_quantized_alone(node.outputs[0]),
+        quantized_before(node, operation),
+        scaled,
+    )

@@ -1,0 +1,145 @@
+"""How an operand is quantized: back from an operation to QuantizeLinear or to the stored weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from qdqpatch.lint.sites import Operand
+from qdqpatch.lint.walk import VIEWS, behind_views, is_constant, readers_of, value_of
+
+INPUTS: dict[str, tuple[tuple[int, int | None], tuple[int, int | None]]] = {
+    "MatMul": ((0, None), (1, None)),
+    "Gemm": ((0, None), (1, None)),
+    "FusedMatMul": ((0, None), (1, None)),
+    "MatMulInteger": ((0, 2), (1, 3)),
+    "MatMulIntegerToFloat": ((0, 4), (1, 5)),
+    "DynamicQuantizeMatMul": ((0, None), (1, 3)),
+    "QLinearMatMul": ((0, 2), (3, 5)),
+    "QGemm": ((0, 2), (3, 5)),
+}
+"""The operators that multiply matrices: for each operand its input, and that of its zero point."""
+
+
+def inputs_of(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+    """Return the two operands of an operation."""
+    (first, _), (second, _) = INPUTS.get(node.op_type, ((0, None), (1, None)))
+    return value_of(node, first), value_of(node, second)
+
+
+def read_operands(node: ir.Node) -> tuple[Operand, ...]:
+    """Return the two operands of an operation as rules see them."""
+    indices = INPUTS.get(node.op_type, ((0, None), (1, None)))
+    return tuple(
+        _read(node, value, point) for value, (_, point) in zip(inputs_of(node), indices, strict=True)
+    )
+
+
+def _read(node: ir.Node, value: ir.Value | None, zero_point: int | None) -> Operand:
+    if value is None:
+        return Operand()
+    constant = is_constant(value)
+    if zero_point is not None:
+        return _integer_operand(value, value_of(node, zero_point), constant)
+    if node.op_type == "DynamicQuantizeMatMul":
+        return Operand("uint8", zero_point=None)
+    value, between = behind_views(value)
+    dequantize = value.producer()
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0] is None:
+        return Operand(constant=constant)
+    integers, moved = behind_views(dequantize.inputs[0])
+    read = _integer_operand(integers, value_of(dequantize, 2), constant)
+    quantize = integers.producer()
+    return Operand(
+        read.dtype,
+        constant,
+        read.zero_point,
+        read.readers,
+        between,
+        moved,
+        "float" if constant and quantize is not None and quantize.op_type == "QuantizeLinear" else "integer",
+        constant and _scales_follow_inputs(node, dequantize, between),
+    )
+
+
+def _integer_operand(integers: ir.Value, zero_point: ir.Value | None, constant: bool) -> Operand:
+    """Read an operand that comes as integers."""
+    integers, _ = behind_views(integers)
+    dtype, number = _zero_point(zero_point)
+    if zero_point is None:
+        stored = _tensor(integers)
+        quantize = integers.producer()
+        if stored is not None:
+            dtype = stored.dtype
+        elif quantize is not None and quantize.op_type == "QuantizeLinear":
+            given = quantize.attributes.get_int("output_dtype", 0)
+            dtype = ir.DataType(given) if given else _zero_point(value_of(quantize, 2))[0]
+    return Operand(dtype.name.lower(), constant, number, _count_readers(integers))
+
+
+def _zero_point(value: ir.Value | None) -> tuple[ir.DataType, int | None]:
+    """Return a zero point's integer type and number; of several that which is furthest from 0."""
+    if value is None:
+        return ir.DataType.UINT8, 0
+    node = value.producer()
+    if node is not None and node.op_type in VIEWS:
+        dtype, number = _zero_point(node.inputs[0])
+        return (ir.DataType(node.attributes["to"].as_int()) if node.op_type == "Cast" else dtype), number
+    tensor = _tensor(value)
+    if tensor is None:
+        return value.dtype or ir.DataType.UINT8, None
+    try:
+        return tensor.dtype, int(max(tensor.numpy().flatten().tolist(), key=abs))
+    except (OSError, ValueError):  # it is in a file of its own, which is not there
+        return tensor.dtype, None
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    return ir.convenience.get_const_tensor(value)
+
+
+def _count_readers(integers: ir.Value) -> int:
+    """Count the operations that read quantized values, as integers or each through DequantizeLinear.
+
+    Equal QuantizeLinear nodes count as one, for runtimes merge them.
+    """
+    left = [integers]
+    quantize = integers.producer()
+    if quantize is not None and quantize.inputs and quantize.inputs[0] is not None:
+        left = [
+            each.outputs[0]
+            for each in readers_of(quantize.inputs[0])
+            if each.op_type == quantize.op_type
+            and list(map(_key, each.inputs[1:])) == list(map(_key, quantize.inputs[1:]))
+        ]
+    found: set[ir.Node] = set()
+    while left:
+        for node in readers_of(left.pop()):
+            if node.op_type in VIEWS or node.op_type == "DequantizeLinear":
+                left.append(node.outputs[0])
+            else:
+                found.add(node)
+    return len(found)
+
+
+def _key(value: ir.Value | None) -> object:
+    """Return what two constants have in common if they are equal."""
+    tensor = None if value is None else _tensor(behind_views(value)[0])
+    try:
+        return value if tensor is None else (tensor.dtype, tensor.tobytes())
+    except (OSError, ValueError):  # it is in a file of its own, which is not there
+        return value
+
+
+def _scales_follow_inputs(node: ir.Node, dequantize: ir.Node, between: Sequence[str]) -> bool:
+    """Say whether the scales of a weight lie along the axis that the product sums over."""
+    scale = value_of(dequantize, 1)
+    tensor = None if scale is None else _tensor(scale)
+    shape = tensor.shape if tensor is not None else None if scale is None else scale.shape
+    if shape is None or len(shape) != 1 or shape[0] == 1:
+        return False
+    turns = between.count("Transpose")
+    if node.op_type in ("Gemm", "FusedMatMul"):
+        turns += node.attributes.get_int("transB", 0)
+    return (dequantize.attributes.get_int("axis", 1) + turns) % 2 == 0

@@ -1,0 +1,64 @@
+"""What becomes of an operation's result: whether it is quantized, and for whom."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qdqpatch.lint.sites import Operation
+from qdqpatch.lint.walk import QDQ, VIEWS, first_readers, is_constant, readers_of
+
+SCORES = VIEWS | QDQ | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min"}
+"""What may stand between an attention's matmuls and its softmax: scale, mask, and views."""
+_ACTIVATIONS = frozenset({"Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Erf", "Tanh", "Relu"})
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
+
+
+def is_quantized_alone(value: ir.Value) -> bool:
+    """Say whether a product goes to QuantizeLinear only, which runtimes move up to it through views."""
+    readers = readers_of(value)
+    while len(readers) == 1 and readers[0].op_type in VIEWS:
+        readers = readers_of(readers[0].outputs[0])
+    return [reader.op_type for reader in readers] == ["QuantizeLinear"]
+
+
+def norms_after(value: ir.Value) -> list[ir.Node]:
+    """Return the LayerNorms that read a value, by their first node where they are in parts."""
+    nodes = first_readers(value, QDQ | {"Identity", "Cast"}, ("LayerNormalization", "ReduceMean"))
+    return [
+        node
+        for node in nodes
+        if node.op_type == "LayerNormalization"
+        or any(reader.op_type == "Sub" for reader in readers_of(node.outputs[0]))
+    ]
+
+
+def quantized_before(node: ir.Node, operation: Operation) -> str | None:
+    """Return what reads a result through Q/DQ though it is better off with the float."""
+    value = node.outputs[0]
+    if operation == "linear":
+        value = _with_bias(value)
+        if any(first_readers(each, _ELEMENTWISE, _ACTIVATIONS) for each in _dequantized(value, VIEWS)):
+            return "the activation"
+    elif operation == "query x key":
+        if any(first_readers(each, SCORES, ("Softmax",)) for each in _dequantized(value, SCORES - QDQ)):
+            return "softmax"
+    elif operation == "residual add" and any(map(norms_after, _dequantized(value, VIEWS))):
+        return "LayerNorm"
+    return None
+
+
+def _with_bias(value: ir.Value) -> ir.Value:
+    """Return a product after its bias is added, if one is."""
+    readers = readers_of(value)
+    if len(readers) == 1 and readers[0].op_type == "Add" and any(map(is_constant, readers[0].inputs)):
+        return readers[0].outputs[0]
+    return value
+
+
+def _dequantized(value: ir.Value, through: frozenset[str]) -> list[ir.Value]:
+    """Return the values that DequantizeLinear makes of a value, or of it with some operators done."""
+    return [
+        dequantize.outputs[0]
+        for quantize in first_readers(value, through, ("QuantizeLinear",))
+        for dequantize in first_readers(quantize.outputs[0], VIEWS, ("DequantizeLinear",))
+    ]

@@ -1,0 +1,27 @@
+"""TensorRT: int8 is signed, and zero is 0."""
+
+from qdqpatch.lint.rules.base import Rule
+from qdqpatch.lint.rules.documents import TENSORRT_OPERATORS, TENSORRT_TYPES
+from qdqpatch.lint.sites import Site, listed, operand_names
+
+
+def check(site: Site) -> str | None:
+    """Look at the type and the zero point of each operand."""
+    wrong = []
+    for name, operand in zip(operand_names(site), site.operands, strict=True):
+        if operand.dtype not in (None, "int8"):
+            wrong.append(f"{operand.dtype} for its {name}")
+        elif operand.dtype and operand.zero_point:
+            wrong.append(f"zero point {operand.zero_point} for its {name}")
+    return listed(wrong) or None
+
+
+RULE = Rule(
+    name="symmetric",
+    effect="refused",
+    operations=("linear", "query x key", "probabilities x value", "residual add"),
+    reason="TensorRT quantizes symmetrically: it has signed int8 and no zero point but 0.",
+    mend="Quantize to int8 with zero point 0: qdqpatch export --target tensorrt.",
+    documents=(TENSORRT_TYPES, TENSORRT_OPERATORS),
+    check=check,
+)

@@ -1,0 +1,94 @@
+"""What a rule sees of an operation: plain data, read from the ONNX graph once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Operation = Literal["linear", "query x key", "probabilities x value", "residual add", "operator"]
+"""What is computed: the names of `plan()`, and `operator` for one of a domain of its own."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An input of an operation, and how it is quantized.
+
+    Attributes:
+        dtype: The integer type that it is rounded to; None for a float operand.
+        constant: Whether it is a weight.
+        zero_point: None where the file does not say.
+        readers: So many operations read what the same QuantizeLinear gives.
+        between: The operators from DequantizeLinear to the operation, in the order of the data.
+        moved: The operators from QuantizeLinear to DequantizeLinear.
+        stored: How the file holds a quantized weight.
+        by_input: Whether a weight has a scale for each input, where outputs are meant to have them.
+    """
+
+    dtype: str | None = None
+    constant: bool = False
+    zero_point: int | None = 0
+    readers: int = 1
+    between: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+    stored: Literal["float", "integer"] = "integer"
+    by_input: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """An operation of the encoder.
+
+    Attributes:
+        path: Its module where the graph has names that tell, else what it is and its number.
+        operation: What is computed.
+        op_type: The ONNX operator.
+        domain: The operator's domain, "" for ONNX itself.
+        operands: Two of them, in the operator's order.
+        output_quantized: Whether the product itself, no bias added, goes to QuantizeLinear.
+        quantized_before: What reads the result through Q/DQ though it is better off with the float.
+        scaled_after: Whether the scores are multiplied by a constant before softmax.
+    """
+
+    path: str
+    operation: Operation
+    op_type: str
+    domain: str = ""
+    operands: tuple[Operand, ...] = ()
+    output_quantized: bool = False
+    quantized_before: str | None = None
+    scaled_after: bool = False
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether the operator itself multiplies integers, and no DequantizeLinear stands before it."""
+        return self.op_type in INTEGER_OPERATORS
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether all operands are."""
+        return all(each.dtype is not None for each in self.operands)
+
+
+INTEGER_OPERATORS = (
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "QLinearMatMul",
+    "QGemm",
+)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write names as `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def operand_names(site: Site) -> tuple[str, str]:
+    """Return what the two operands of an operation are called."""
+    names: dict[Operation, tuple[str, str]] = {
+        "linear": ("input", "weight"),
+        "query x key": ("query", "key"),
+        "probabilities x value": ("probabilities", "value"),
+    }
+    return names.get(site.operation, ("first operand", "second operand"))

@@ -1,0 +1,191 @@
+"""Exported tiny models, each made once, and single operators of a trace to try rules on."""
+
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import nn
+from transformers import PreTrainedModel
+
+import qdqpatch
+from qdqpatch import QDQConfig, QuantizerConfig
+from qdqpatch.engines import ONNX_RUNTIME, Array, Session
+from qdqpatch.exporter.export import export
+from qdqpatch.exporter.graph import Rewriter
+from qdqpatch.exporter.operators import DOMAIN
+from qdqpatch.exporter.result import Export
+from qdqpatch.exporter.rules.base import Rule, apply
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="qdqpatch-exports-")
+
+# Two engines add in different orders, so that a value between two levels can fall to the other one: single
+# elements are off by about a step of 1/127 of their range, and nothing by much more. In the mean that is a
+# small part of a step.
+MEAN, LARGEST = 0.15, 3.0
+
+OFF = (
+    "*.layer.0.attention.self.query._input_quantizer=off",
+    "*.layer.0.intermediate.dense._weight_quantizer=off",
+    "*.layer.0.attention.self.matmul_a*=off",
+    "*.layer.1.attention.self.matmul_q*=off",
+    "*.layer.1.attention.output.dense*=off",
+)
+
+
+def calibrated(name: str, config: QDQConfig) -> PreTrainedModel:
+    """Return a model of another placement than `models.calibrated`."""
+    model = qdqpatch.quantize(models.float_model(name), config)
+    return qdqpatch.calibrate(model, [models.inputs(name, seed) for seed in (2, 3)])
+
+
+def without_weight_ranges(model: PreTrainedModel) -> PreTrainedModel:
+    """Take the ranges of all weights away, so that each is what the weight has."""
+    for path, quantizer in models.named_quantizers(model):
+        if path.endswith("_weight_quantizer"):
+            del quantizer._buffers["_amax"]
+    return model
+
+
+def with_zero_ranges(model: PreTrainedModel) -> PreTrainedModel:
+    """Give all kinds of quantizers a range of 0 in one place each, and a row of a weight too."""
+    layer = model.get_submodule("bert.encoder.layer.0")
+    for path in ("attention.self.matmul_v_input_quantizer", "intermediate.dense._input_quantizer"):
+        layer.get_submodule(path).amax = 0.0
+    dense = model.get_submodule("bert.encoder.layer.1.output.dense")
+    with torch.no_grad():
+        dense.weight[3] = 0
+    dense._weight_quantizer.amax = dense.weight.detach().abs().amax(1, keepdim=True)
+    return model
+
+
+TOKENS, SEQUENCES, BASE = "BertForTokenClassification", "BertForSequenceClassification", "BertModel"
+VARIANTS: dict[str, tuple[str, Callable[[], PreTrainedModel], dict[str, Any]]] = {
+    "no residual adds": (BASE, lambda: calibrated(BASE, QDQConfig.preset("no-residual")), {}),
+    "Linears alone": (BASE, lambda: calibrated(BASE, QDQConfig.preset("linear-only")), {}),
+    "all parts": (SEQUENCES, lambda: calibrated(SEQUENCES, QDQConfig(**models.PARTS_ON)), {}),
+    "int8 embeddings": (
+        TOKENS,
+        lambda: without_weight_ranges(models.calibrated(TOKENS)),
+        {"int8_embeddings": True},
+    ),
+    "per tensor": (
+        BASE,
+        lambda: calibrated(BASE, QDQConfig(weight=QuantizerConfig(narrow_range=True), embeddings=True)),
+        {},
+    ),
+    "unsigned": (
+        TOKENS,
+        lambda: calibrated(
+            TOKENS, QDQConfig(overrides=("*matmul_a_*=unsigned:true", "*.output.dense._input*=unsigned:true"))
+        ),
+        {},
+    ),
+    "some off": (TOKENS, lambda: calibrated(TOKENS, QDQConfig(overrides=OFF)), {}),
+    "zero ranges": (TOKENS, lambda: with_zero_ranges(models.calibrated(TOKENS)), {}),
+    "static": (TOKENS, lambda: models.calibrated(TOKENS), {"shape": (2, 8)}),
+    "fp32 weights": (TOKENS, lambda: models.calibrated(TOKENS), {"float_weights": True}),
+}
+"""Head, model and options."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An export, to be read only.
+
+    Attributes:
+        name: The head; a key of `models.CHANGES`.
+        model: What was exported.
+        before: A snapshot of it, made before.
+        result: What `export` returned.
+    """
+
+    name: str
+    model: PreTrainedModel
+    before: dict[str, Any]
+    result: Export
+
+    @functools.cached_property
+    def graph(self) -> ir.Graph:
+        """The graph in the file."""
+        return ir.load(self.result.file).graph
+
+    @functools.cached_property
+    def session(self) -> Session:
+        """The file, loaded in ONNX Runtime."""
+        return ONNX_RUNTIME.load(self.result.file, threads=1)
+
+
+@functools.cache
+def made(variant: str, target: str = "onnxruntime") -> Made:
+    """Export a variant, or a head of `models.CHANGES`, once for all tests."""
+    default = (variant, lambda: models.calibrated(variant), {})
+    name, build, options = VARIANTS.get(variant, default)
+    model = build()
+    before = models.snapshot(model)
+    folder = Path(_FOLDER.name) / f"{variant}-{target}".replace(" ", "-")
+    return Made(name, model, before, export(model, folder, target, **options))
+
+
+def assert_close(expected: models.Tensors, found: dict[str, Array]) -> None:
+    """Compare outputs within `MEAN` and `LARGEST` steps."""
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].shape == tuple(tensor.shape), name
+        difference = np.abs(found[name] - tensor.numpy()) / (float(tensor.abs().max()) / 127)
+        assert difference.mean() <= MEAN, name
+        assert difference.max() <= LARGEST, name
+
+
+def arrays(tensors: models.Tensors) -> dict[str, Array]:
+    """Return tensors as NumPy has them."""
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def rewritten(text: str, module: nn.Module, *passes: tuple[Rule, ...], opset: int = 20) -> ir.Model:
+    """Apply rules to a graph in ONNX's text form; its paths are those of the module's children."""
+    domains = f'"" : {opset}, "com.microsoft" : 1, "{DOMAIN}" : 1'
+    model = ir.from_onnx_text(f"<ir_version: 10, opset_import: [{domains}]>\n{text}")
+    rewriter = Rewriter(model, module)
+    for rules in passes:
+        apply(rewriter, *rules)
+    RemoveUnusedNodesPass()(model)
+    return model
+
+
+def run(model: ir.Model, inputs: models.Tensors, *values: str) -> list[Array]:
+    """Run a graph as it stands, in ONNX Runtime without its optimizations.
+
+    Returns:
+        The outputs, and other nodes' outputs by their names.
+    """
+    import onnxruntime
+
+    known = {value.name: value for node in model.graph for value in node.outputs}
+    count = len(model.graph.outputs)
+    model.graph.outputs.extend(known[name] for name in values)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    proto = ir.to_proto(model).SerializeToString()
+    del model.graph.outputs[count:]
+    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    return session.run(None, arrays(inputs))
+
+
+def types(graph: ir.Graph) -> list[str]:
+    """Return the operators of a graph, in order."""
+    return [node.op_type for node in graph]
+
+
+def constant(value: ir.Value | None) -> Array:
+    """Return an initializer's numbers."""
+    return value.const_value.numpy()

@@ -1,0 +1,107 @@
+"""The comparison of a file's outputs with the model's."""
+
+from collections.abc import Callable
+
+import models
+import numpy as np
+import pytest
+
+from qdqpatch.errors import ExportError
+from qdqpatch.exporter.check import Comparison, compare, own_noise, require_equal
+from qdqpatch.exporter.tracing import outputs_of
+
+Run = Callable[[dict], dict]
+
+
+def giving(**outputs: list) -> Run:
+    return lambda batch: {name: np.array(value, np.float32) for name, value in outputs.items()}
+
+
+def test_differences_are_in_steps_of_the_outputs_range() -> None:
+    (found,) = compare(giving(hidden=[[0, -254], [2, 4]]), giving(hidden=[[0, -250], [2, 4]]), [{}, {}])
+    assert found == Comparison("hidden", mean=0.5, largest=2.0, predictions=0, changed=0)
+
+
+def test_predictions_are_of_logits() -> None:
+    expected = giving(start_logits=[[1, 2], [2, 1]], probabilities=[[1, 2], [2, 1]])
+    found = giving(start_logits=[[2, 1], [2, 1]], probabilities=[[2, 1], [2, 1]])
+    logits, others = compare(expected, found, [{}])
+    assert (logits.predictions, logits.changed) == (2, 1)
+    assert (others.predictions, others.changed) == (0, 0)
+
+
+def test_outputs_of_zeros_alone() -> None:
+    (found,) = compare(giving(hidden=[[0, 0]]), giving(hidden=[[0, 1]]), [{}])
+    assert found.largest == 1.0
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (giving(other=[[1.0]]), r"The file has the outputs \['other'\], the model \['hidden'\]"),
+        (giving(), r"The file has the outputs \[\], the model \['hidden'\]"),
+        (giving(hidden=[[1.0]], more=[1.0]), r"\['hidden', 'more'\], the model \['hidden'\]"),
+        (giving(hidden=[[1.0, 2.0]]), r"hidden has the shape \(1, 2\) .* the model's has the shape \(1, 1\)"),
+        (giving(hidden=[[np.nan]]), "or is not finite"),
+        (giving(hidden=[[np.inf]]), "or is not finite"),
+    ],
+)
+def test_outputs_that_cannot_be_compared(found: Run, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        compare(giving(hidden=[[1.0]]), found, [{}])
+
+
+def comparison(mean: float = 0.0, predictions: int = 100, changed: int = 0) -> Comparison:
+    return Comparison("logits", mean, 9.0, predictions, changed)
+
+
+@pytest.mark.parametrize(
+    ("found", "noise"),
+    [
+        (comparison(mean=0.5), comparison()),
+        (comparison(mean=4.0), comparison(mean=1.0)),
+        (comparison(changed=6), comparison()),
+        (comparison(changed=41), comparison(changed=10)),
+        (comparison(predictions=2, changed=1), comparison()),
+    ],
+)
+def test_rounding_is_allowed(found: Comparison, noise: Comparison) -> None:
+    require_equal([found], [noise])
+
+
+@pytest.mark.parametrize(
+    ("found", "noise", "message"),
+    [
+        (comparison(mean=0.51), comparison(), r"logits is off by 0\.51 steps .* \(allowed: 0\.50\)"),
+        (comparison(mean=4.1), comparison(mean=1.0), r"off by 4\.10 steps .* \(allowed: 4\.00\)"),
+        (comparison(changed=7), comparison(), r"7 of 100 predictions differ \(allowed: 6\)"),
+        (comparison(changed=42), comparison(changed=10), r"42 of 100 predictions differ \(allowed: 41\)"),
+        (comparison(predictions=2, changed=2), comparison(), "2 of 2 predictions differ"),
+    ],
+)
+def test_more_than_rounding_is_not(found: Comparison, noise: Comparison, message: str) -> None:
+    with pytest.raises(ExportError, match=f"The file does not compute what the model does: .*{message}"):
+        require_equal([comparison(), found], [comparison(), noise])
+
+
+def test_own_noise_is_small_and_leaves_the_model_alone(arithmetic: str) -> None:
+    model = models.calibrated("BertForTokenClassification")
+    reference, batch = outputs_of(model), models.inputs()
+    reference(batch)  # running leaves hooks of transformers on a model
+    before = models.snapshot(model)
+    (noise,) = own_noise(model, reference, [batch])
+    models.assert_unchanged(model, before)
+    assert (noise.output, noise.predictions) == ("logits", 16)
+    assert noise.mean < 0.5
+    seen = []
+
+    def failing(batch: dict) -> dict:
+        seen.append({each.use_fb_fake_quant for _, each in models.named_quantizers(model)})
+        if len(seen) == 2:
+            raise KeyError("stop")
+        return reference(batch)
+
+    with pytest.raises(KeyError):
+        own_noise(model, failing, [batch])
+    assert seen == ([{True}, {False}] if arithmetic == "fb" else [{False}, {True}])
+    models.assert_unchanged(model, before)

@@ -1,0 +1,81 @@
+"""What a model is traced and compared with."""
+
+import models
+import pytest
+import torch
+
+from qdqpatch.errors import ExportError
+from qdqpatch.exporter.inputs import CHOICES, Inputs, Shape
+
+
+@pytest.mark.parametrize("name", models.CHANGES)
+def test_batches_are_what_the_head_takes(name: str) -> None:
+    model = models.float_model(name)
+    batches = list(Inputs(model).batches())
+    wanted = models.inputs(name)
+    lengths = []
+    for batch in batches:
+        assert batch.keys() == wanted.keys()
+        assert {key: each.dtype for key, each in batch.items()} == {
+            key: each.dtype for key, each in wanted.items()
+        }
+        assert {key: each.dim() for key, each in batch.items()} == {
+            key: each.dim() for key, each in wanted.items()
+        }
+        lengths.append((len(batch["input_ids"]), batch["input_ids"].shape[-1]))
+        models.outputs(model, name, **batch)
+    assert lengths == [(1, 8), (2, 8), (3, 17), (1, 32), (2, 32)]
+    masks = [batch["attention_mask"] for batch in batches]
+    assert any((mask == 0).any() for mask in masks)
+    for batch, mask in zip(batches, masks, strict=True):
+        assert (mask.flatten(0, -2)[0] == 1).all()
+        assert (mask.diff(dim=-1) <= 0).all()
+        assert (batch["input_ids"][mask == 0] == 0).all()
+    assert {*torch.cat([batch["token_type_ids"].flatten() for batch in batches]).tolist()} == {0, 1}
+
+
+def test_batches_differ_and_are_the_same_each_time() -> None:
+    one, other = (list(Inputs(models.float_model(), Shape(2, 8)).batches()) for _ in range(2))
+    assert [batch["input_ids"].shape for batch in one] == [(2, 8)] * 3
+    for index in range(3):
+        models.assert_equal(one[index], other[index])
+        assert not torch.equal(one[index]["input_ids"], one[index - 1]["input_ids"])
+
+
+def test_words_of_a_tokenizer() -> None:
+    def tokenizer(text: str) -> dict[str, list[int]]:
+        return {"input_ids": [5, 40, 99, 7]}  # 99 is not in the vocabulary
+
+    first, *_ = Inputs(models.float_model()).batches(tokenizer)
+    assert first["input_ids"].tolist() == [[5, 40, 7, 5, 40, 7, 5, 40]]
+
+
+def test_axes_have_names() -> None:
+    batch, choices, sequence = {0: "batch"}, {1: "choices"}, {1: "sequence"}
+    assert Inputs(models.float_model()).axes()["input_ids"] == batch | sequence
+    multiple = Inputs(models.float_model("BertForMultipleChoice")).axes()
+    assert multiple["attention_mask"] == batch | choices | {2: "sequence"}
+    crossed = Inputs(models.float_model(models.CROSS)).axes()
+    assert crossed["encoder_hidden_states"] == batch | {1: "encoder_sequence"}
+    assert crossed["encoder_attention_mask"] == batch | {1: "encoder_sequence"}
+    assert Inputs(models.float_model(), Shape(2, 8)).axes() == {}
+    assert Inputs(models.float_model("BertForMultipleChoice")).batch(Shape(2, 8))["input_ids"].shape == (
+        2,
+        CHOICES,
+        8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (Shape(1, 33), r"^The model has 32 positions; sequences of 33 do not fit\.$"),
+        (Shape(0, 8), r"^A batch and a sequence have at least 1\.$"),
+        (Shape(1, 0), r"^A batch and a sequence have at least 1\.$"),
+    ],
+)
+def test_shapes_that_do_not_fit(shape: Shape, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        Inputs(models.float_model(), shape).check()
+    Inputs(models.float_model(), Shape(1, 32)).check()
+    Inputs(models.float_model()).check()
