@@ -4,7 +4,7 @@
 #     make help         this list
 #     make test         formatting, lint, types, every test, then the quick ones with the oldest transformers
 #     make lint         formatting, lint and types alone
-#     make benchmark    what quantizing, a forward pass and calibration cost, in time and in accuracy
+#     make benchmark    what quantizing, a forward pass and calibration cost, and how fast exported models are
 #     make notebooks    run the notebooks again and keep what they print
 #     make reference    record again what the original QDQBERT computes (Python 3.10 to 3.12)
 #     make clean        remove everything that these made
@@ -37,10 +37,11 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 
-benchmark: $(VENV)/installed
+benchmark: $(VENV)/installed .peers/installed
 	$(VENV)/bin/python benchmarks/quantize_time.py
 	$(VENV)/bin/python benchmarks/forward_time.py
 	$(VENV)/bin/python benchmarks/calibration_time.py
+	$(VENV)/bin/python benchmarks/export_speed.py
 	$(VENV)/bin/python benchmarks/accuracy.py
 
 notebooks: $(VENV)/installed
@@ -50,7 +51,7 @@ reference: $(REFERENCE)/installed
 	$(REFERENCE)/bin/python tests/reference/make.py
 
 clean:
-	rm -rf $(VENV) $(REFERENCE) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(REFERENCE) .peers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 # torch by itself first, pinned: where a CPU build of it is offered, pip then takes that, while a range
 # would take the newest build, with gigabytes of CUDA.
@@ -61,6 +62,11 @@ $(VENV)/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(INSTALL) torch==2.13.0 -c requirements.txt
 	$(VENV)/bin/python $(INSTALL) -e ".[dev,demo]" -c requirements.txt
+	@touch $@
+
+# The tools that exported models are compared with, in a folder of their own: they pin older packages.
+.peers/installed: benchmarks/peers.txt $(VENV)/installed
+	$(VENV)/bin/python $(INSTALL) --no-deps --upgrade --target .peers -r benchmarks/peers.txt
 	@touch $@
 
 $(VENV)/oldest: $(VENV)/installed tests/oldest.txt

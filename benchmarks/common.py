@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +38,19 @@ def prepare() -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what other tools print, log and warn of while they make their files off the table."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     """Return how long a call took, and what it returned."""
     start = time.perf_counter()
@@ -53,7 +71,8 @@ def show(title: str, columns: tuple[str, ...], rows: list[Row]) -> None:
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
+    # A file or a pipe has no width: room for all columns, not the 80 characters of a bare terminal.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print()
 

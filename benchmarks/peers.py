@@ -7,15 +7,14 @@ They are not among what qdqpatch needs. `make benchmark` installs them into a fo
 from __future__ import annotations
 
 import importlib.util
-import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from common import quiet
 
 FOLDER = Path(__file__).resolve().parents[1] / ".peers"
 """Where `make benchmark` installs them."""
@@ -112,7 +111,7 @@ def make(tools: dict[str, tuple[str, Make]], model: Path, feed: Feed) -> Iterato
         if importlib.util.find_spec(module) is None:
             print(f"{name} is not installed and left out; see benchmarks/peers.txt")
             continue
-        with _quiet():
+        with quiet():
             file = tool(model, model.with_name(f"{tool.__name__}.onnx"), feed)
         yield name, file
 
@@ -125,13 +124,3 @@ def _preprocessed(model: Path) -> Path:
     if not out.exists():
         quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
     return out
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

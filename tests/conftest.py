@@ -32,6 +32,10 @@ from qdqpatch.report.page import render_page
 
 torch.set_num_threads(1)
 
+# torch has its oneDNN read the setting now. OpenVINO's own oneDNN shall not: it has no kernels for so little.
+torch.nn.functional.conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1))
+del os.environ["ONEDNN_MAX_CPU_ISA"]
+
 
 @pytest.fixture(autouse=True)
 def global_settings() -> Iterator[None]:
@@ -94,9 +98,15 @@ def page(calibrated_folder: Path) -> str:
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write a file into an empty folder, which is the current one."""
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def write(here: Path) -> Write:
+    """Write a file into an empty folder, which is the current one."""
 
     def write(name: str, content: str | bytes) -> Path:
         data = content.encode() if isinstance(content, str) else content

@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from models import config
@@ -180,3 +181,51 @@ def test_tasks_have_what_the_figures_need(tasks):
     batches = task.calibration_batches(4, batch_size=2)
     assert [set(batch) >= {"input_ids", "attention_mask"} for batch in batches] == [True, True]
     assert task.evaluate(task.load(), limit=16)["accuracy"] > 75
+
+
+@pytest.mark.slow
+def test_speed_of_exported_models(benchmark_module, monkeypatch, tmp_path):
+    export_speed, tiny = benchmark_module("export_speed"), config(max_position_embeddings=64)
+    peers, rules = export_speed.peers, export_speed.without_a_rule()
+    sum_rule = "Sum before LayerNormalization"
+    for owner, name, value in (
+        (export_speed, "BERT_BASE", tiny),
+        (export_speed, "SHAPES", ((1, 8), (2, 4))),
+        (export_speed, "ROUNDS", 1),
+        (export_speed, "PRESETS", {"qdqpatch": "qdqbert"}),
+        (export_speed, "without_a_rule", lambda: {sum_rule: rules[sum_rule]}),
+        (peers, "ONNX_RUNTIME", {"quantize_dynamic": peers.ONNX_RUNTIME["quantize_dynamic"]}),
+        (peers, "OPENVINO", {"NNCF": ("a_module_that_is_not_there", None)}),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    onnx_files, openvino_files, variants = export_speed.make_files(tiny, tmp_path)
+    assert list(onnx_files) == ["fp32", "quantize_dynamic", "qdqpatch"]
+    assert list(openvino_files) == ["fp32", "qdqpatch"]
+    operators = {
+        name: {node.op_type for node in onnx.load(path).graph.node} for name, path in variants.items()
+    }
+    assert operators["all rules"] - operators[sum_rule] == {"Sum"}
+    rows = export_speed.compare(onnx_files, export_speed.onnxruntime_run)
+    assert [row[0] for row in rows] == list(onnx_files)
+    assert rows[0][1].endswith("(1.00x)")
+    assert [len(row) for row in rows] == [4] * 3
+    assert [bool(row[-1]) for row in rows] == [False, False, True]
+    assert export_speed.gemm_seconds((1, 8)) > 0
+
+
+def test_every_rule_of_onnx_runtime_is_left_out_once(benchmark_module):
+    export_speed = benchmark_module("export_speed")
+    whole = export_speed.target_module.TARGET.passes
+    without = export_speed.without_a_rule()
+    assert without.pop(export_speed.PUSH) == whole
+    assert len(without) == 4
+    assert all(passes != whole for passes in without.values())
+
+
+def test_contenders_run_in_turn_and_the_first_of_four_runs_is_not_timed(benchmark_module, monkeypatch):
+    export_speed, order = benchmark_module("export_speed"), []
+    clock = iter([0, 1, 0, 5, 0, 3, 0, 10, 0, 30, 0, 20])
+    monkeypatch.setattr(export_speed.time, "perf_counter", lambda: next(clock))
+    runs = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    assert export_speed.in_turn(runs, 1) == {"a": 3, "b": 20}
+    assert order == ["a"] * 4 + ["b"] * 4

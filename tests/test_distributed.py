@@ -21,6 +21,9 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration import collect
 
+ENVIRONMENT = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+"""The arithmetic of this process, which conftest.py has set before torch read it."""
+
 METHODS = ["max", "percentile", "mse", "entropy"]
 AUTO = "*_input_quantizer=off", "*.intermediate.dense._input_quantizer=on", "*.matmul_v_input_quantizer=on"
 PROMPTLY = 10
@@ -129,7 +132,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, __file__, str(folder)]
     processes = [
-        subprocess.Popen([*command, str(rank)], env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"})
+        subprocess.Popen([*command, str(rank)], env=ENVIRONMENT)
         for rank in (0, 1)
     ]
     try:

@@ -38,10 +38,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_readme_python(folder: Path) -> None:
-    assert len(blocks("python")) == 5
+    assert len(blocks("python")) == 6
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
-    written = {"int8", "int8-attention", "modern", "for-transformers-4.40.2", "statistics.safetensors"}
+    written = {
+        "int8",
+        "int8-attention",
+        "modern",
+        "for-transformers-4.40.2",
+        "statistics.safetensors",
+        "onnxruntime",
+    }
     assert written <= {path.name for path in folder.iterdir()}
 
 
@@ -49,7 +56,7 @@ def test_readme_commands(folder: Path) -> None:
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines]
     ours = [command[1:] for command in commands if command[0] == "qdqpatch"]
-    assert len(ours) == 7
+    assert len(ours) == 11
     for command in ours:
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, (command, result.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,13 @@ from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer
 from qdqpatch.cli.calibration import Calibration, calibration_options
 from qdqpatch.cli.common import placement_options, verbosity_options
+from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.config import QDQConfig
 from qdqpatch.conversion import quantize
 from qdqpatch.errors import QuantizedError
+from qdqpatch.exporter.export import TARGETS
+from qdqpatch.exporter.export import export as export_model
 from qdqpatch.patch import named_quantizers
 from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
 
@@ -27,6 +31,13 @@ from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
 @click.argument("out", type=click.Path(path_type=Path))
 @placement_options
 @calibration_options
+@click.option(
+    "--export",
+    "targets",
+    type=click.Choice(TARGETS),
+    multiple=True,
+    help="Also write the model for this engine, into a folder of its name in OUT. Can be repeated.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it has files in it.")
 @verbosity_options
 def convert(
@@ -35,6 +46,7 @@ def convert(
     task: str | None,
     placement: Callable[[], QDQConfig | None],
     calibration: Calibration | None,
+    targets: tuple[str, ...],
     force: bool,
     console: Console,
 ) -> None:
@@ -68,6 +80,9 @@ def convert(
         if statistics:
             statistics.save(folder / STATISTICS_FILE)
         copy_tokenizer(ckpt, folder)
+        exports = [
+            export_model(model, folder / target, target, tokenizer=tokenizer(ckpt)) for target in targets
+        ]
     enabled = [quantizer for _, quantizer in named_quantizers(model) if not quantizer._disabled]
     calibrated = [quantizer.amax is not None for quantizer in enabled]
     console.print(
@@ -75,5 +90,7 @@ def convert(
         f"{sum(calibrated)} of {len(calibrated)} quantizers have a range "
         f"({time.perf_counter() - started:.1f} s)."
     )
+    for each in exports:
+        print_export(dataclasses.replace(each, file=out / each.target / each.file.name), console)
     if not any(calibrated):
         console.print("To set the ranges, convert again with --calib FILE.")

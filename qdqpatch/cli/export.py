@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.source import TASKS, open_checkpoint
@@ -92,7 +93,6 @@ def export(
     check_output(out, ckpt, force)
     with console.status(f"Loading {ckpt}") as status:
         model, _ = source.load()
-        has_tokenizer = any(find_file(ckpt, name) for name in VOCABULARIES)
         result = export_model(
             model,
             out,
@@ -102,16 +102,21 @@ def export(
             int8_embeddings=int8_embeddings,
             opset=opset,
             check=check,
-            tokenizer=load_tokenizer(ckpt) if has_tokenizer else None,
+            tokenizer=tokenizer(ckpt),
             force=force,
             progress=status.update,
         )
-    print_export(result, time.perf_counter() - started, console)
+    print_export(result, console, f" ({time.perf_counter() - started:.1f} s)")
 
 
-def print_export(result: Export, seconds: float, console: Console) -> None:
+def tokenizer(ckpt: str) -> PreTrainedTokenizerBase | None:
+    """Return the checkpoint's tokenizer; None if it has none."""
+    return load_tokenizer(ckpt) if any(find_file(ckpt, name) for name in VOCABULARIES) else None
+
+
+def print_export(result: Export, console: Console, taken: str = "") -> None:
     """Say what was written, how it was compared, and which matmuls stayed float."""
-    console.print(f"Wrote {result.file}: {result.size / 1e6:.1f} MB for {result.target} ({seconds:.1f} s).")
+    console.print(f"Wrote {result.file}: {result.size / 1e6:.1f} MB for {result.target}{taken}.")
     if result.operations is not None:
         left = [each for each in result.operations if not each.integer]
         console.print(

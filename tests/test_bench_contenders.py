@@ -1,0 +1,101 @@
+"""What is found to run of the models that a user names."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from exported import write_onnx
+
+from qdqpatch.bench.contenders import Facts, find_contenders
+from qdqpatch.errors import CheckpointError, ConfigError, EngineError
+
+
+def test_a_file_runs_in_every_engine_that_loads_it(here: Path) -> None:
+    write_onnx(here / "a.onnx")
+    (here / "b.xml").touch()
+    found = find_contenders(["a.onnx", "b.xml"])
+    assert [(each.model, each.engine, each.path) for each in found] == [
+        ("a.onnx", "onnxruntime", "a.onnx"),
+        ("a.onnx", "openvino", "a.onnx"),
+        ("b.xml", "openvino", "b.xml"),
+    ]
+    only = find_contenders(["a.onnx", "b.xml"], ["openvino"])
+    assert [each.engine for each in only] == ["openvino", "openvino"]
+    assert {each.facts for each in found} == {Facts()}
+
+
+def test_a_folder_runs_in_what_its_files_are_for(here: Path) -> None:
+    for folder, files in {
+        "sharded": ["model.safetensors.index.json"],
+        "ort": ["model.onnx"],
+        "ov": ["openvino_model.xml"],
+        "all": ["pytorch_model.bin", "model.onnx", "openvino_model.xml"],
+    }.items():
+        Path(folder).mkdir()
+        for file in files:
+            Path(folder, file).touch()
+    found = find_contenders(["sharded", "ort", "ov", "all"])
+    assert [(each.model, each.engine, each.path) for each in found] == [
+        ("sharded", "torch", "sharded"),
+        ("ort", "onnxruntime", "ort/model.onnx"),
+        ("ort", "openvino", "ort/model.onnx"),
+        ("ov", "openvino", "ov/openvino_model.xml"),
+        ("all", "torch", "all"),
+        ("all", "onnxruntime", "all/model.onnx"),
+        ("all", "openvino", "all/openvino_model.xml"),
+    ]
+
+
+def test_the_config_beside_a_model_is_read(here: Path) -> None:
+    write_onnx(here / "a.onnx")
+    data = {"vocab_size": 48, "max_position_embeddings": 32, "pad_token_id": None, "model_type": "bert"}
+    Path("config.json").write_text(json.dumps(data))
+    assert find_contenders(["a.onnx"], ["onnxruntime"])[0].facts == Facts(48, 32, None)
+    for broken in ("{", "[]"):
+        Path("config.json").write_text(broken)
+        with pytest.raises(CheckpointError, match=r"Cannot read config\.json"):
+            find_contenders(["a.onnx"])
+
+
+def test_labels_are_the_ends_that_tell_models_apart(here: Path) -> None:
+    for folder in ("x/float", "y/float", "y/int8"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "model.onnx").touch()
+    names = ["x/float", str(here / "y/float"), "y/int8", "x/float"]
+    labels = [each.model for each in find_contenders(names, ["onnxruntime"])]
+    assert labels == ["x/float", "y/float", "int8", "x/float (2)"]
+
+
+def test_what_cannot_be_run_is_refused(here: Path) -> None:
+    Path("empty").mkdir()
+    Path("other").mkdir()
+    Path("other/model_int8.onnx").touch()
+    Path("weights.bin").touch()
+    Path("model.onnx").touch()
+    for name, message in {
+        "missing.onnx": "There is no file missing.onnx",
+        "a/b/missing": "There is no folder a/b/missing",
+        "missing": "There is no folder missing here, and no model of that name on the hub",
+        "weights.bin": "weights.bin is neither a folder nor an .onnx or .xml file",
+        "empty": "nothing to run in empty: none of model.safetensors, pytorch_model.bin, model.onnx, "
+        "openvino_model.xml.$",
+        "other": "To run model_int8.onnx, name the file",
+    }.items():
+        with pytest.raises(CheckpointError, match=message):
+            find_contenders([name])
+    with pytest.raises(ConfigError, match=r"^model\.onnx runs in onnxruntime and openvino, not in torch"):
+        find_contenders(["model.onnx"], ["torch"])
+    with pytest.raises(ConfigError, match="torch can run none of these models; leave out --engine torch"):
+        find_contenders(["model.onnx"], ["openvino", "torch"])
+
+
+def test_an_engine_that_is_not_installed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.onnx").touch()
+    Path("b.xml").touch()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert [each.engine for each in find_contenders(["a.onnx"])] == ["onnxruntime"]
+    with pytest.raises(EngineError, match="openvino is not installed: pip install openvino"):
+        find_contenders(["a.onnx"], ["openvino"])
+    with pytest.raises(EngineError, match=r"Nothing that runs b\.xml is installed: pip install openvino"):
+        find_contenders(["b.xml"])

@@ -1,0 +1,234 @@
+"""`export` refuses what it cannot do, and a file that does something else; nothing is left behind."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import onnx_ir as ir
+import pytest
+from exports import calibrated
+from transformers import PreTrainedModel
+
+import qdqpatch
+from qdqpatch import QDQConfig
+from qdqpatch.engines import ONNX_RUNTIME
+from qdqpatch.errors import CheckpointError, ExportError, NotQuantizedError
+from qdqpatch.exporter.export import export
+from qdqpatch.exporter.graph import Rewriter
+from qdqpatch.exporter.rules import integer_linear
+from qdqpatch.exporter.rules.fold_scaling import FACTOR
+from qdqpatch.exporter.rules.integer_attention import IntegerAttention
+from qdqpatch.exporter.rules.integer_linear import IntegerLinear
+from qdqpatch.exporter.targets import onnxruntime
+
+TOKENS = "BertForTokenClassification"
+ORIGINAL = onnxruntime.TARGET
+
+
+def overridden(*overrides: str) -> PreTrainedModel:
+    return calibrated("BertModel", QDQConfig(overrides=overrides))
+
+
+REFUSED: list[tuple[Callable[[], PreTrainedModel], dict[str, Any], type[Exception], str]] = [
+    (models.float_model, {}, NotQuantizedError, r"no enabled quantizer: call qdqpatch\.quantize"),
+    (
+        models.uncalibrated,
+        {},
+        ExportError,
+        r"^28 quantizers have no range, the first one encoder\.layer\.0\.attention\..* Calibrate the model "
+        r"before it is exported: qdqpatch\.calibrate\(model, batches\), or qdqpatch convert --calib FILE\.$",
+    ),
+    (
+        lambda: overridden("*.output.dense._input_quantizer=num_bits:4"),
+        {"shape": (1, 8)},
+        ExportError,
+        r"^encoder\.layer\.0\.attention\.output\.dense\._input_quantizer has 4 bits",
+    ),
+    (
+        models.calibrated,
+        {"target": "tvm"},
+        ExportError,
+        r"^There is no target 'tvm'; there are tensorrt, onnxruntime, openvino\.$",
+    ),
+    (
+        models.calibrated,
+        {"float_weights": True},
+        ExportError,
+        r"^onnxruntime needs the weights in int8; float_weights is for TensorRT alone\.$",
+    ),
+    (
+        models.calibrated,
+        {"shape": (1, 33)},
+        ExportError,
+        "^The model has 32 positions; sequences of 33 do not",
+    ),
+    (models.calibrated, {"shape": (0, 8)}, ExportError, "^A batch and a sequence have at least 1"),
+]
+
+
+@pytest.mark.parametrize(("build", "options", "error", "message"), REFUSED)
+def test_what_cannot_be_exported(
+    build: Callable, options: dict, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    model = build()
+    before = models.snapshot(model)
+    with pytest.raises(error, match=message):
+        export(model, tmp_path / "new" / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+    models.assert_unchanged(model, before)
+
+
+def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "old.txt").write_text("text")
+    for name, message in (
+        ("file", "is a file; name a folder to write to"),
+        ("full", "is not empty. Choose another folder, or replace it with --force"),
+        ("file/out", "is not a folder that you may write in"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            export(models.calibrated(), tmp_path / name)
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["file", "full", "old.txt"]
+
+
+@pytest.mark.parametrize("missing", [("onnx",), ("onnx_ir", "onnxscript"), ("openvino",)])
+def test_missing_packages_are_named(
+    missing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest)
+    )
+    names = ", ".join(missing)
+    with pytest.raises(ExportError) as raised:
+        export(models.calibrated(), tmp_path / "out", "openvino")
+    assert str(raised.value) == f'Exporting needs the packages {names}: pip install "qdqpatch[export]"'
+    assert list(tmp_path.iterdir()) == []
+
+
+class WithoutMask(IntegerAttention):
+    """Attention that sees padding."""
+
+    def rewrite(self, rewriter: Rewriter, node: ir.Node) -> None:
+        node.replace_input_with(3, None)
+        super().rewrite(rewriter, node)
+
+
+class WithoutScaling(IntegerAttention):
+    """Attention whose query is said to have been multiplied already."""
+
+    def rewrite(self, rewriter: Rewriter, node: ir.Node) -> None:
+        node.attributes[FACTOR] = ir.AttrFloat32(FACTOR, node.attributes["scaling"].as_float())
+        super().rewrite(rewriter, node)
+
+
+class NotANumber(IntegerLinear):
+    """A Linear that spoils the classifier's bias too."""
+
+    def rewrite(self, rewriter: Rewriter, node: ir.Node) -> None:
+        super().rewrite(rewriter, node)
+        for name, value in rewriter.graph.initializers.items():
+            if name.endswith("classifier.bias"):
+                value.const_value = ir.tensor(np.full(3, np.nan, np.float32), name=name)
+
+
+def target(*rules: Any) -> Any:
+    """Return ONNX Runtime's target with other rules for the first two operators, and none that fold."""
+    _, (linear, attention, *others), last = ORIGINAL.passes
+    by_operator = {linear.operator: linear, attention.operator: attention}
+    by_operator |= {rule.operator: rule for rule in rules}
+    return dataclasses.replace(ORIGINAL, passes=((*by_operator.values(), *others), last))
+
+
+def small(path: Path, **options: Any) -> Any:
+    model = models.calibrated(TOKENS)
+    before = models.snapshot(model)
+    try:
+        return export(model, path, shape=(2, 8), **options)
+    finally:
+        models.assert_unchanged(model, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (WithoutMask(), "The file does not compute what the model does: logits is off by"),
+        (WithoutScaling(), "The file does not compute what the model does: logits is off by"),
+        (NotANumber(), "The file's logits has the shape .* or is not finite"),
+    ],
+)
+def test_a_wrong_file_is_not_kept(
+    rule: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "TARGET", target(rule))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.txt").write_text("text")
+    batches = None
+    if isinstance(rule, WithoutMask):  # attention of a tiny model is near the mean, so that little would show
+        batches = [models.inputs(length=8)]
+        batches[0]["attention_mask"][:, 2:] = 0
+    with pytest.raises(ExportError, match=f"{message}.*Nothing was written"):
+        small(tmp_path / "out", force=True, batches=batches)
+    assert [each.name for each in tmp_path.rglob("*")] == ["out", "old.txt"]
+
+
+@pytest.mark.slow
+def test_swapped_scales_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    product = integer_linear.multiply
+
+    def swapped(rewriter: Rewriter, left: Any, right: Any, *rest: Any) -> ir.Value:
+        if right[1].axis is None:
+            return product(rewriter, left, right, *rest)
+        scales = dataclasses.replace(right[1], scale=right[1].scale[::-1].copy())
+        return product(rewriter, left, (right[0], scales, right[2]), *rest)
+
+    monkeypatch.setattr(integer_linear, "multiply", swapped)
+    with pytest.raises(ExportError, match="logits is off by"):
+        small(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_without_the_fold_the_file_is_right_and_replaces_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "TARGET", target())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.txt").write_text("text")
+    said: list[str] = []
+    batches = [models.inputs(length=8)]
+    result = small(tmp_path / "out", force=True, batches=batches, progress=said.append)
+    assert result.comparisons[0].predictions == 16  # of the batch that was given
+    assert said == [
+        "Tracing the model",
+        "Writing model.onnx",
+        "Comparing with the model in onnxruntime",
+        "Counting integer kernels",
+    ]
+    assert sorted(each.name for each in tmp_path.rglob("*")) == [
+        "config.json",
+        "model.onnx",
+        "model.onnx.data",
+        "out",
+    ]
+
+
+@pytest.mark.slow
+def test_without_a_check_no_engine_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "TARGET", target(WithoutMask()))
+    result = small(tmp_path / "out", check=False)
+    assert (result.comparisons, result.engine) == (None, None)
+    absent = dataclasses.replace(ONNX_RUNTIME, package="no-such-package")
+    monkeypatch.setattr(onnxruntime, "TARGET", dataclasses.replace(target(WithoutMask()), engine=absent))
+    result = small(tmp_path / "out", force=True)
+    assert (result.comparisons, result.engine, result.operations) == (None, None, None)
+
+
+def test_export_is_public() -> None:
+    assert qdqpatch.export is export
