@@ -4,8 +4,8 @@
 
 All files of an engine run in one process in turn: one run to warm the caches that another contender's
 weights have emptied, then three timed ones. BERT-base has random weights, which cost as much as trained ones.
-The floor is the time of the Linears' integer GEMMs alone, in ONNX Runtime. The last table takes one rule
-after the other from the ONNX Runtime target.
+The floor is the time of the Linears' integer GEMMs alone, in ONNX Runtime. Then one rule after the other is
+taken from the targets, and the engines' profilers say where the time goes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import importlib.metadata
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import peers
+import profiles
 import torch
 from common import BERT_BASE, Row, prepare, quiet, show, surroundings
 from onnx import TensorProto, helper, numpy_helper
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 import qdqpatch
 from qdqpatch.engines import ONNX_RUNTIME
@@ -38,13 +39,19 @@ from qdqpatch.exporter.rules.integer_linear import IntegerLinear
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
-from qdqpatch.exporter.targets import onnxruntime as target_module
+from qdqpatch.exporter.targets import onnxruntime as ort_target
+from qdqpatch.exporter.targets import openvino as ov_target
 
 SHAPES = ((1, 128), (8, 128), (1, 384))
 ROUNDS = 7
 THREADS = 2
-PRECISION = "bf16"
-"""What OpenVINO computes the rest in, where the CPU can."""
+SETTINGS = {
+    "INFERENCE_NUM_THREADS": THREADS,
+    "PERFORMANCE_HINT": "LATENCY",
+    "INFERENCE_PRECISION_HINT": "bf16",
+}
+"""For OpenVINO; bf16 for what is not int8, where the CPU has it."""
+TO_PEERS = "to the best peer"
 FP32 = "fp32"
 PRESETS = {"qdqpatch": "qdqbert", "qdqpatch, no-residual": "no-residual"}
 
@@ -57,65 +64,107 @@ def main() -> None:
     prepare()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        onnx_files, openvino_files, variants = make_files(BERT_BASE, folder)
-        columns = ("", *(f"{batch}x{length}" for batch, length in SHAPES), "to the best peer")
-        rows = compare(onnx_files, lambda path, shape: onnxruntime_run(path, shape))
+        files = make_files(BERT_BASE, folder)
+        columns = ("", *(f"{batch}x{length}" for batch, length in SHAPES))
+        rows = compare(files.onnxruntime, onnxruntime_run)
         floor = [f"{seconds * 1e3:.1f} ms" for seconds in map(gemm_seconds, SHAPES)]
-        show("ONNX Runtime", columns, [*rows, ("floor: the Linears' int8 GEMMs", *floor, "")])
-        show("OpenVINO, static shape", columns, compare(openvino_files, openvino_run))
-        rows = compare(variants, lambda path, shape: onnxruntime_run(path, shape), first="all rules")
-        show("ONNX Runtime, without a rule", (*columns[:-1],), [row[:-1] for row in rows])
+        show("ONNX Runtime", (*columns, TO_PEERS), [*rows, ("floor: the Linears' int8 GEMMs", *floor, "")])
+        show("OpenVINO, static shape", (*columns, TO_PEERS), compare(files.openvino, openvino_run))
+        for title, without, run in (
+            ("ONNX Runtime, without a rule", files.onnxruntime_without, onnxruntime_run),
+            ("OpenVINO, without a rule", files.openvino_without, openvino_run),
+        ):
+            show(title, columns, [row[:-1] for row in compare(without, run, first=ALL)])
+        for title, found in (
+            ("ONNX Runtime, per operator", [profile(files, shape, "onnxruntime") for shape in SHAPES]),
+            ("OpenVINO, per operator", [profile(files, shape, "openvino") for shape in SHAPES]),
+        ):
+            show(title, columns, profile_rows(found))
     versions = (f"{each} {importlib.metadata.version(each)}" for each in ("onnxruntime", "openvino"))
     print(f"{surroundings()}, {', '.join(versions)}, {THREADS} threads")
 
 
-def make_files(config: BertConfig, folder: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, Path]]:
-    """Return the files for ONNX Runtime and for OpenVINO, and those with a rule less, by name."""
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(config).eval()
-    feed = feed_of(config, 2, 32)
-    batch = {name: torch.from_numpy(array) for name, array in feed.items()}
-    floating = folder / "fp32.onnx"
-    axes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in batch}
-    with quiet():
-        program = torch.onnx.export(model, kwargs=batch, dynamic_shapes=axes, opset_version=20, verbose=False)
-    program.save(floating, external_data=False)  # the peers do not read external data everywhere
-    onnx_files, openvino_files = {FP32: floating}, {FP32: floating}
-    onnx_files |= dict(peers.make(peers.ONNX_RUNTIME, floating, feed))
-    openvino_files |= dict(peers.make(peers.OPENVINO, floating, feed))
-    state, variants = model.state_dict(), {}
-    for name, preset in PRESETS.items():
-        quantized = qdqpatch.quantize(
-            BertForSequenceClassification(config).eval(), qdqpatch.QDQConfig.preset(preset)
-        )
-        quantized.load_state_dict(state)
-        qdqpatch.calibrate(quantized, [batch], method="max")
-        onnx_files[name] = qdqpatch.export(
-            quantized, folder / f"{preset}-ort", "onnxruntime", check=False
-        ).file
-        openvino_files[name] = qdqpatch.export(
-            quantized, folder / f"{preset}-ov", "openvino", check=False
-        ).file
-        if preset == "qdqbert":
-            variants["all rules"] = onnx_files[name]
-            for number, (left_out, passes) in enumerate(without_a_rule().items()):
-                target = dataclasses.replace(target_module.TARGET, passes=passes)
-                moves = () if left_out == PUSH else push_quantize.MOVES
-                with (
-                    mock.patch.object(target_module, "TARGET", target),
-                    mock.patch.object(push_quantize, "MOVES", moves),
-                ):
-                    out = folder / f"variant-{number}"
-                    variants[left_out] = qdqpatch.export(quantized, out, "onnxruntime", check=False).file
-    return onnx_files, openvino_files, variants
-
-
+ALL = "all rules"
+FOLD = "1/sqrt(d) in the query projection"
 PUSH = "quantize before transposing"
+
+
+@dataclasses.dataclass
+class Files:
+    """The contenders' files, by name: of each engine, and of its target with a rule less."""
+
+    onnxruntime: dict[str, Path]
+    openvino: dict[str, Path]
+    onnxruntime_without: dict[str, Path]
+    openvino_without: dict[str, Path]
+
+
+def make_files(config: BertConfig, folder: Path) -> Files:
+    """Export one model in all ways, the peers' too."""
+    torch.manual_seed(0)
+    model, feed = BertForSequenceClassification(config).eval(), feed_of(config, 2, 32)
+    floating = float_file(model, folder / "fp32.onnx", feed)
+    files = Files(
+        {FP32: floating, **dict(peers.make(peers.ONNX_RUNTIME, floating, feed))},
+        {FP32: floating, **dict(peers.make(peers.OPENVINO, floating, feed))},
+        {},
+        {},
+    )
+    state = model.state_dict()
+    for name, preset in PRESETS.items():
+        model = BertForSequenceClassification(config).eval()
+        model.load_state_dict(state)
+        qdqpatch.quantize(model, qdqpatch.QDQConfig.preset(preset))
+        qdqpatch.calibrate(model, [tensors(feed)], method="max")
+        files.onnxruntime[name] = file_of(model, folder / f"{preset}-onnxruntime", "onnxruntime")
+        files.openvino[name] = file_of(model, folder / f"{preset}-openvino", "openvino")
+        if preset == "qdqbert":
+            files.onnxruntime_without[ALL] = files.onnxruntime[name]
+            files.openvino_without[ALL] = files.openvino[name]
+            export_without(model, folder, files)
+    return files
+
+
+def export_without(model: PreTrainedModel, folder: Path, files: Files) -> None:
+    """Export a model with one rule after the other taken from the target."""
+    for number, (left_out, passes) in enumerate(without_a_rule().items()):
+        target = dataclasses.replace(ort_target.TARGET, passes=passes)
+        moves = () if left_out == PUSH else push_quantize.MOVES
+        with (
+            mock.patch.object(ort_target, "TARGET", target),
+            mock.patch.object(push_quantize, "MOVES", moves),
+        ):
+            out = folder / f"without-{number}"
+            files.onnxruntime_without[left_out] = file_of(model, out, "onnxruntime")
+    target = dataclasses.replace(ov_target.TARGET, passes=ov_target.TARGET.passes[1:])
+    with mock.patch.object(ov_target, "TARGET", target):
+        files.openvino_without[FOLD] = file_of(model, folder / "without-fold", "openvino")
+
+
+def float_file(model: PreTrainedModel, path: Path, feed: Feed) -> Path:
+    """Write the float model as ONNX, in one file: not all peers read external data."""
+    axes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in feed}
+    with quiet():
+        program = torch.onnx.export(
+            model, kwargs=tensors(feed), dynamic_shapes=axes, opset_version=20, verbose=False
+        )
+    program.save(path, external_data=False)
+    return path
+
+
+def file_of(model: PreTrainedModel, out: Path, target: str) -> Path:
+    """Export a model and return what the engine loads."""
+    return qdqpatch.export(model, out, target, check=False).file
+
+
+def tensors(feed: Feed) -> dict[str, torch.Tensor]:
+    """Return the inputs for torch."""
+    return {name: torch.from_numpy(array) for name, array in feed.items()}
 
 
 def without_a_rule() -> dict[str, tuple[tuple[Rule, ...], ...]]:
     """Return the ONNX Runtime target's passes with one rule taken out or exchanged for its Q/DQ form."""
-    fold, expand, last = target_module.TARGET.passes
+    fold, expand, last = ort_target.TARGET.passes
 
     def exchanged(old: type, new: Rule) -> tuple[Rule, ...]:
         return tuple(new if isinstance(rule, old) else rule for rule in expand)
@@ -123,7 +172,7 @@ def without_a_rule() -> dict[str, tuple[tuple[Rule, ...], ...]]:
     assert any(isinstance(rule, FoldScaling) for rule in fold)
     assert any(isinstance(rule, SumBeforeNorm) for rule in last)
     return {
-        "1/sqrt(d) in the query projection": ((), tuple(expand), tuple(last)),
+        FOLD: ((), tuple(expand), tuple(last)),
         "Linears as MatMulIntegerToFloat": (tuple(fold), exchanged(IntegerLinear, QDQLinear()), tuple(last)),
         "attention as MatMulIntegerToFloat": (
             tuple(fold),
@@ -160,6 +209,26 @@ def compare(
     return rows
 
 
+def profile(files: Files, shape: tuple[int, int], engine: str) -> profiles.Profile:
+    """Return where the time of our file goes in an engine."""
+    feed = feed_of(BERT_BASE, *shape)
+    if engine == "onnxruntime":
+        return profiles.onnxruntime(files.onnxruntime["qdqpatch"], feed, THREADS)
+    return profiles.openvino(files.openvino["qdqpatch"], shape, feed, SETTINGS)
+
+
+def profile_rows(found: Sequence[profiles.Profile]) -> list[Row]:
+    """Return a row for each operator that takes at least 1% at a shape."""
+    totals = [sum(each.values()) for each in found]
+    operators = dict.fromkeys(operator for each in found for operator in each)
+    shares = {
+        operator: [each.get(operator, 0.0) / total for each, total in zip(found, totals, strict=True)]
+        for operator in operators
+    }
+    rows = [(name, *(f"{share:.1%}" for share in each)) for name, each in shares.items() if max(each) >= 0.01]
+    return [*rows, ("milliseconds in all", *(f"{total:.1f}" for total in totals))]
+
+
 def in_turn(runs: Runs, rounds: int) -> dict[str, float]:
     """Return the median seconds of a run of each contender: in turn, one run to warm up and three timed."""
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -186,15 +255,7 @@ def openvino_run(path: Path, shape: tuple[int, int]) -> Callable[[], object]:
     core, feed = openvino.Core(), feed_of(BERT_BASE, *shape)
     model = core.read_model(path)
     model.reshape({port.get_any_name(): list(shape) for port in model.inputs})
-    request = core.compile_model(
-        model,
-        "CPU",
-        {
-            "INFERENCE_NUM_THREADS": THREADS,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": PRECISION,
-        },
-    ).create_infer_request()
+    request = core.compile_model(model, "CPU", SETTINGS).create_infer_request()
     return lambda: request.infer(feed)
 
 

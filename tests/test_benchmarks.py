@@ -198,24 +198,30 @@ def test_speed_of_exported_models(benchmark_module, monkeypatch, tmp_path):
         (peers, "OPENVINO", {"NNCF": ("a_module_that_is_not_there", None)}),
     ):
         monkeypatch.setattr(owner, name, value)
-    onnx_files, openvino_files, variants = export_speed.make_files(tiny, tmp_path)
-    assert list(onnx_files) == ["fp32", "quantize_dynamic", "qdqpatch"]
-    assert list(openvino_files) == ["fp32", "qdqpatch"]
+    files = export_speed.make_files(tiny, tmp_path)
+    assert list(files.onnxruntime) == ["fp32", "quantize_dynamic", "qdqpatch"]
+    assert list(files.openvino) == ["fp32", "qdqpatch"]
+    assert list(files.openvino_without) == ["all rules", export_speed.FOLD]
     operators = {
-        name: {node.op_type for node in onnx.load(path).graph.node} for name, path in variants.items()
+        name: {node.op_type for node in onnx.load(path).graph.node}
+        for name, path in files.onnxruntime_without.items()
     }
     assert operators["all rules"] - operators[sum_rule] == {"Sum"}
-    rows = export_speed.compare(onnx_files, export_speed.onnxruntime_run)
-    assert [row[0] for row in rows] == list(onnx_files)
+    rows = export_speed.compare(files.onnxruntime, export_speed.onnxruntime_run)
+    assert [row[0] for row in rows] == list(files.onnxruntime)
     assert rows[0][1].endswith("(1.00x)")
     assert [len(row) for row in rows] == [4] * 3
     assert [bool(row[-1]) for row in rows] == [False, False, True]
+    for engine, slowest in (("onnxruntime", "MatMulIntegerToFloat"), ("openvino", "FullyConnected")):
+        found = export_speed.profile(files, (1, 8), engine)
+        assert any(operator.startswith(slowest) for operator in found)
+        assert export_speed.profile_rows([found])[-1][0] == "milliseconds in all"
     assert export_speed.gemm_seconds((1, 8)) > 0
 
 
 def test_every_rule_of_onnx_runtime_is_left_out_once(benchmark_module):
     export_speed = benchmark_module("export_speed")
-    whole = export_speed.target_module.TARGET.passes
+    whole = export_speed.ort_target.TARGET.passes
     without = export_speed.without_a_rule()
     assert without.pop(export_speed.PUSH) == whole
     assert len(without) == 4

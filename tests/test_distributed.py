@@ -131,10 +131,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes made of each scenario, and how long it took."""
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, __file__, str(folder)]
-    processes = [
-        subprocess.Popen([*command, str(rank)], env=ENVIRONMENT)
-        for rank in (0, 1)
-    ]
+    processes = [subprocess.Popen([*command, str(rank)], env=ENVIRONMENT) for rank in (0, 1)]
     try:
         for process in processes:
             assert process.wait(timeout=200) == 0
