@@ -131,10 +131,13 @@ def test_the_other_arithmetic(tmp_path) -> None:
     assert not any("use_fb_fake_quant" in vars(each) for _, each in models.named_quantizers(model))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_another_precision_in_train_mode(dtype: torch.dtype, tmp_path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_train_mode_in_any_precision(dtype: torch.dtype, tmp_path) -> None:
     name = "BertForTokenClassification"
     model = models.calibrated(name).to(dtype).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
     before = models.snapshot(model)
     result = export(model, tmp_path / "out", shape=(2, 8))
     models.assert_unchanged(model, before)

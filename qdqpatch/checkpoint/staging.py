@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from qdqpatch.errors import CheckpointError
 
 
-def check_output(out: Path, source: str, force: bool) -> None:
+def check_output(out: Path, source: str | None, force: bool) -> None:
     """Find out before the work whether the folder can be written.
 
     Args:
         out: The folder to write.
-        source: The checkpoint to read, which must not be written over.
+        source: The checkpoint to read, which must not be written over; None if there is none.
         force: Whether a folder with files in it may be replaced.
 
     Raises:
@@ -27,9 +27,9 @@ def check_output(out: Path, source: str, force: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; name a folder to write to.")
-    if Path(source).exists() and out.resolve() == Path(source).resolve():
+    if source is not None and out.resolve() == Path(source).resolve() and out.exists():
         raise CheckpointError(f"{out} is the checkpoint that is read; write to another folder.")
-    if Path(source).exists() and out.resolve() in Path(source).resolve().parents:
+    if source is not None and Path(source).exists() and out.resolve() in Path(source).resolve().parents:
         raise CheckpointError(f"{out} holds the checkpoint that is read, and would be replaced whole.")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise CheckpointError(f"{out} is not empty. Choose another folder, or replace it with --force.")

@@ -126,7 +126,8 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
         for path, _, reason in fold((each.name, "", each.reason) for each in left):
             console.print(f"  {path}: {reason}", markup=False)
     if result.comparisons is None:
-        console.print("Not compared with the model.")
+        engine = "onnxruntime" if result.target == "tensorrt" else result.target
+        console.print(f"Not compared with the model: --no-check, or {engine} is not installed.")
     for each in result.comparisons or ():
         console.print(
             f"Compared with the model in {result.engine}: {each.output} differs by {each.mean:.2f} steps in "

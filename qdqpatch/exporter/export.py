@@ -81,7 +81,7 @@ def export(
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
     out = Path(out)
-    check_output(out, str(out.parent / ".none"), force)
+    check_output(out, None, force)
     with prepared(model, int8_embeddings) as cpu_model:
         say("Tracing the model")
         graph = _rewritten(cpu_model, inputs, engine_target, opset)
