@@ -12,7 +12,7 @@ from checkpoints import write_checkpoint
 from click.testing import CliRunner, Result
 from exported import write_onnx
 
-import qdqpatch.cli.bench  # noqa: F401
+import qdqpatch.cli.bench
 from qdqpatch.bench import side_by_side
 from qdqpatch.bench.process import Footprint
 from qdqpatch.cli import main
