@@ -57,7 +57,6 @@ def test_the_opset_asked_for_is_written(opset: int, tmp_path: Path) -> None:
     assert check_file(result.file, "tensorrt").findings == ()
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="opset 17 loses the modules' names")
 def test_an_older_opset_keeps_the_names(tmp_path: Path) -> None:
     result = export(models.calibrated(TOKENS), tmp_path / "out", opset=17, shape=(1, 8))
     assert {each.name for each in result.operations} >= set(linears())

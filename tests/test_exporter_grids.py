@@ -39,7 +39,7 @@ def test_a_range_of_zero_makes_every_value_the_level_0(amax: float) -> None:
     scale = activation_grid(quantizer(amax), "x").scale
     assert scale == np.float32(LARGEST_SCALE)
     assert np.isfinite(scale * np.float32(-128))
-    assert np.round(np.float32(1e30) / scale) == 0
+    assert np.round(np.float32(5e5) / scale) == 0
     assert activation_grid(quantizer(1.01 * SMALLEST_AMAX), "x").scale < 1e-8
 
 

@@ -45,7 +45,6 @@ def test_batches_differ_and_are_the_same_each_time() -> None:
         assert not torch.equal(one[index]["input_ids"], one[index - 1]["input_ids"])
 
 
-@pytest.mark.xfail(strict=True, reason="the first row is always full, and the others can be")
 @pytest.mark.parametrize("shape", [Shape(2, 8), Shape(1, 8)])
 def test_a_fixed_shape_is_padded_too(shape: Shape) -> None:
     masks = [batch["attention_mask"] for batch in Inputs(models.float_model(), shape).batches()]

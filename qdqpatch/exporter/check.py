@@ -21,8 +21,11 @@ MARGIN = 4.0
 """A file may be this many times as far from the model as the model is from itself (`own_noise`): an engine
 rounds differently in every matmul, softmax and GELU, the model's two arithmetics in the quantizers alone."""
 
-LEAST_TOLERANCE = 0.5
+LEAST_TOLERANCE = 0.15
 """In steps, in the mean: what is allowed even where the model's own noise is smaller."""
+
+MOST_TOLERANCE = 8.0
+"""In steps, in the mean: what is not allowed even where the model's own noise is larger."""
 
 LEAST_CHANGED = 0.05
 """Share of the predictions that may change even where the model's own noise changes fewer."""
@@ -115,7 +118,7 @@ def require_equal(comparisons: Sequence[Comparison], noise: Callable[[], Sequenc
     ):
         return
     for each, own in zip(comparisons, noise(), strict=True):
-        mean = max(LEAST_TOLERANCE, MARGIN * own.mean)
+        mean = min(max(LEAST_TOLERANCE, MARGIN * own.mean), MOST_TOLERANCE)
         changed = 1 + max(LEAST_CHANGED * own.predictions, MARGIN * own.changed)
         if each.mean > mean or each.changed > changed:
             raise ExportError(

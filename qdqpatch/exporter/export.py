@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.staging import check_output, staged
-from qdqpatch.errors import ExportError
+from qdqpatch.errors import EngineError, ExportError
 from qdqpatch.patch import enabled_quantizers
 
 if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
@@ -71,6 +71,7 @@ def export(
     """
     say = progress or (lambda _: None)
     _require(PACKAGES)
+    from qdqpatch.exporter.grids import check_grids
     from qdqpatch.exporter.inputs import Inputs, Shape
     from qdqpatch.exporter.operations import matmuls
     from qdqpatch.exporter.preparing import prepared
@@ -78,6 +79,7 @@ def export(
     engine_target = _target(target, float_weights)
     enabled_quantizers(model)
     _check_ranges(model)
+    check_grids(model, engine_target.signed)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
     out = Path(out)
@@ -123,7 +125,12 @@ def _checked(
     )
     if check and engine.version is not None:
         say(f"Comparing with the model in {engine.name}")
-        session, reference = engine.load(file, exact=True), outputs_of(model)
+        reference = outputs_of(model)
+        try:
+            session = engine.load(file, exact=True)
+        except EngineError as error:
+            reason = str(error).replace(str(folder), str(out))
+            raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
         kept = list(inputs.batches(tokenizer) if batches is None else batches)
         comparisons = compare(reference, session.run_tensors, kept)
         del session

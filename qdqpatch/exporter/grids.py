@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdqpatch.errors import ExportError
+from qdqpatch.patch import enabled_quantizers
 from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer
 
 Float = npt.NDArray[np.float32]
 
-LARGEST_SCALE = float(np.finfo(np.float32).max) / 256
-"""Of a range that counts as zero: every value becomes the level 0."""
+LARGEST_SCALE = 2.0**20
+"""Of a range that counts as zero: values up to half of it become the level 0. OpenVINO fails with 2**60."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,32 @@ def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[
     """
     weight = weight.detach()
     amax = quantizer.range_of(weight).detach()
-    if amax.dim() and amax.numel() != amax.shape[0]:
+    if amax.dim() and not amax.numel() == amax.shape[0] == weight.shape[0]:
         raise ExportError(f"{path} has a range per column; integer matmuls take one per row (axis 0).")
     scale = _scale(quantizer, amax.flatten() if amax.dim() else amax, path)
     levels = quantizer.integers(weight)
     integers = levels.to(torch.uint8 if quantizer._unsigned else torch.int8).numpy()
     return Grid(scale, 0 if amax.dim() else None, quantizer._unsigned), integers
+
+
+def check_grids(model: nn.Module, signed: bool) -> None:
+    """Find out before the work whether every enabled quantizer has levels that an engine has.
+
+    Args:
+        model: A quantized model.
+        signed: Whether the target has signed levels alone.
+
+    Raises:
+        ExportError: If one has not.
+    """
+    for path, quantizer in enabled_quantizers(model).items():
+        owner, _, name = path.rpartition(".")
+        if signed and quantizer._unsigned:
+            raise ExportError(f"{path} is unsigned; TensorRT quantizes symmetrically, to signed int8 alone.")
+        if name == "_weight_quantizer":
+            weight_grid(quantizer, model.get_parameter(f"{owner}.weight"), path)
+        else:
+            activation_grid(quantizer, path)
 
 
 def _scale(quantizer: TensorQuantizer, amax: Tensor, path: str) -> Float:

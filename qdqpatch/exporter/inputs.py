@@ -63,14 +63,17 @@ class Inputs:
             axes[name] = {0: "batch", **middle, last: sequence}
         return axes
 
-    def batch(self, shape: Shape, seed: int = 0, words: Tensor | None = None) -> Batch:
+    def batch(
+        self, shape: Shape, seed: int = 0, words: Tensor | None = None, full: bool = True
+    ) -> Batch:
         """Return a batch whose rows are of different lengths, padded on the right.
 
-        The first row fills the batch; every second one ends in a second segment.
+        Every second row ends in a second segment.
 
         Args:
             shape: Of the batch.
             seed: For whatever is drawn.
+            full: Whether the first row fills the batch; else none does.
             words: Tokens to take the rows from, one after the other; None for random ones.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -78,7 +81,10 @@ class Inputs:
         size = (shape.batch, CHOICES, shape.sequence) if self._has_choices else (shape.batch, shape.sequence)
         rows = size[0] if not self._has_choices else size[0] * CHOICES
         lengths = torch.randint(1 + shape.sequence // 2, shape.sequence + 1, (rows,), generator=generator)
-        lengths[0] = shape.sequence
+        if full:
+            lengths[0] = shape.sequence
+        else:
+            lengths = lengths.clamp(max=max(1, shape.sequence - 1))
         positions = torch.arange(shape.sequence)
         mask = (positions < lengths[:, None]).long()
         segments = (positions >= lengths[:, None] // 2).long() * mask * (config.type_vocab_size > 1)
@@ -108,7 +114,7 @@ class Inputs:
         if self.fixed is not None:
             shapes = [self.fixed] * 3
         for seed, shape in enumerate(shapes):
-            yield self.batch(shape, seed, words)
+            yield self.batch(shape, seed, words, full=self.fixed is None or seed == 0)
 
     def check(self) -> None:
         """Find out whether the model can run the fixed shape.

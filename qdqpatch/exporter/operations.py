@@ -57,7 +57,12 @@ def name_after_modules(graph: ir.Graph) -> None:
         if node.op_type in MATMULS and len(scopes) > 2:
             node.name = scopes[-2].removeprefix("model.")
         node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.outputs):
+        value.metadata_props.clear()
     for value in list(graph.initializers.values()):
+        value.metadata_props.clear()
         assert value.name is not None
         value.name = value.name.removeprefix("model.")
 
@@ -87,20 +92,21 @@ def match(model: nn.Module, names: dict[str, set[str]], kernels: Iterable[Kernel
     operations = []
     for name, aliases in names.items():
         kernel = next((by_name[alias] for alias in sorted(aliases) if alias in by_name), None)
-        if kernel is not None and kernel.integer:
-            operations.append(Operation(name, True))
-        else:
-            reason = (
-                _float_in(model, name) or f"the engine took {kernel.kind if kernel else 'another kernel'}"
-            )
-            operations.append(Operation(name, False, reason))
+        # What the model leaves float is float, even inside a kernel that multiplies integers elsewhere.
+        reason = _float_in(model, name)
+        if not reason and (kernel is None or not kernel.integer):
+            reason = f"the engine took {kernel.kind if kernel else 'another kernel'}"
+        operations.append(Operation(name, not reason, reason))
     return operations
 
 
 def _float_in(model: nn.Module, name: str) -> str:
     """Return why a matmul is float in the model already; empty if it is not."""
     suffix = next((each for each in ATTENTION if name.endswith(each)), None)
-    module = model.get_submodule(name.removesuffix(suffix or ""))
+    try:
+        module = model.get_submodule(name.removesuffix(suffix or ""))
+    except AttributeError:  # torch.onnx loses the names of float Linears where it converts to an old opset
+        return "not quantized"
     if suffix is not None:
         quantizers = [f"matmul_{operand}_input_quantizer" for operand in ATTENTION[suffix]]
     elif isinstance(module, QuantLinear):

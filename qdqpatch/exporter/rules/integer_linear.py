@@ -35,7 +35,8 @@ class IntegerLinear:
         linear = rewriter.torch_model.get_submodule(name)
         assert isinstance(linear, QuantLinear)
         if linear._input_quantizer._disabled or linear._weight_quantizer._disabled:
-            QDQLinear().rewrite(rewriter, node)
+            # Of DequantizeLinear and MatMul ONNX Runtime makes a kernel that quantizes the input as well.
+            QDQLinear(constant_weights=linear._input_quantizer._disabled).rewrite(rewriter, node)
             return
         inputs = activation_grid(linear._input_quantizer, f"{name}._input_quantizer")
         weights, integers = weight_grid(linear._weight_quantizer, linear.weight, f"{name}._weight_quantizer")

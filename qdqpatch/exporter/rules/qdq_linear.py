@@ -23,10 +23,12 @@ class QDQLinear:
             initializers want it; four times the size.
         transposed: Store the weight as `(in_features, out_features)`, so that no Transpose is between
             DequantizeLinear and MatMul.
+        constant_weights: Store the weights in fp32, rounded to their levels, without Q and DQ.
     """
 
     float_weights: bool = False
     transposed: bool = True
+    constant_weights: bool = False
     operator: str = LINEAR
     domain: str = DOMAIN
 
@@ -43,8 +45,8 @@ class QDQLinear:
     def _weight(self, rewriter: Rewriter, linear: QuantLinear, name: str, scaling: float) -> ir.Value:
         """Return the weight's values, `(in_features, out_features)`."""
         quantizer = linear._weight_quantizer
-        if quantizer._disabled:
-            values = linear.weight.detach().numpy().T * np.float32(scaling)
+        if quantizer._disabled or self.constant_weights:
+            values = quantizer(linear.weight.detach()).numpy().T * np.float32(scaling)
             return rewriter.constant(values, f"{name}.weight")
         grid, integers = weight_grid(quantizer, linear.weight, f"{name}._weight_quantizer")
         stored = integers.T if self.transposed else integers

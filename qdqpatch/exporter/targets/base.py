@@ -25,6 +25,7 @@ class Target:
         write: Writes the graph to a folder, as that file and what belongs to it.
         engine: Where the file is checked; None if that cannot be.
         kernels: Lists the kernels with matmuls that the engine makes of a file; None if it cannot say.
+        signed: Whether it has signed levels alone.
         domains: Versions of operators other than ONNX's own.
     """
 
@@ -35,6 +36,7 @@ class Target:
     write: Callable[[ir.Model, Path], None]
     engine: Engine | None = None
     kernels: Callable[[Path], list[Kernel]] | None = None
+    signed: bool = False
     domains: dict[str, int] = field(default_factory=dict)
 
 

@@ -30,4 +30,5 @@ def target(float_weights: bool = False) -> Target:
         ),
         file=ONNX_FILE,
         write=write_onnx,
+        signed=True,
     )
