@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -71,6 +72,8 @@ def export(
     """
     say = progress or (lambda _: None)
     _require(PACKAGES)
+    if not hasattr(torch.onnx, "ops"):
+        raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
     from qdqpatch.exporter.grids import check_grids
     from qdqpatch.exporter.inputs import Inputs, Shape
     from qdqpatch.exporter.operations import matmuls

@@ -63,9 +63,7 @@ class Inputs:
             axes[name] = {0: "batch", **middle, last: sequence}
         return axes
 
-    def batch(
-        self, shape: Shape, seed: int = 0, words: Tensor | None = None, full: bool = True
-    ) -> Batch:
+    def batch(self, shape: Shape, seed: int = 0, words: Tensor | None = None, full: bool = True) -> Batch:
         """Return a batch whose rows are of different lengths, padded on the right.
 
         Every second row ends in a second segment.

@@ -133,23 +133,18 @@ def symbolic_attention(
 
 
 def symbolic_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
+    *,
     mask_function: Any,
     attention_mask: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
-    **kwargs: Any,
+    **sizes: Any,  # their names are others in transformers 5.0
 ) -> Tensor | None:
     """Return the additive mask, shape `(batch, 1, 1, keys)` wherever it is the same for all queries.
 
     transformers' own has a row for each query, which the engine would compute, store and read for nothing.
     """
     if mask_function is not bidirectional_mask_function:
-        return eager_mask(
-            batch_size, q_length, kv_length, mask_function=mask_function, attention_mask=attention_mask,
-            dtype=dtype, **kwargs,
-        )  # fmt: skip
+        return eager_mask(mask_function=mask_function, attention_mask=attention_mask, dtype=dtype, **sizes)
     if attention_mask is None:
         return None
     visible = attention_mask[:, None, None, :].to(torch.bool)
