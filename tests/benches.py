@@ -8,7 +8,7 @@ from exported import VOCABULARY
 from qdqpatch.bench import side_by_side
 from qdqpatch.bench.contenders import Contender, Facts
 from qdqpatch.bench.process import Footprint
-from qdqpatch.bench.shapes import Shape
+from qdqpatch.shapes import Shape
 
 TINY = Facts(VOCABULARY)
 """What a config beside a tiny exported model would say."""

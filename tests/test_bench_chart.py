@@ -10,8 +10,8 @@ import pytest
 
 from qdqpatch.bench.chart import check_can_plot, write_chart
 from qdqpatch.bench.report import Report, Row, rounded
-from qdqpatch.bench.shapes import Shape
 from qdqpatch.errors import ReportError
+from qdqpatch.shapes import Shape
 
 
 def row(model: str = "float", **changes: Any) -> Row:

@@ -5,9 +5,9 @@ import pytest
 
 from qdqpatch.bench.contenders import Facts
 from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
-from qdqpatch.bench.shapes import Shape, cut
 from qdqpatch.engines import Input
 from qdqpatch.errors import ConfigError
+from qdqpatch.shapes import Shape, cut
 
 IDS = Input("input_ids", (None, None), "int64")
 

@@ -13,8 +13,8 @@ from onnx import TensorProto
 from qdqpatch.bench.contenders import Facts, find_contenders
 from qdqpatch.bench.inputs import make_inputs
 from qdqpatch.bench.loading import SIMULATED, load, torch_threads
-from qdqpatch.bench.shapes import Shape
 from qdqpatch.errors import ConfigError, EngineError
+from qdqpatch.shapes import Shape
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])

@@ -15,9 +15,9 @@ from qdqpatch.bench import process
 from qdqpatch.bench.contenders import Contender, Facts
 from qdqpatch.bench.measure import RUNS, Latency, interleave
 from qdqpatch.bench.process import alone
-from qdqpatch.bench.shapes import Shape
 from qdqpatch.bench.sizes import size_on_disk
 from qdqpatch.errors import EngineError
+from qdqpatch.shapes import Shape
 
 
 def test_contenders_run_in_turns() -> None:

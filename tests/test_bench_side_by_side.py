@@ -12,9 +12,9 @@ from exported import write_onnx, write_openvino
 from qdqpatch.bench import side_by_side
 from qdqpatch.bench.contenders import Contender
 from qdqpatch.bench.loading import load
-from qdqpatch.bench.shapes import Shape
 from qdqpatch.bench.side_by_side import compare
 from qdqpatch.errors import ConfigError, EngineError
+from qdqpatch.shapes import Shape
 
 
 @pytest.fixture

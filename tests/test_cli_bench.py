@@ -17,9 +17,9 @@ from qdqpatch.bench import side_by_side
 from qdqpatch.bench.contenders import Contender
 from qdqpatch.bench.loading import load
 from qdqpatch.bench.report import COLUMNS, Report
-from qdqpatch.bench.shapes import Shape
 from qdqpatch.cli import main
 from qdqpatch.errors import EngineError
+from qdqpatch.shapes import Shape
 
 FOOTNOTE = "Speed-up: over a.onnx in onnxruntime at the same shape, by p50."
 

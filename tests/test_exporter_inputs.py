@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from qdqpatch.errors import ExportError
-from qdqpatch.exporter.inputs import CHOICES, Inputs, Shape
+from qdqpatch.exporter.inputs import CHOICES, Inputs
+from qdqpatch.shapes import Shape
 
 
 @pytest.mark.parametrize("name", models.CHANGES)

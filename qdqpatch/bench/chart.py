@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.bench.report import Report, Row, rounded
-from qdqpatch.bench.shapes import Shape
 from qdqpatch.errors import ReportError
+from qdqpatch.shapes import Shape
 
 FORMATS = (".png", ".svg")
 

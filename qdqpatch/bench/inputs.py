@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qdqpatch.bench.contenders import Facts
-from qdqpatch.bench.shapes import Shape
 from qdqpatch.engines import Array, Arrays, Input
 from qdqpatch.errors import ConfigError
+from qdqpatch.shapes import Shape
 
 UNKNOWN_VOCABULARY = 1000
 """Ids are below this where no config tells the size of the vocabulary."""

@@ -12,10 +12,10 @@ import torch
 
 from qdqpatch.bench.contenders import TORCH, Contender
 from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
-from qdqpatch.bench.shapes import Shape
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.engines import ENGINES, Arrays, Input
 from qdqpatch.errors import ConfigError, EngineError
+from qdqpatch.shapes import Shape
 
 TORCH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """What a torch model is given of these, as far as it takes them."""

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from qdqpatch.bench.contenders import TORCH, Contender, Facts
 from qdqpatch.bench.loading import load, one_line, torch_threads
-from qdqpatch.bench.shapes import Shape
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.engines import ENGINES
 from qdqpatch.errors import EngineError, QdqError
+from qdqpatch.shapes import Shape
 
 
 @dataclass(frozen=True)

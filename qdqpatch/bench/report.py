@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from qdqpatch.bench.shapes import Shape
+from qdqpatch.shapes import Shape
 
 COLUMNS = (
     "Model",

@@ -13,10 +13,10 @@ from qdqpatch.bench.loading import Loaded, load, torch_threads
 from qdqpatch.bench.measure import Latency, interleave
 from qdqpatch.bench.process import Footprint, alone
 from qdqpatch.bench.report import Report, Row, Skipped
-from qdqpatch.bench.shapes import DEFAULT_SHAPES, Shape, cut
 from qdqpatch.bench.sizes import size_on_disk
 from qdqpatch.engines import ENGINES
 from qdqpatch.errors import ConfigError, EngineError, QdqError
+from qdqpatch.shapes import DEFAULT_SHAPES, Shape, cut
 
 Step = Callable[[str, int, int], None]
 """Told what is done now, how many steps are done, and of how many."""

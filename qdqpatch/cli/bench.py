@@ -12,11 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from qdqpatch.bench.chart import check_can_plot, write_chart
 from qdqpatch.bench.contenders import RUNNERS
 from qdqpatch.bench.report import Report
-from qdqpatch.bench.shapes import DEFAULT_SHAPES, Shape
 from qdqpatch.bench.side_by_side import compare
 from qdqpatch.cli.common import verbosity_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.errors import ConfigError
+from qdqpatch.shapes import DEFAULT_SHAPES, Shape
 
 
 def _parse_shapes(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -17,10 +16,11 @@ from qdqpatch.checkpoint.staging import check_output
 from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
 from qdqpatch.cli.common import verbosity_options
 from qdqpatch.cli.sections import SectionCommand
-from qdqpatch.errors import NotQuantizedError
+from qdqpatch.errors import ConfigError, NotQuantizedError
 from qdqpatch.exporter.export import TARGETS
 from qdqpatch.exporter.export import export as export_model
 from qdqpatch.folding import fold
+from qdqpatch.shapes import Shape
 
 if TYPE_CHECKING:
     from qdqpatch.exporter.result import Export
@@ -136,10 +136,11 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
         )
 
 
-def _parse_shape(context: click.Context, parameter: click.Parameter, text: Any) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if found is None:
-        raise click.BadParameter(f"{text!r} is not BATCHxLENGTH, such as 1x128.", context, parameter)
-    return int(found[1]), int(found[2])
+def _parse_shape(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, int] | None:
+    try:
+        shape = None if text is None else Shape.parse(text)
+    except ConfigError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+    return None if shape is None else (shape.batch, shape.length)

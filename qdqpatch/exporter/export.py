@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.errors import EngineError, ExportError
 from qdqpatch.patch import enabled_quantizers
+from qdqpatch.shapes import Shape
 
 if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
     from qdqpatch.exporter.result import Export
@@ -75,7 +76,7 @@ def export(
     if not hasattr(torch.onnx, "ops"):
         raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
     from qdqpatch.exporter.grids import check_grids
-    from qdqpatch.exporter.inputs import Inputs, Shape
+    from qdqpatch.exporter.inputs import Inputs
     from qdqpatch.exporter.operations import matmuls
     from qdqpatch.exporter.preparing import prepared
 
@@ -149,7 +150,6 @@ def _rewritten(model: PreTrainedModel, inputs: Any, target: Target, opset: int |
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     from qdqpatch.exporter.graph import Rewriter
-    from qdqpatch.exporter.inputs import Shape
     from qdqpatch.exporter.operations import name_after_modules
     from qdqpatch.exporter.operators import DOMAIN
     from qdqpatch.exporter.rules.base import apply

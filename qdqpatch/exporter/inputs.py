@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.errors import ExportError
+from qdqpatch.shapes import Shape
 
 Batch = dict[str, Tensor]
 
@@ -24,19 +25,6 @@ TEXT = (
 
 CHOICES = 3
 """In the batches for a multiple-choice head."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Of a batch.
-
-    Attributes:
-        batch: Sequences, or questions of a multiple-choice head.
-        sequence: Tokens in each.
-    """
-
-    batch: int
-    sequence: int
 
 
 @dataclass(frozen=True)
@@ -76,25 +64,25 @@ class Inputs:
         """
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
-        size = (shape.batch, CHOICES, shape.sequence) if self._has_choices else (shape.batch, shape.sequence)
+        size = (shape.batch, CHOICES, shape.length) if self._has_choices else (shape.batch, shape.length)
         rows = size[0] if not self._has_choices else size[0] * CHOICES
-        lengths = torch.randint(1 + shape.sequence // 2, shape.sequence + 1, (rows,), generator=generator)
+        lengths = torch.randint(1 + shape.length // 2, shape.length + 1, (rows,), generator=generator)
         if full:
-            lengths[0] = shape.sequence
+            lengths[0] = shape.length
         else:
-            lengths = lengths.clamp(max=max(1, shape.sequence - 1))
-        positions = torch.arange(shape.sequence)
+            lengths = lengths.clamp(max=max(1, shape.length - 1))
+        positions = torch.arange(shape.length)
         mask = (positions < lengths[:, None]).long()
         segments = (positions >= lengths[:, None] // 2).long() * mask * (config.type_vocab_size > 1)
         segments[::2] = 0
         if words is None:
-            ids = torch.randint(config.vocab_size, (rows, shape.sequence), generator=generator)
+            ids = torch.randint(config.vocab_size, (rows, shape.length), generator=generator)
         else:
-            ids = words[torch.arange(rows * shape.sequence) % len(words)].view(rows, shape.sequence)
+            ids = words[torch.arange(rows * shape.length) % len(words)].view(rows, shape.length)
         batch = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": segments}
         batch = {name: tensor.reshape(size) for name, tensor in batch.items()}
         if getattr(config, "add_cross_attention", False):
-            keys = shape.sequence + 1
+            keys = shape.length + 1
             hidden = (shape.batch, keys, config.hidden_size)
             batch["encoder_hidden_states"] = torch.randn(hidden, generator=generator)
             batch["encoder_attention_mask"] = (torch.arange(keys) < 1 + lengths[:, None]).long()
@@ -121,11 +109,11 @@ class Inputs:
             ExportError: If it is longer than the model's positions, or empty.
         """
         longest = self.model.config.max_position_embeddings
-        if self.fixed is not None and self.fixed.sequence > longest:
+        if self.fixed is not None and self.fixed.length > longest:
             raise ExportError(
-                f"The model has {longest} positions; sequences of {self.fixed.sequence} do not fit."
+                f"The model has {longest} positions; sequences of {self.fixed.length} do not fit."
             )
-        if self.fixed is not None and min(self.fixed.batch, self.fixed.sequence) < 1:
+        if self.fixed is not None and min(self.fixed.batch, self.fixed.length) < 1:
             raise ExportError("A batch and a sequence have at least 1.")
 
     @property
