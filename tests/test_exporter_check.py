@@ -60,7 +60,7 @@ def comparison(mean: float = 0.0, predictions: int = 100, changed: int = 0) -> C
     [
         (comparison(mean=0.15), comparison()),
         (comparison(mean=8.0), comparison(mean=5.0)),
-        (comparison(mean=4.0), comparison(mean=1.0)),
+        (comparison(mean=5.0), comparison(mean=0.5)),
         (comparison(changed=6), comparison()),
         (comparison(changed=41), comparison(changed=10)),
         (comparison(predictions=2, changed=1), comparison()),
@@ -75,7 +75,7 @@ def test_rounding_is_allowed(found: Comparison, noise: Comparison) -> None:
     [
         (comparison(mean=0.16), comparison(), r"logits is off by 0\.16 steps .* \(allowed: 0\.15\)"),
         (comparison(mean=8.1), comparison(mean=5.0), r"off by 8\.10 steps .* \(allowed: 8\.00\)"),
-        (comparison(mean=4.1), comparison(mean=1.0), r"off by 4\.10 steps .* \(allowed: 4\.00\)"),
+        (comparison(mean=5.1), comparison(mean=0.5), r"off by 5\.10 steps .* \(allowed: 5\.00\)"),
         (comparison(changed=7), comparison(), r"7 of 100 predictions differ \(allowed: 6\)"),
         (comparison(changed=42), comparison(changed=10), r"42 of 100 predictions differ \(allowed: 41\)"),
         (comparison(predictions=2, changed=2), comparison(predictions=2), "2 of 2 predictions differ"),

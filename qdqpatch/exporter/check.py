@@ -17,9 +17,13 @@ from qdqpatch.quantizer import TensorQuantizer
 STEPS = 127
 """Of an output's own range, its largest magnitude; a difference is measured in such steps."""
 
-MARGIN = 4.0
+MARGIN = 10.0
 """A file may be this many times as far from the model as the model is from itself (`own_noise`): an engine
-rounds differently in every matmul, softmax and GELU, the model's two arithmetics in the quantizers alone."""
+rounds differently in every matmul, softmax and GELU, the model's two arithmetics in the quantizers alone.
+OpenVINO was seen at up to 5 times."""
+
+CHANGED_MARGIN = 4.0
+"""The same for the number of predictions that change."""
 
 LEAST_TOLERANCE = 0.15
 """In steps, in the mean: what is allowed even where the model's own noise is smaller."""
@@ -119,7 +123,7 @@ def require_equal(comparisons: Sequence[Comparison], noise: Callable[[], Sequenc
         return
     for each, own in zip(comparisons, noise(), strict=True):
         mean = min(max(LEAST_TOLERANCE, MARGIN * own.mean), MOST_TOLERANCE)
-        changed = 1 + max(LEAST_CHANGED * own.predictions, MARGIN * own.changed)
+        changed = 1 + max(LEAST_CHANGED * own.predictions, CHANGED_MARGIN * own.changed)
         if each.mean > mean or each.changed > changed:
             raise ExportError(
                 f"The file does not compute what the model does: {each.output} is off by {each.mean:.2f} "
