@@ -1,4 +1,4 @@
-"""`export`: trace, rewrite for the target, write, run in the target's engine, compare, and only then keep."""
+"""`export`: what can be refused without work is refused here; the work is in `pipeline.py`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.checkpoint.staging import check_output, staged
-from qdqpatch.errors import EngineError, ExportError
+from qdqpatch.checkpoint.staging import check_output
+from qdqpatch.errors import ExportError
 from qdqpatch.patch import enabled_quantizers
 from qdqpatch.shapes import Shape
 
@@ -71,102 +71,21 @@ def export(
             something else than the model. Nothing is left behind.
         CheckpointError: If the folder cannot be written.
     """
-    say = progress or (lambda _: None)
     _require(PACKAGES)
     if not hasattr(torch.onnx, "ops"):
         raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
-    from qdqpatch.exporter.grids import check_grids
     from qdqpatch.exporter.inputs import Inputs
-    from qdqpatch.exporter.operations import matmuls
+    from qdqpatch.exporter.pipeline import Pipeline
     from qdqpatch.exporter.preparing import prepared
 
     engine_target = _target(target, float_weights)
-    enabled_quantizers(model)
     _check_ranges(model)
-    check_grids(model, engine_target.signed)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
-    out = Path(out)
-    check_output(out, None, force)
+    check_output(Path(out), None, force)
     with prepared(model, int8_embeddings) as cpu_model:
-        say("Tracing the model")
-        graph = _rewritten(cpu_model, inputs, engine_target, opset)
-        with staged(out) as folder:
-            say(f"Writing {engine_target.file}")
-            engine_target.write(graph, folder)
-            names = matmuls(graph.graph)
-            del graph
-            cpu_model.config.save_pretrained(folder)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-            return _checked(
-                cpu_model, inputs, engine_target, names, folder, out, check, batches, tokenizer, say
-            )
-
-
-def _checked(
-    model: PreTrainedModel,
-    inputs: Any,
-    target: Target,
-    names: dict[str, set[str]],
-    folder: Path,
-    out: Path,
-    check: bool,
-    batches: Iterable[dict[str, Tensor]] | None,
-    tokenizer: Any,
-    say: Callable[[str], None],
-) -> Export:
-    from qdqpatch.engines import ONNX_RUNTIME
-    from qdqpatch.exporter.check import compare, own_noise, require_equal
-    from qdqpatch.exporter.operations import match
-    from qdqpatch.exporter.result import Export
-    from qdqpatch.exporter.tracing import outputs_of
-
-    engine = target.engine or ONNX_RUNTIME
-    file, comparisons, operations = folder / target.file, None, None
-    size = sum(
-        each.stat().st_size for each in folder.iterdir() if each.name.startswith(Path(target.file).stem)
-    )
-    if check and engine.version is not None:
-        say(f"Comparing with the model in {engine.name}")
-        reference = outputs_of(model)
-        try:
-            session = engine.load(file, exact=True)
-        except EngineError as error:
-            reason = str(error).replace(str(folder), str(out))
-            raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
-        kept = list(inputs.batches(tokenizer) if batches is None else batches)
-        comparisons = compare(reference, session.run_tensors, kept)
-        del session
-        require_equal(comparisons, lambda: own_noise(model, reference, kept))
-    if target.kernels is not None and engine.version is not None:
-        say("Counting integer kernels")
-        operations = match(model, names, target.kernels(file))
-    ran = f"{engine.name} {engine.version}" if comparisons is not None else None
-    return Export(out, out / target.file, target.name, size, operations, comparisons, ran)
-
-
-def _rewritten(model: PreTrainedModel, inputs: Any, target: Target, opset: int | None) -> Any:
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    from qdqpatch.exporter.graph import Rewriter
-    from qdqpatch.exporter.operations import name_after_modules
-    from qdqpatch.exporter.operators import DOMAIN
-    from qdqpatch.exporter.rules.base import apply
-    from qdqpatch.exporter.tracing import trace
-
-    # Two of everything: a trace takes an axis of 1 for one that is always 1.
-    example = inputs.batch(inputs.fixed or Shape(2, 8))
-    graph = trace(model, example, inputs.axes(), target.opset if opset is None else opset)
-    rewriter = Rewriter(graph, model)
-    for rules in target.passes:
-        apply(rewriter, *rules)
-    RemoveUnusedNodesPass()(graph)
-    graph.opset_imports.pop(DOMAIN, None)
-    graph.opset_imports.update(target.domains)
-    name_after_modules(graph.graph)
-    graph.producer_name = "qdqpatch"
-    return graph
+        pipeline = Pipeline(cpu_model, engine_target, inputs, progress or (lambda _: None))
+        return pipeline.run(Path(out), opset, tokenizer, check, batches)
 
 
 def _target(name: str, float_weights: bool) -> Target:
