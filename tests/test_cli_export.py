@@ -10,16 +10,11 @@ from pathlib import Path
 import onnx
 import pytest
 from checkpoints import SENTENCES, write_checkpoint
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import invoke
 from transformers import AutoTokenizer
 
-from qdqpatch.cli import main
-
 Export = Callable[..., Result]
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +156,22 @@ def test_help_and_import_need_none_of_the_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow
+def test_convert_exports_in_one_go(export: Export, folder: Path) -> None:
+    data = ["--calib", folder / "data.txt", "--max-length", 16, "--method", "max"]
+    result = invoke("convert", folder / "float", "out", *data, "--export", "onnxruntime")
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.split())
+    assert "Wrote out/onnxruntime/model.onnx: " in output
+    assert "16 of 18 matmuls run as integer kernels" in output
+    assert {path.name for path in Path("out").iterdir()} >= {"model.safetensors", "onnxruntime"}
+    assert Path("out/onnxruntime/tokenizer_config.json").exists()
+
+
+def test_convert_leaves_nothing_if_the_export_fails(export: Export, folder: Path) -> None:
+    result = invoke("convert", folder / "float", "out", "--export", "onnxruntime")
+    assert result.exit_code == 1
+    assert "quantizers have no range" in result.output
+    assert not list(Path().iterdir())

@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 from checkpoints import SENTENCES, write_checkpoint
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import invoke
 
 from qdqpatch.calibration import Statistics
-from qdqpatch.cli import main
 from qdqpatch.report.quantizers import STATISTICS_FILE
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from qdqpatch.engines import OPENVINO
 
 pytestmark = pytest.mark.slow
 
-CASES = ["all parts", "Linears alone", "BertForMaskedLM"]
+CASES = ["all parts", "Linears alone", "zero ranges", "some off", "BertForMaskedLM"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -20,7 +20,8 @@ def test_the_file_computes_what_the_model_does(case: str) -> None:
     with torch.no_grad():
         expected = models.flatten(exported.model(**inputs))
     session = OPENVINO.load(exported.result.file, threads=1, exact=True)
-    assert {each.shape for each in session.inputs} == {(None, None)}
+    sizes = (2, 8) if case == "zero ranges" else (None, None)
+    assert {each.shape for each in session.inputs} == {sizes}
     assert_close(expected, session.run_tensors(inputs))
 
 
@@ -44,3 +45,14 @@ def test_integer_kernels_are_counted() -> None:
     assert len(placed.operations) - len(left) == 12
     assert left.pop("pooler.dense") == "not quantized: its part of the model is off in the QDQConfig"
     assert [reason.count("matmul_") for reason in left.values()] == [2] * 4
+
+
+def test_what_the_model_leaves_float_is_not_counted_as_integer() -> None:
+    result = made("some off", "openvino").result
+    left = {each.name for each in result.operations if not each.integer}
+    layers = "bert.encoder.layer"
+    assert {
+        f"{layers}.0.attention.self.probabilities_x_value",
+        f"{layers}.1.attention.self.query_x_key",
+        f"{layers}.1.attention.output.dense",
+    } <= left

@@ -232,3 +232,10 @@ def test_without_a_check_no_engine_is_asked(tmp_path: Path, monkeypatch: pytest.
 
 def test_export_is_public() -> None:
     assert qdqpatch.export is export
+
+
+def test_tensorrt_has_signed_levels_alone(tmp_path: Path) -> None:
+    config = QDQConfig(overrides={"*.matmul_a_input_quantizer": {"unsigned": True}})
+    with pytest.raises(ExportError, match=r"matmul_a_input_quantizer is unsigned; TensorRT quantizes symm"):
+        export(calibrated(TOKENS, config), tmp_path / "out", "tensorrt")
+    assert list(tmp_path.iterdir()) == []
