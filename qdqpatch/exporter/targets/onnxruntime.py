@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU: its own kernel for every quantized matmul, and nothing else moved in fp32 twice.
 
-What each rule is worth is measured by `benchmarks/export_ablation.py`.
+What each rule is worth is measured by `benchmarks/export_speed.py`.
 """
 
 from __future__ import annotations
