@@ -29,8 +29,8 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python demo/demo.py
 
 test: lint $(VENV)/oldest $(ORIGINALS:%=%/installed)
-	$(ORIGINALS:%=QDQPATCH_REFERENCE_PYTHON=$(CURDIR)/%/bin/python) $(VENV)/bin/python -m pytest
-	PYTHONPATH=$(VENV)/oldest $(VENV)/bin/python -m pytest -m "not slow"
+	$(ORIGINALS:%=QDQPATCH_REFERENCE_PYTHON=$(CURDIR)/%/bin/python) $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	PYTHONPATH=$(VENV)/oldest $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check

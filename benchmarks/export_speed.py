@@ -33,14 +33,12 @@ import qdqpatch
 from qdqpatch.engines import ONNX_RUNTIME
 from qdqpatch.exporter.rules import push_quantize
 from qdqpatch.exporter.rules.base import Rule
-from qdqpatch.exporter.rules.fold_scaling import FoldScaling
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
 from qdqpatch.exporter.targets import onnxruntime as ort_target
-from qdqpatch.exporter.targets import openvino as ov_target
 
 SHAPES = ((1, 128), (8, 128), (1, 384))
 ROUNDS = 7
@@ -72,7 +70,6 @@ def main() -> None:
         show("OpenVINO, static shape", (*columns, TO_PEERS), compare(files.openvino, openvino_run))
         for title, without, run in (
             ("ONNX Runtime, without a rule", files.onnxruntime_without, onnxruntime_run),
-            ("OpenVINO, without a rule", files.openvino_without, openvino_run),
         ):
             show(title, columns, [row[:-1] for row in compare(without, run, first=ALL)])
         for title, found in (
@@ -85,7 +82,6 @@ def main() -> None:
 
 
 ALL = "all rules"
-FOLD = "1/sqrt(d) in the query projection"
 PUSH = "quantize before transposing"
 
 
@@ -96,7 +92,6 @@ class Files:
     onnxruntime: dict[str, Path]
     openvino: dict[str, Path]
     onnxruntime_without: dict[str, Path]
-    openvino_without: dict[str, Path]
 
 
 def make_files(config: BertConfig, folder: Path) -> Files:
@@ -120,7 +115,6 @@ def make_files(config: BertConfig, folder: Path) -> Files:
         files.openvino[name] = file_of(model, folder / f"{preset}-openvino", "openvino")
         if preset == "qdqbert":
             files.onnxruntime_without[ALL] = files.onnxruntime[name]
-            files.openvino_without[ALL] = files.openvino[name]
             export_without(model, folder, files)
     return files
 
@@ -136,9 +130,6 @@ def export_without(model: PreTrainedModel, folder: Path, files: Files) -> None:
         ):
             out = folder / f"without-{number}"
             files.onnxruntime_without[left_out] = file_of(model, out, "onnxruntime")
-    target = dataclasses.replace(ov_target.TARGET, passes=ov_target.TARGET.passes[1:])
-    with mock.patch.object(ov_target, "TARGET", target):
-        files.openvino_without[FOLD] = file_of(model, folder / "without-fold", "openvino")
 
 
 def float_file(model: PreTrainedModel, path: Path, feed: Feed) -> Path:
@@ -164,23 +155,20 @@ def tensors(feed: Feed) -> dict[str, torch.Tensor]:
 
 def without_a_rule() -> dict[str, tuple[tuple[Rule, ...], ...]]:
     """Return the ONNX Runtime target's passes with one rule taken out or exchanged for its Q/DQ form."""
-    fold, expand, last = ort_target.TARGET.passes
+    expand, last = ort_target.TARGET.passes
 
     def exchanged(old: type, new: Rule) -> tuple[Rule, ...]:
         return tuple(new if isinstance(rule, old) else rule for rule in expand)
 
-    assert any(isinstance(rule, FoldScaling) for rule in fold)
     assert any(isinstance(rule, SumBeforeNorm) for rule in last)
     return {
-        FOLD: ((), tuple(expand), tuple(last)),
-        "Linears as MatMulIntegerToFloat": (tuple(fold), exchanged(IntegerLinear, QDQLinear()), tuple(last)),
+        "Linears as MatMulIntegerToFloat": (exchanged(IntegerLinear, QDQLinear()), tuple(last)),
         "attention as MatMulIntegerToFloat": (
-            tuple(fold),
             exchanged(IntegerAttention, QDQAttention()),
             tuple(last),
         ),
-        "Sum before LayerNormalization": (tuple(fold), tuple(expand), ()),
-        PUSH: (tuple(fold), tuple(expand), tuple(last)),
+        "Sum before LayerNormalization": (tuple(expand), ()),
+        PUSH: (tuple(expand), tuple(last)),
     }
 
 

@@ -94,11 +94,10 @@ def test_weights_are_the_quantizers_integers(variant: str, target: str) -> None:
     graph = made(variant, target).graph
     for path, linear in linears().items():
         weight = linear.weight.detach()
-        factor = np.float32(12**-0.5 if path.endswith("query") else 1)
         if variant == "fp32 weights":
             assert f"{path}.weight_quantized" not in graph.initializers
             stored = constant(graph.initializers[f"{path}.weight"])
-            assert (stored == weight.numpy() * factor).all()
+            assert (stored == weight.numpy()).all()
         else:
             stored = constant(graph.initializers[f"{path}.weight_quantized"])
             integers = linear._weight_quantizer.integers(weight).numpy()
@@ -107,7 +106,7 @@ def test_weights_are_the_quantizers_integers(variant: str, target: str) -> None:
             assert f"{path}.weight" not in graph.initializers
         scale = constant(graph.initializers[f"{path}.weight_scale"])
         amax = linear._weight_quantizer.amax.flatten().numpy()
-        assert (scale == amax / np.float32(127) * factor).all()
+        assert (scale == amax / np.float32(127)).all()
 
 
 def test_large_tensors_are_in_a_file_of_their_own() -> None:

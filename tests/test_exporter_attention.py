@@ -1,4 +1,4 @@
-"""Rules for attention: its operators as each target has it, 1/sqrt(d) in the query projection, Sum."""
+"""Rules for attention: its operators as each target has it, and Sum."""
 
 import models
 import numpy as np
@@ -8,13 +8,9 @@ from exports import constant, rewritten, run, types
 from torch import nn
 
 from qdqpatch.attention import qdq_attention
-from qdqpatch.exporter.rules.fold_scaling import FoldScaling
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
-from qdqpatch.exporter.rules.integer_linear import IntegerLinear
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
-from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
-from qdqpatch.linear import QuantLinear
 from qdqpatch.quantizer import TensorQuantizer
 
 BATCH, LENGTH, HEADS, SIZE = 2, 5, 2, 3
@@ -24,26 +20,18 @@ MOVED = "\n".join(f"{name}_t = Transpose <perm = [0, 2, 1, 3]> ({name})" for nam
 RESULTS = "float[B, S, 2, 3] context, float[B, 2, S, S] probabilities"
 ATTENTION = f"""g (float[B, S, 2, 3] q, float[B, S, 2, 3] k, float[B, S, 2, 3] v, float[B, 1, 1, S] mask)
 => ({RESULTS}) {{ {MOVED} context, probabilities = {OPERATOR} (q_t, k_t, v_t, mask) }}"""
-PROJECTED = f"""g (
-    float[B, S, 4] x, float[B, S, 2, 3] k, float[B, S, 2, 3] v, float[B, 1, 1, S] mask, int64[4] size
-)
-=> ({RESULTS}) {{ projected = qdqpatch.QuantLinear <path = "query"> (x) q = Reshape (projected, size)
-{MOVED} context, probabilities = {OPERATOR} (q_t, k_t, v_t, mask) }}"""
 RANGES = {"q": 2.0, "k": 1.7, "v": 2.2, "a": 1.0}
 RULES = {"integer": IntegerAttention(), "QDQ": QDQAttention()}
 
 
 def module(off: str = "") -> nn.Module:
-    """Return a module with the quantizers of an attention, those of `off` off, and a query projection."""
+    """Return a module with the quantizers of an attention, those of `off` off."""
     attention = nn.Module()
     for operand, amax in RANGES.items():
         quantizer = TensorQuantizer(disabled=operand in off)
         quantizer.amax = amax
         attention.add_module(f"matmul_{operand}_input_quantizer", quantizer)
-    torch.manual_seed(4)
-    query = QuantLinear(4, HEADS * SIZE)
-    query._input_quantizer.amax = 2.5
-    return nn.ModuleDict({"self": attention, "query": query}).eval()
+    return nn.ModuleDict({"self": attention}).eval()
 
 
 def inputs() -> models.Tensors:
@@ -53,13 +41,6 @@ def inputs() -> models.Tensors:
     mask = torch.zeros(BATCH, 1, 1, LENGTH)
     mask[1, ..., 3:] = torch.finfo(torch.float32).min
     return tensors | {"mask": mask}
-
-
-def projected() -> models.Tensors:
-    """Return the tensors of `PROJECTED`."""
-    x = torch.randn(BATCH, LENGTH, 4, generator=torch.Generator().manual_seed(6))
-    rest = {name: tensor for name, tensor in inputs().items() if name != "q"}
-    return {"x": x, **rest, "size": torch.tensor([0, 0, HEADS, SIZE])}
 
 
 def expected(attention: nn.Module, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor):
@@ -121,61 +102,18 @@ def test_qdq_has_a_pair_on_every_operand_of_a_matmul() -> None:
             assert operand.producer().inputs[0].producer().op_type == "QuantizeLinear"
     (add,) = (node for node in graph if node.op_type == "Add")
     assert add.inputs[0].producer() is products[0]
-    assert "Mul" in types(graph)  # nothing folded the factor
+    quantize = products[0].inputs[0].producer().inputs[0].producer()
+    assert quantize.inputs[0].producer().op_type == "Mul"  # 1/sqrt(d), before the first matmul
+    assert constant(quantize.inputs[1]) == np.float32(RANGES["q"]) / np.float32(127) * np.float32(SCALING)
 
 
-@pytest.mark.parametrize("rules", [(IntegerLinear(), IntegerAttention()), (QDQLinear(), QDQAttention())])
-@pytest.mark.parametrize("off", ["", "q"])
-def test_the_query_projection_takes_the_factor(rules: tuple, off: str) -> None:
-    torch_model = module(off)
-    graph = rewritten(PROJECTED, torch_model, (FoldScaling(),), rules)
-    assert "Mul" not in types(graph.graph)
-    assert "Div" not in types(graph.graph)
-    tensors = projected()
-    with torch.no_grad():
-        q = torch_model["query"](tensors["x"]).view(BATCH, LENGTH, HEADS, SIZE)
-    rest = {name: tensors[name] for name in ("k", "v", "mask")}
-    assert_equal(run(graph, tensors), expected(torch_model["self"], q, **rest))
-    stored = graph.graph.initializers
-    dense, factor = torch_model["query"], np.float32(SCALING)
-    bias = dense.bias.detach().numpy()
-    assert constant(stored["query.bias"]).tolist() == (bias * factor).tolist()
-    integers = dense._weight_quantizer.integers(dense.weight.detach()).numpy()
-    assert (constant(stored["query.weight_quantized"]) == integers.T).all()
-    plain = rewritten(PROJECTED, torch_model, rules).graph.initializers["query.weight_scale"]
-    assert constant(stored["query.weight_scale"]).tolist() == (constant(plain) * factor).tolist()
-
-
-def test_the_levels_of_the_query_stay_the_same() -> None:
-    torch_model, tensors = module(), projected()
-    levels = []
-    for first in ((), (FoldScaling(),)):
-        graph = rewritten(PROJECTED, torch_model, first, (IntegerLinear(), IntegerAttention()))
-        (node,) = (
-            node for node in graph.graph if node.op_type == "QuantizeLinear" and
-            node.inputs[1].name == graph.graph.node("self.query_x_key").inputs[2].name
-        )  # fmt: skip
-        levels.append(run(graph, tensors, node.outputs[0].name)[2])
-    with torch.no_grad():
-        query = torch_model["query"](tensors["x"])
-        integers = torch_model["self"].matmul_q_input_quantizer.integers(query).numpy()
-    assert (levels[1].astype(int).reshape(integers.shape) - 128 == integers).all()
-    assert (levels[0].ravel() == levels[1].ravel()).all()
-
-
-def test_a_query_that_is_read_elsewhere_keeps_its_size() -> None:
-    text = PROJECTED.replace(RESULTS, f"{RESULTS}, float[B, S, 6] twice")
-    text = text.replace("q = Reshape", "twice = Add (projected, projected) q = Reshape")
-    torch_model, tensors = module(), projected()
-    graph = rewritten(text, torch_model, (FoldScaling(),), (IntegerLinear(), IntegerAttention()))
-    assert "Mul" in types(graph.graph)
-    with torch.no_grad():
-        query = torch_model["query"](tensors["x"])
-    context, probabilities, twice = run(graph, tensors)
-    np.testing.assert_allclose(twice, 2 * query.numpy(), rtol=0, atol=2e-6 * float(query.abs().max()))
-    rest = {name: tensors[name] for name in ("k", "v", "mask")}
-    wanted = expected(torch_model["self"], query.view(BATCH, LENGTH, HEADS, SIZE), **rest)
-    assert_equal([context, probabilities], wanted)
+def test_the_levels_of_the_query_are_the_models() -> None:
+    attention, tensors = module(), inputs()
+    graph = rewritten(ATTENTION, attention, (IntegerAttention(),))
+    assert "Mul" not in types(graph.graph)  # 1/sqrt(d) is in the scale of the product
+    levels = run(graph, tensors, graph.graph.node("self.query_x_key").inputs[0].name)[2]
+    integers = attention["self"].matmul_q_input_quantizer.integers(tensors["q"].transpose(1, 2)).numpy()
+    assert (levels.astype(int) - 128 == integers).all()
 
 
 def test_only_the_add_before_a_norm_becomes_a_sum() -> None:

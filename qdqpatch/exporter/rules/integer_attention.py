@@ -1,6 +1,7 @@
 """Attention on ONNX Runtime: both matmuls from integers to fp32, and only integers transposed.
 
-The left operands are uint8 and the right ones int8: two tensors of uint8 take twice the time.
+1/sqrt(d) is in the scale with which the first product leaves its integers, at no cost. The left operands are
+uint8 and the right ones int8: two tensors of uint8 take twice the time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from qdqpatch.exporter.rules.qdq_attention import (
     QDQAttention,
     operand_grids,
     operands,
-    scaled,
     softmax,
 )
 
@@ -40,7 +40,8 @@ class IntegerAttention:
             QDQAttention().rewrite(rewriter, node)
             return
         query, key, value, mask = operands(node)
-        left = self._operand(rewriter, scaled(rewriter, node, query), q, HEADS_FIRST, offset=True)
+        integers, _, offset = self._operand(rewriter, query, q, HEADS_FIRST, offset=True)
+        left = integers, q.times(node.attributes["scaling"].as_float()), offset
         right = self._operand(rewriter, key, k, KEYS_LAST)
         scores = multiply(rewriter, left, right, None, f"{name}.query_x_key")
         probabilities = softmax(rewriter, scores, mask)

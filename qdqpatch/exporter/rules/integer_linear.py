@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from qdqpatch.exporter.graph import MICROSOFT, Rewriter, path
 from qdqpatch.exporter.grids import Grid, activation_grid, weight_grid
 from qdqpatch.exporter.operators import DOMAIN, LINEAR
-from qdqpatch.exporter.rules.fold_scaling import factor
 from qdqpatch.exporter.rules.push_quantize import quantize_before_moves
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.linear import QuantLinear
@@ -39,15 +37,15 @@ class IntegerLinear:
             return
         inputs = activation_grid(linear._input_quantizer, f"{name}._input_quantizer")
         weights, integers = weight_grid(linear._weight_quantizer, linear.weight, f"{name}._weight_quantizer")
-        scaling, tensor = factor(node), node.inputs[0]
+        tensor = node.inputs[0]
         assert tensor is not None
         bias = None
         if linear.bias is not None:
-            bias = rewriter.constant(linear.bias.detach().numpy() * np.float32(scaling), f"{name}.bias")
+            bias = rewriter.constant(linear.bias.detach().numpy(), f"{name}.bias")
         product = multiply(
             rewriter,
             (quantize_before_moves(rewriter, tensor, inputs, offset=True), inputs, True),
-            (rewriter.constant(integers.T, f"{name}.weight_quantized"), weights.times(scaling), False),
+            (rewriter.constant(integers.T, f"{name}.weight_quantized"), weights, False),
             bias,
             name,
         )

@@ -1,4 +1,8 @@
-"""Attention as MatMul, Softmax and MatMul, with Q and DQ on every operand that is quantized."""
+"""Attention as MatMul, Softmax and MatMul, with Q and DQ on every operand that is quantized.
+
+1/sqrt(d) multiplies the query, whose grid has it too: TensorRT wants nothing between the first matmul and the
+softmax, and the query is a smaller tensor than the scores.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ import onnx_ir as ir
 from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import Grid, activation_grid
 from qdqpatch.exporter.operators import ATTENTION, DOMAIN
-from qdqpatch.exporter.rules.fold_scaling import factor
 from qdqpatch.quantizer import TensorQuantizer
 
 HEADS_FIRST = [0, 2, 1, 3]
@@ -29,9 +32,12 @@ class QDQAttention:
         name = path(node)
         query, key, value, mask = operands(node)
         query = rewriter.op("Transpose", [query], {"perm": HEADS_FIRST})
-        query = scaled(rewriter, node, query)
+        scaling = node.attributes["scaling"].as_float()
+        query = rewriter.op(
+            "Mul", [query, rewriter.constant(np.array(scaling, np.float32), f"scaling_{scaling}")]
+        )
         grids = operand_grids(rewriter, node)
-        query = _pair(rewriter, query, grids["q"])
+        query = _pair(rewriter, query, grids["q"] and grids["q"].times(scaling))
         key = _pair(rewriter, rewriter.op("Transpose", [key], {"perm": KEYS_LAST}), grids["k"])
         value = _pair(rewriter, rewriter.op("Transpose", [value], {"perm": HEADS_FIRST}), grids["v"])
         scores = rewriter.op("MatMul", [query, key], name=f"{name}.query_x_key")
@@ -70,18 +76,7 @@ def operand_grids(rewriter: Rewriter, node: ir.Node) -> dict[str, Grid | None]:
         quantizer = module._modules.get(name)
         is_on = isinstance(quantizer, TensorQuantizer) and not quantizer._disabled
         grids[operand] = activation_grid(quantizer, f"{path(node)}.{name}") if is_on else None  # type: ignore[arg-type]
-    query = grids["q"]
-    # Whether the Linear or `scaled` has multiplied it, the query arrives with the factor in it.
-    grids["q"] = query and query.times(node.attributes["scaling"].as_float())
     return grids
-
-
-def scaled(rewriter: Rewriter, node: ir.Node, query: ir.Value) -> ir.Value:
-    """Return the query times 1/sqrt(d), unless its Linear has multiplied it already."""
-    scaling = node.attributes["scaling"].as_float()
-    if factor(node) == scaling:
-        return query
-    return rewriter.op("Mul", [query, rewriter.constant(np.array(scaling, np.float32), f"scaling_{scaling}")])
 
 
 def softmax(rewriter: Rewriter, scores: ir.Value, mask: ir.Value | None) -> ir.Value:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import Grid, activation_grid, weight_grid
 from qdqpatch.exporter.operators import DOMAIN, LINEAR
-from qdqpatch.exporter.rules.fold_scaling import factor
 from qdqpatch.linear import QuantLinear
 
 
@@ -38,22 +36,22 @@ class QDQLinear:
         linear = rewriter.torch_model.get_submodule(name)
         assert isinstance(linear, QuantLinear)
         inputs = quantized_input(rewriter, node, linear)
-        weight = self._weight(rewriter, linear, name, factor(node))
+        weight = self._weight(rewriter, linear, name)
         product = rewriter.op("MatMul", [inputs, weight], name=name)
-        rewriter.replace(node, [add_bias(rewriter, product, linear, name, factor(node))])
+        rewriter.replace(node, [add_bias(rewriter, product, linear, name)])
 
-    def _weight(self, rewriter: Rewriter, linear: QuantLinear, name: str, scaling: float) -> ir.Value:
+    def _weight(self, rewriter: Rewriter, linear: QuantLinear, name: str) -> ir.Value:
         """Return the weight's values, `(in_features, out_features)`."""
         quantizer = linear._weight_quantizer
         if quantizer._disabled or self.constant_weights:
-            values = quantizer(linear.weight.detach()).numpy().T * np.float32(scaling)
-            return rewriter.constant(values, f"{name}.weight")
+            values = quantizer(linear.weight.detach()).numpy()
+            return rewriter.constant(values.T, f"{name}.weight")
         grid, integers = weight_grid(quantizer, linear.weight, f"{name}._weight_quantizer")
         stored = integers.T if self.transposed else integers
         axis = None if grid.axis is None else int(self.transposed)
-        grid = Grid(grid.scale, axis, grid.unsigned).times(scaling)
+        grid = Grid(grid.scale, axis, grid.unsigned)
         if self.float_weights:
-            values = linear.weight.detach().numpy() * np.float32(scaling)
+            values = linear.weight.detach().numpy()
             weight = rewriter.constant(values.T if self.transposed else values, f"{name}.weight")
             quantized = rewriter.op(
                 "QuantizeLinear",
@@ -79,11 +77,8 @@ def quantized_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> i
     return rewriter.dequantize(rewriter.quantize(inputs, grid), grid)
 
 
-def add_bias(
-    rewriter: Rewriter, product: ir.Value, linear: QuantLinear, name: str, scaling: float
-) -> ir.Value:
+def add_bias(rewriter: Rewriter, product: ir.Value, linear: QuantLinear, name: str) -> ir.Value:
     """Return the product plus the Linear's bias."""
     if linear.bias is None:
         return product
-    bias = linear.bias.detach().numpy() * np.float32(scaling)
-    return rewriter.op("Add", [product, rewriter.constant(bias, f"{name}.bias")])
+    return rewriter.op("Add", [product, rewriter.constant(linear.bias.detach().numpy(), f"{name}.bias")])

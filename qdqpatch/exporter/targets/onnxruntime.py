@@ -14,7 +14,6 @@ import onnx_ir as ir
 from qdqpatch.engines import ONNX_RUNTIME
 from qdqpatch.exporter.graph import MICROSOFT
 from qdqpatch.exporter.operations import Kernel
-from qdqpatch.exporter.rules.fold_scaling import FoldScaling
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
 from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
@@ -54,7 +53,6 @@ TARGET = Target(
     name="onnxruntime",
     opset=20,
     passes=(
-        (FoldScaling(),),
         (IntegerLinear(), IntegerAttention(), QDQQuantizer(offset=True), LookUpIntegers()),
         (SumBeforeNorm(),),
     ),

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from qdqpatch.engines import OPENVINO
 from qdqpatch.exporter.operations import Kernel
-from qdqpatch.exporter.rules.fold_scaling import FoldScaling
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
@@ -52,10 +51,7 @@ def kernels(path: Path) -> list[Kernel]:
 TARGET = Target(
     name="openvino",
     opset=20,
-    passes=(
-        (FoldScaling(),),
-        (QDQLinear(), QDQAttention(), QDQQuantizer(), LookUpIntegers()),
-    ),
+    passes=((QDQLinear(), QDQAttention(), QDQQuantizer(), LookUpIntegers()),),
     file=IR_FILE,
     write=write,
     engine=OPENVINO,

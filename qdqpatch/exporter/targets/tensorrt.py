@@ -6,7 +6,6 @@ axis 0, as in NVIDIA's own exports of QDQBERT.
 
 from __future__ import annotations
 
-from qdqpatch.exporter.rules.fold_scaling import FoldScaling
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
@@ -20,7 +19,6 @@ def target(float_weights: bool = False) -> Target:
         name="tensorrt",
         opset=18,
         passes=(
-            (FoldScaling(),),
             (
                 QDQLinear(float_weights=float_weights, transposed=False),
                 QDQAttention(),
