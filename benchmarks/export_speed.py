@@ -103,7 +103,6 @@ def make_files(config: BertConfig, folder: Path) -> Files:
         {FP32: floating, **dict(peers.make(peers.ONNX_RUNTIME, floating, feed))},
         {FP32: floating, **dict(peers.make(peers.OPENVINO, floating, feed))},
         {},
-        {},
     )
     state = model.state_dict()
     for name, preset in PRESETS.items():
