@@ -29,6 +29,10 @@ class CalibrationError(QdqError, RuntimeError):
     """A range could not be determined from the data given."""
 
 
+class DataError(CalibrationError, ValueError):
+    """Data is missing, damaged, or wrong at a place that the message names."""
+
+
 class CheckpointError(QdqError, OSError):
     """A checkpoint is missing, damaged, of another kind, or cannot be written."""
 

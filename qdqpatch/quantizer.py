@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from qdqpatch.errors import CalibrationError
@@ -43,8 +43,8 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     @property
     def amax(self) -> Tensor | None:
         """The range, or None where each tensor's own is used."""
-        amax: Tensor | None = self._buffers.get("_amax")
-        return amax
+        amax = self._buffers.get("_amax", self._parameters.get("_amax"))
+        return None if amax is None else amax.detach()
 
     @amax.setter
     def amax(self, value: Tensor | float) -> None:
@@ -63,7 +63,20 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
 
     def load_range(self, amax: Tensor) -> None:
         """Take a range, whatever shape the one before had, without looking at its values."""
+        learned = self._parameters.pop("_amax", None) is not None
         self.register_buffer("_amax", amax.float())
+        if learned:
+            self.learn_range()
+
+    def learn_range(self, learned: bool = True) -> None:
+        """Make the range a Parameter of its own memory, or a buffer again."""
+        amax = self.amax
+        if amax is not None and learned != ("_amax" in self._parameters):
+            del self._amax
+            if learned:
+                self._amax = nn.Parameter(amax.clone())
+            else:
+                self.register_buffer("_amax", amax)
 
     def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
         """Take the range from the calibrator, as the toolkit does, without a log line a quantizer.
@@ -100,7 +113,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         """Return the levels that `inputs` are rounded to, in fp32: whole numbers between the bounds."""
         low, high = self.bounds
         to_levels, _ = _scales(self.range_of(inputs), high, self.use_fb_fake_quant)
-        return (_at_least_fp32(inputs) * to_levels).round_().clamp_(low, high)
+        return (at_least_fp32(inputs) * to_levels).round_().clamp_(low, high)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -122,7 +135,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         super()._apply(fn, recurse)
         after = self.amax
         if before is not None and after is not None and after.dtype != before.dtype:
-            self._buffers["_amax"] = before.to(after.device)
+            self.load_range(before.to(after.device))
         return self
 
     def _load_from_state_dict(
@@ -133,12 +146,12 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         if stored is not None and self.amax is None:
             self.register_buffer("_amax", torch.empty_like(stored, dtype=torch.float32))
         # The toolkit's own method would put the range on CUDA, so its parent's is called.
-        torch.nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 
 
 def absolute_max(inputs: Tensor, axis: int | tuple[int, ...] | None) -> Tensor:
     """Return the largest magnitude: at least fp32, 0-dim, or one per index of `axis`, other dimensions 1."""
-    magnitudes = _at_least_fp32(inputs.detach()).abs()
+    magnitudes = at_least_fp32(inputs.detach()).abs()
     if axis is None:
         return magnitudes.amax()
     kept = {dim % inputs.dim() for dim in ((axis,) if isinstance(axis, int) else axis)}
@@ -152,9 +165,7 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: FunctionCtx, inputs: Tensor, amax: Tensor, low: int, high: int, native: bool) -> Tensor:
         outputs, levels = _fake_quantize(inputs, amax, low, high, native, keep_levels=native)
         # The toolkit passes the gradient where |x| <= amax, PyTorch where the level needs no clipping.
-        inside = (
-            _at_least_fp32(inputs).abs() <= amax if levels is None else (levels >= low) & (levels <= high)
-        )
+        inside = at_least_fp32(inputs).abs() <= amax if levels is None else (levels >= low) & (levels <= high)
         ctx.save_for_backward(inside)
         return outputs
 
@@ -175,7 +186,7 @@ def _fake_quantize(
     """
     to_levels, scale = _scales(amax, high, native)
     # In place wherever nothing else needs the tensor: memory traffic is what this costs.
-    levels = (_at_least_fp32(inputs) * to_levels).round_()
+    levels = (at_least_fp32(inputs) * to_levels).round_()
     outputs = levels.clamp(low, high) if keep_levels else levels.clamp_(low, high)
     outputs = outputs.mul_(scale) if native else outputs.div_(scale)
     return outputs.to(inputs.dtype), levels if keep_levels else None
@@ -193,5 +204,6 @@ def _scales(amax: Tensor, high: int, native: bool) -> tuple[Tensor, Tensor]:
     return torch.where(is_zero, zero, steps), torch.where(is_zero, torch.ones_like(steps), steps)
 
 
-def _at_least_fp32(tensor: Tensor) -> Tensor:
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Return an fp16 or bf16 tensor in fp32, and any other as it is."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qdqpatch.errors import CalibrationError
+from qdqpatch.errors import DataError
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONGEST_NAME = 96
@@ -20,22 +20,22 @@ def load_hub_dataset(name: str, split: str | None = None, subset: str | None = N
         subset: The subset; None for the only or default one.
 
     Raises:
-        CalibrationError: If `datasets` is not installed, or there is no such data set, subset or split.
+        DataError: If `datasets` is not installed, or there is no such data set, subset or split.
     """
     missing = f"There is no file {name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + '...'}"
     if len(name) > LONGEST_NAME or not HUB_NAME.fullmatch(name):
-        raise CalibrationError(f"{missing}, and that is no name of a data set on the hub.")
+        raise DataError(f"{missing}, and that is no name of a data set on the hub.")
     try:
         import datasets
         from datasets import packaged_modules
     except ImportError as error:
-        raise CalibrationError(
+        raise DataError(
             f'{missing}. For the data set of that name on the hub: pip install "qdqpatch[data]"'
         ) from error
     if hasattr(packaged_modules, name):  # load_dataset("text") would read the files in this folder
-        raise CalibrationError(f"{missing}, and {name} is a format, not a data set on the hub.")
+        raise DataError(f"{missing}, and {name} is a format, not a data set on the hub.")
     try:
         return datasets.load_dataset(name, subset, split=split or "train")
     except Exception as error:  # the hub, the network and the data set's files fail in their own ways
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CalibrationError(f"{missing}, and the hub gives no such data set: {reason}") from error
+        raise DataError(f"{missing}, and the hub gives no such data set: {reason}") from error

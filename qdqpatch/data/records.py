@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from qdqpatch.errors import CalibrationError
+from qdqpatch.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ def read_records(path: Path) -> Iterator[Record]:
             names its columns in the first line. Quotes mean something in .csv and nothing in .tsv.
 
     Raises:
-        CalibrationError: If it cannot be opened, has another format, names no columns, or is a damaged gzip
+        DataError: If it cannot be opened, has another format, names no columns, or is a damaged gzip
             file.
     """
     suffix = file_format(path)
     if not suffix:
-        raise CalibrationError(
+        raise DataError(
             f"The name of {path} does not tell its format: it must end in {', '.join(FORMATS)}, and may have "
             ".gz after that."
         )
@@ -60,13 +60,13 @@ def read_records(path: Path) -> Iterator[Record]:
         with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from FORMATS[suffix](file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CalibrationError(
+        raise DataError(
             f"{path} is damaged, or is not gzipped at all ({error}). Copy or download it again."
         ) from error
     except OSError as error:
-        raise CalibrationError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
     except csv.Error as error:
-        raise CalibrationError(f"{path} does not name its columns in its first line: {error}.") from error
+        raise DataError(f"{path} does not name its columns in its first line: {error}.") from error
 
 
 def _read_lines(file: TextIO) -> Iterator[Record]:

@@ -76,8 +76,9 @@ def symbolic(model: PreTrainedModel) -> Iterator[None]:
         for path, module in modules.items():
             stack.callback(_restore, module, classes[path])
             module.__dict__[_PATH] = path
-            if classes[path] in SYMBOLIC:
-                module.__class__ = SYMBOLIC[classes[path]]
+            symbolic_class = next((to for of, to in SYMBOLIC.items() if isinstance(module, of)), None)
+            if symbolic_class is not None:
+                module.__class__ = symbolic_class
             elif "matmul_q_input_quantizer" in module._modules:
                 # The class would refuse another attention implementation than the one that quantizes.
                 module.__class__ = classes[path].float_class

@@ -1,0 +1,1 @@
+"""A task's metrics of models in torch and in engines, side by side."""

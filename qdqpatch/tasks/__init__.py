@@ -1,0 +1,38 @@
+"""The tasks that models are trained and evaluated on: data, features, metrics; one a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from qdqpatch.checkpoint.source import TASKS as AUTO_CLASSES
+from qdqpatch.errors import ConfigError
+from qdqpatch.tasks.base import Task
+from qdqpatch.tasks.question_answering import QuestionAnswering
+from qdqpatch.tasks.text_classification import TextClassification
+
+TASKS: dict[str, type[Task[Any]]] = {each.name: each for each in (TextClassification, QuestionAnswering)}
+"""Every task by its name, which is a key of `qdqpatch.checkpoint.source.TASKS`."""
+
+_SUFFIXES = {
+    name: auto_class.removeprefix("AutoModel") for name, auto_class in AUTO_CLASSES.items() if name in TASKS
+}
+
+
+def task_of(config: PreTrainedConfig) -> type[Task[Any]]:
+    """Return the task of the head that a config names.
+
+    Raises:
+        ConfigError: If there is none for it.
+    """
+    architecture = next(iter(config.architectures or []), "")
+    for name, suffix in _SUFFIXES.items():
+        if suffix and architecture.endswith(suffix):
+            return TASKS[name]
+    if architecture.endswith("Model") and "feature-extraction" in TASKS:
+        return TASKS["feature-extraction"]
+    raise ConfigError(
+        f"What task {architecture or 'the model'} is for is not clear; name it with task (--task): "
+        f"{', '.join(TASKS)}."
+    )

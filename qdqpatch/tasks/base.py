@@ -1,0 +1,161 @@
+"""What a task is: how its data is read, what the model is given, and what its outputs are worth."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from qdqpatch.engines import Arrays
+from qdqpatch.tasks.metrics import Metric
+
+Example = TypeVar("Example")
+
+Feature = dict[str, Any]
+"""What the model is given for one sequence: lists of ints without padding, and labels for training."""
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read; None chooses one by its usual names.
+
+    Attributes:
+        text: The texts.
+        text_pair: The second texts, for models that read two together.
+        label: The labels.
+    """
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data comes from.
+
+    Attributes:
+        name: A file, or the name of a data set on the Hugging Face hub.
+        columns: What to read of it.
+        split: The split of a hub data set.
+        subset: The subset (config) of a hub data set.
+    """
+
+    name: str
+    columns: Columns = Columns()
+    split: str | None = None
+    subset: str | None = None
+
+
+class Task(ABC, Generic[Example]):
+    """A task with its tokenizer and the model's config; the model may be in torch or in an engine.
+
+    Args:
+        tokenizer: The model's.
+        config: The model's, for its labels.
+        max_length: Where sequences are cut, in tokens.
+
+    Attributes:
+        name: A key of `qdqpatch.checkpoint.source.TASKS`.
+        logits: The names of the outputs that the metric needs.
+        by_token: Those of them that have an entry for each token.
+        formats: What `read` takes, for help texts.
+        default_length: Where sequences are cut unless told otherwise.
+        needs_labels: Whether training without a teacher is possible.
+    """
+
+    name: ClassVar[str]
+    logits: ClassVar[tuple[str, ...]]
+    by_token: ClassVar[tuple[str, ...]] = ()
+    formats: ClassVar[str]
+    default_length: ClassVar[int] = 128
+    needs_labels: ClassVar[bool] = True
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, max_length: int | None = None
+    ) -> None:
+        self.tokenizer: Any = tokenizer
+        self.config = config
+        self.max_length = max_length or self.default_length
+
+    @abstractmethod
+    def read(self, source: Source, labelled: bool = True) -> list[Example]:
+        """Read all examples of a source.
+
+        Args:
+            source: The data.
+            labelled: Whether each example must have a label; if not, labels are ignored.
+
+        Raises:
+            DataError: If anything in it is wrong; it names the file and the line.
+            ConfigError: If the source's columns do not suit the task.
+        """
+
+    @abstractmethod
+    def features(self, examples: Sequence[Example], training: bool = False) -> list[Feature]:
+        """Tokenize examples; one example can give several features, which follow one another.
+
+        Args:
+            examples: What `read` gave.
+            training: Whether to add labels, under the names by which the model takes them.
+        """
+
+    @abstractmethod
+    def score(
+        self, examples: Sequence[Example], features: Sequence[Feature], outputs: Sequence[Arrays]
+    ) -> list[Metric]:
+        """Return the task's metrics; the last one is the main one.
+
+        Args:
+            examples: The examples.
+            features: Their features without labels.
+            outputs: What the model gave for each feature, by `logits`, without padding.
+        """
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Pad features to the longest one and stack them; labels are padded with -100."""
+        names = [name for name in MODEL_INPUTS if name in features[0]]
+        batch: Batch = dict(
+            self.tokenizer.pad(
+                [{name: each[name] for name in names} for each in features], return_tensors="pt"
+            )
+        )
+        length = batch["input_ids"].shape[-1]
+        for name in LABELS:
+            if name in features[0]:
+                batch[name] = torch.tensor([_padded(each[name], length) for each in features])
+        return batch
+
+
+MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+LABELS = ("labels", "start_positions", "end_positions")
+IGNORED = -100
+"""The label of positions that count for nothing (`torch.nn.functional.cross_entropy`)."""
+
+
+def _padded(label: Any, length: int) -> Any:
+    return [*label, *[IGNORED] * (length - len(label))] if isinstance(label, list) else label
+
+
+def rows(encoded: Any) -> list[Feature]:
+    """Return what a tokenizer gave for several texts as one feature for each."""
+    names = [name for name in MODEL_INPUTS if name in encoded]
+    return [
+        dict(zip(names, row, strict=True)) for row in zip(*(encoded[name] for name in names), strict=True)
+    ]
+
+
+def draw(examples: Sequence[Example], count: int | None, seed: int = 0) -> list[Example]:
+    """Return `count` of the examples, drawn at random, in their order; None for all."""
+    if count is None or count >= len(examples):
+        return list(examples)
+    chosen = random.Random(seed).sample(range(len(examples)), count)
+    return [examples[place] for place in sorted(chosen)]

@@ -1,0 +1,167 @@
+"""Labelled data, record by record: anything wrong in it is an error that names the file and the line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from qdqpatch.data import columns as text_columns
+from qdqpatch.data.hub import load_hub_dataset
+from qdqpatch.data.records import Record, read_records
+from qdqpatch.data.texts import is_hub_name
+from qdqpatch.errors import ConfigError, DataError
+from qdqpatch.tasks.base import Columns, Source
+
+LABEL_COLUMNS = ("label", "labels", "gold_label", "target", "class")
+"""The usual names of a column of labels, most usual first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record and where it stands.
+
+    Attributes:
+        where: The file and the line, or the data set and the row; what errors begin with.
+        fields: What it holds, by column.
+    """
+
+    where: str
+    fields: Mapping[str, Any]
+
+    def text(self, column: str) -> str:
+        """Return a column's text without blanks around it.
+
+        Raises:
+            DataError: If it is empty or no text.
+        """
+        problem = text_columns.problem_of(Record(0, self.fields), (column, None))
+        if problem:
+            raise DataError(f"{self.where} {problem}.")
+        return str(self.fields[column]).strip()
+
+    def value(self, column: str) -> Any:
+        """Return a column's value.
+
+        Raises:
+            DataError: If there is none.
+        """
+        if self.fields.get(column) is None:
+            raise DataError(f"{self.where} has no field {column!r}.")
+        return self.fields[column]
+
+
+def read_rows(source: Source) -> Iterator[Row]:
+    """Yield the records of a file or a hub data set.
+
+    Raises:
+        DataError: If it is not there, has no record, or one cannot be read.
+        ConfigError: If a split or subset is given for a file.
+    """
+    empty = True
+    for where, record in _records(source):
+        if record.problem:
+            raise DataError(f"{where} {record.problem}.")
+        empty = False
+        yield Row(where, record.fields)
+    if empty:
+        raise DataError(f"{source.name} is empty.")
+
+
+def _records(source: Source) -> Iterator[tuple[str, Record]]:
+    if is_hub_name(source.name):
+        data = load_hub_dataset(source.name, source.split, source.subset)
+        for number, fields in enumerate(data):
+            yield f"{source.name}, row {number},", Record(number, fields)
+        return
+    for record in read_records(checked_file(source)):
+        yield f"{source.name}, line {record.number},", record
+
+
+def checked_file(source: Source) -> Path:
+    """Return the path of a source that is a file.
+
+    Raises:
+        DataError: If there is no such file.
+        ConfigError: If a split or subset is given.
+    """
+    if source.split is not None or source.subset is not None:
+        raise ConfigError(f"split and subset are for data sets on the hub; {source.name} is none.")
+    path = Path(source.name)
+    if not path.exists():
+        raise DataError(f"There is no file {path}.")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file.")
+    return path
+
+
+def is_format(source: Source, *suffixes: str) -> bool:
+    """Tell whether a source is a file whose name, without .gz, ends so."""
+    return not is_hub_name(source.name) and source.name.lower().removesuffix(".gz").endswith(suffixes)
+
+
+def text_names(row: Row, columns: Columns, source: Source) -> tuple[str, str | None]:
+    """Return the columns of the text and its pair, the usual ones unless they are named.
+
+    Raises:
+        DataError: If they are not there, or it is not clear which they are.
+        ConfigError: If only the second one is named.
+    """
+    if columns.text is None:
+        if columns.text_pair is not None:
+            raise ConfigError("text_pair needs text, which names the column of each pair's first text.")
+        without_label = {name: value for name, value in row.fields.items() if name != columns.label}
+        return text_columns.choose_columns(without_label, source.name)
+    for name in (columns.text, columns.text_pair):
+        check_column(name, row, source)
+    return columns.text, columns.text_pair
+
+
+def label_name(row: Row, columns: Columns, source: Source, usual: Sequence[str] = LABEL_COLUMNS) -> str:
+    """Return the column of the labels, the usual one unless it is named.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if columns.label is not None:
+        check_column(columns.label, row, source)
+        return columns.label
+    by_lower = {name.lower(): name for name in row.fields}
+    found = next((by_lower[name] for name in usual if name in by_lower), None)
+    if found is None:
+        raise DataError(
+            f"{source.name} has no column of labels by a usual name ({', '.join(usual)}); it has "
+            f"{text_columns.listed(row.fields)}. Name it with label (--label-column)."
+        )
+    return found
+
+
+def check_column(name: str | None, row: Row, source: Source) -> None:
+    """Raise a `DataError` unless the column is there; None is nothing to check."""
+    if name is not None and name not in row.fields:
+        raise DataError(f"{source.name} has no column {name!r}; it has {text_columns.listed(row.fields)}.")
+
+
+def label_id(value: Any, config: PreTrainedConfig, where: str) -> int:
+    """Return the number of a label that is given by its number or its name.
+
+    Args:
+        value: The label.
+        config: The model's, whose `label2id` has the names.
+        where: What the error begins with.
+
+    Raises:
+        DataError: If the model has no such label.
+    """
+    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    text = str(value).strip()
+    for number, name in names.items():
+        if text.lower() == name.lower():
+            return number
+    if text.isdecimal() and int(text) in names:
+        return int(text)
+    shown = ", ".join(f"{number} ({names[number]})" for number in sorted(names)[:20])
+    raise DataError(f"{where} has the label {text!r}; the model's are {shown}.")

@@ -1,0 +1,71 @@
+"""Classification of a text, or of two read together; the metric is accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qdqpatch.engines import Arrays
+from qdqpatch.tasks.base import Feature, Source, Task, rows
+from qdqpatch.tasks.metrics import Metric, mean
+from qdqpatch.tasks.reading import label_id, label_name, read_rows, text_names
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A text, its pair or None, and the number of its label; None if it was not read."""
+
+    text: str
+    pair: str | None
+    label: int | None
+
+
+class TextClassification(Task[LabelledText]):
+    """Which class a text belongs to: `...ForSequenceClassification`."""
+
+    name = "text-classification"
+    logits = ("logits",)
+    formats = "CSV, TSV or JSONL with a column of texts, or two, and one of labels"
+
+    def read(self, source: Source, labelled: bool = True) -> list[LabelledText]:
+        """Read rows; labels are numbers, or names in the model's `label2id`."""
+        examples: list[LabelledText] = []
+        text, pair, label = "", None, ""
+        for row in read_rows(source):
+            if not examples:
+                label = label_name(row, source.columns, source) if labelled else ""
+                text, pair = text_names(row, source.columns, source)
+            examples.append(
+                LabelledText(
+                    row.text(text),
+                    None if pair is None else row.text(pair),
+                    label_id(row.value(label), self.config, row.where) if labelled else None,
+                )
+            )
+        return examples
+
+    def features(self, examples: Sequence[LabelledText], training: bool = False) -> list[Feature]:
+        """Tokenize each text; `labels` is its number."""
+        encoded = self.tokenizer(
+            [each.text for each in examples],
+            None if examples[0].pair is None else [each.pair for each in examples],
+            truncation=True,
+            max_length=self.max_length,
+        )
+        features = rows(encoded)
+        if training:
+            for feature, example in zip(features, examples, strict=True):
+                feature["labels"] = example.label
+        return features
+
+    def score(
+        self, examples: Sequence[LabelledText], features: Sequence[Feature], outputs: Sequence[Arrays]
+    ) -> list[Metric]:
+        """Return the accuracy."""
+        right = [
+            float(np.argmax(output["logits"]) == example.label)
+            for example, output in zip(examples, outputs, strict=True)
+        ]
+        return [mean("accuracy", right)]

@@ -1,0 +1,89 @@
+"""Quantizers whose ranges change in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max, at_least_fp32
+
+
+class FollowingQuantizer(TensorQuantizer):
+    """Takes the range of each tensor that it sees as its own: for weights, which move."""
+
+    def range_of(self, inputs: Tensor) -> Tensor:
+        """Return the tensor's own range, and keep it."""
+        amax = absolute_max(inputs, self._axis)
+        self._amax.copy_(amax)
+        return amax if self._scale_amax is None else amax * self._scale_amax
+
+
+class LearnedQuantizer(TensorQuantizer):
+    """A quantizer whose `_amax`, 0-dim, is a Parameter."""
+
+    function: Any
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return `inputs` rounded to the quantizer's levels; shape and dtype stay."""
+        amax = self._parameters["_amax"]
+        learning = torch.is_grad_enabled() and amax is not None and amax.requires_grad
+        if self._disabled or self._if_calib or not self._if_quant or not learning:
+            return super().forward(inputs)
+        # A range is never negative, and one of 0 could not grow again.
+        amax = amax.clamp_min(SMALLEST_AMAX)
+        outputs: Tensor = self.function.apply(inputs, amax, self)
+        return outputs
+
+
+class _LSQ(torch.autograd.Function):
+    """Fake quantization with LSQ's gradient of the step size s = amax / Q, equations 3 and 5 of the paper."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, inputs: Tensor, amax: Tensor, quantizer: TensorQuantizer) -> Tensor:
+        ctx.save_for_backward(inputs, amax)
+        ctx.quantizer = quantizer  # type: ignore[attr-defined]
+        return quantizer.quantized(inputs, amax.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,), (inputs, amax) = gradients, ctx.saved_tensors
+        low, high = ctx.quantizer.bounds
+        steps = at_least_fp32(inputs) * (high / amax)
+        inside = (steps > low) & (steps < high)
+        slope = torch.where(inside, steps.round() - steps, steps.clamp(low, high))
+        elements = inputs.numel() / inputs.shape[0] if inputs.dim() else 1
+        to_step = (at_least_fp32(gradient) * slope).sum() / (elements * high) ** 0.5
+        return torch.where(inside, gradient, torch.zeros_like(gradient)), to_step / high, None
+
+
+class _Clip(torch.autograd.Function):
+    """Fake quantization with PACT's gradient of the range: that of all that is clipped."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, inputs: Tensor, amax: Tensor, quantizer: TensorQuantizer) -> Tensor:
+        ctx.save_for_backward(inputs, amax)
+        return quantizer.quantized(inputs, amax.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gradient,), (inputs, amax) = gradients, ctx.saved_tensors
+        values = at_least_fp32(inputs)
+        inside = (values > -amax) & (values < amax)
+        sides = torch.where(inside, torch.zeros_like(values), values.sign())
+        to_range = (at_least_fp32(gradient) * sides).sum()
+        return torch.where(inside, gradient, torch.zeros_like(gradient)), to_range, None
+
+
+class LSQQuantizer(LearnedQuantizer):
+    """Learns its range as LSQ does (arXiv 1902.08153)."""
+
+    function = _LSQ
+
+
+class ClippedQuantizer(LearnedQuantizer):
+    """Learns its range as PACT does (arXiv 1805.06085), and `learn_amax` of pytorch-quantization."""
+
+    function = _Clip

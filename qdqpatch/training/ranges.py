@@ -1,0 +1,152 @@
+"""Which ranges training changes: none, those of activations by gradient, those of weights with the weights.
+
+A range that is learned stays where a frozen one is, in `_amax`, so that a checkpoint of either loads as the
+other; it is a Parameter then, and the quantizer's class says how its gradient is computed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar, get_args
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qdqpatch.errors import CalibrationError, ConfigError
+from qdqpatch.linear import QuantEmbedding, QuantLinear
+from qdqpatch.patch import enabled_quantizers
+from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.training.learned import ClippedQuantizer, FollowingQuantizer, LearnedQuantizer, LSQQuantizer
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+ActivationRanges = Literal["frozen", "lsq", "clip"]
+WeightRanges = Literal["frozen", "follow"]
+
+ACTIVATIONS: dict[str, type[TensorQuantizer]] = {
+    "frozen": TensorQuantizer,
+    "lsq": LSQQuantizer,
+    "clip": ClippedQuantizer,
+}
+WEIGHTS: dict[str, type[TensorQuantizer]] = {"frozen": TensorQuantizer, "follow": FollowingQuantizer}
+
+
+def train_ranges(
+    model: Model, activations: ActivationRanges = "lsq", weights: WeightRanges = "follow"
+) -> Model:
+    """Say what training does to the ranges of a calibrated model, in place.
+
+    Without this call, and after `freeze_ranges`, all ranges stay as they are, as in QDQBERT.
+
+    Args:
+        model: A calibrated model.
+        activations: `"lsq"` learns each range by the gradient of the rounding error, scaled by
+            1/sqrt(N Q) for N elements of a sequence and highest level Q (learned step size quantization,
+            arXiv 1902.08153). `"clip"` learns it by the gradient of what it clips (PACT, arXiv 1805.06085;
+            `learn_amax` of pytorch-quantization). `"frozen"` leaves them.
+        weights: `"follow"` takes the largest magnitudes of the weights as they are in each step;
+            `"frozen"` leaves the ranges.
+
+    Returns:
+        The same model. The learned ranges are among its parameters; `parameter_groups` gives them a rate
+        of their own.
+
+    Raises:
+        ConfigError: If there is no such choice, or a learned range is one per channel.
+        NotQuantizedError: If the model has no enabled quantizer.
+        CalibrationError: If a quantizer that is to learn or follow has no range to begin with.
+    """
+    for value, choices, name in (
+        (activations, get_args(ActivationRanges), "activations"),
+        (weights, get_args(WeightRanges), "weights"),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+    quantizers = enabled_quantizers(model)
+    of_weights = {id(each._weight_quantizer) for each in weighted(model)}
+    changes = [
+        (path, each, WEIGHTS[weights] if id(each) in of_weights else ACTIVATIONS[activations])
+        for path, each in quantizers.items()
+    ]
+    for path, quantizer, cls in changes:
+        if cls is TensorQuantizer:
+            continue
+        if quantizer.amax is None:
+            raise CalibrationError(f"{path} has no range to begin with: calibrate the model first.")
+        if issubclass(cls, LearnedQuantizer) and quantizer.amax.dim() > 0:
+            raise ConfigError(
+                f"{path} has a range for each channel; those of activations are learned one per tensor."
+            )
+    for _, quantizer, cls in changes:
+        _become(quantizer, cls)
+    return model
+
+
+def freeze_ranges(model: Model) -> Model:
+    """Keep all ranges as they are from here on, in place; those of weights become the weights' own first.
+
+    Args:
+        model: A quantized model.
+
+    Returns:
+        The same model, whose quantizers are all of the usual class.
+    """
+    update_weight_ranges(model)
+    for quantizer in model.modules():
+        if isinstance(quantizer, TensorQuantizer):
+            _become(quantizer, TensorQuantizer)
+    return model
+
+
+def _become(quantizer: TensorQuantizer, cls: type[TensorQuantizer]) -> None:
+    quantizer.__class__ = cls
+    quantizer.learn_range(issubclass(cls, LearnedQuantizer))
+
+
+def update_weight_ranges(model: PreTrainedModel) -> None:
+    """Give quantizers that follow their weights the weights' ranges as they are now.
+
+    They take them in each forward pass; this is for after an optimizer's last step.
+    """
+    for module in weighted(model):
+        quantizer = module._weight_quantizer
+        if isinstance(quantizer, FollowingQuantizer) and not quantizer._disabled:
+            quantizer.range_of(module.weight)
+
+
+def weighted(model: nn.Module) -> list[QuantLinear | QuantEmbedding]:
+    """Return the modules whose weights have quantizers."""
+    return [each for each in model.modules() if isinstance(each, (QuantLinear, QuantEmbedding))]
+
+
+def learned_ranges(model: nn.Module) -> dict[str, Tensor]:
+    """Return the ranges that are Parameters, by their names in the model."""
+    return {
+        f"{path}._amax": module._parameters["_amax"]
+        for path, module in model.named_modules()
+        if isinstance(module, LearnedQuantizer)
+    }
+
+
+def parameter_groups(
+    model: PreTrainedModel, lr: float, weight_decay: float = 0.0, range_lr: float | None = None
+) -> list[dict[str, object]]:
+    """Return what an optimizer takes: decayed weights, other parameters, and learned ranges.
+
+    Biases, LayerNorms and ranges do not decay.
+
+    Args:
+        model: The model to train.
+        lr: The learning rate.
+        weight_decay: That of the matrices.
+        range_lr: The rate of learned ranges. None for 127 times `lr`: a range is that many steps long,
+            so that with an optimizer of Adam's kind the step size moves by `lr`, as in LSQ.
+    """
+    ranges = {id(each) for each in learned_ranges(model).values()}
+    parameters = [each for each in model.parameters() if each.requires_grad and id(each) not in ranges]
+    groups: list[dict[str, object]] = [
+        {"params": [each for each in parameters if each.dim() > 1], "lr": lr, "weight_decay": weight_decay},
+        {"params": [each for each in parameters if each.dim() <= 1], "lr": lr, "weight_decay": 0.0},
+    ]
+    if ranges:
+        rate = 127 * lr if range_lr is None else range_lr
+        groups.append({"params": list(learned_ranges(model).values()), "lr": rate, "weight_decay": 0.0})
+    return groups
