@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def shortness(lengths: Sequence[int], cut: int, served: int) -> str | None:
@@ -49,3 +49,9 @@ def position_limit(model: PreTrainedModel | None) -> int:
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - unused)
     return min(limits)
+
+
+def config_limit(config: PreTrainedConfig) -> int:
+    """Return the longest sequence for which a config has positions; `sys.maxsize` if it does not say."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else sys.maxsize

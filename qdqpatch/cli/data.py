@@ -1,0 +1,107 @@
+"""The options that name a task and its labelled data, for the commands that train and evaluate."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from qdqpatch.cli.common import Command
+from qdqpatch.cli.sections import SectionOption
+from qdqpatch.data.lengths import config_limit
+from qdqpatch.tasks import TASKS, task_of
+from qdqpatch.tasks.base import Columns, Source, Task
+
+_option = functools.partial(click.option, cls=SectionOption, section="Data")
+
+OPTIONS = (
+    _option(
+        "--task",
+        type=click.Choice(list(TASKS)),
+        help="What the model does; the default is what the head that the checkpoint names is for.",
+    ),
+    _option(
+        "--data",
+        metavar="FILE|NAME",
+        required=True,
+        help="The data: a file (.csv, .tsv, .jsonl; SQuAD's .json for question answering; .conll for token "
+        "classification; .txt where no labels are needed), which may be gzipped (.gz). A NAME that is no file "
+        "is a data set on the Hugging Face hub.",
+    ),
+    _option(
+        "--text-column", metavar="COLUMN", help="The column with the texts, if its name is not a usual one."
+    ),
+    _option(
+        "--text-pair-column",
+        metavar="COLUMN",
+        help="The column with the second texts, for models that read two together.",
+    ),
+    _option(
+        "--label-column", metavar="COLUMN", help="The column with the labels, if its name is not a usual one."
+    ),
+    _option("--split", help="The split of a hub data set.  [default: train]"),
+    _option("--subset", help="The subset (config) of a hub data set, such as sst2 of nyu-mll/glue."),
+    _option(
+        "--max-length",
+        type=click.IntRange(min=8),
+        help="Where sequences are cut, in tokens; for question answering, the length of a window.  "
+        "[default: 384 for question answering, else 128; at most what the model takes]",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the options say.
+
+    Attributes:
+        task: A key of `TASKS`; None for what the checkpoint's head is for.
+        source: The data.
+        max_length: Where sequences are cut; None for the task's default.
+    """
+
+    task: str | None
+    source: Source
+    max_length: int | None
+
+    def make_task(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Task[Any]:
+        """Return the task of a model.
+
+        Raises:
+            ConfigError: If it is not clear which it is.
+        """
+        kind = task_of(config) if self.task is None else TASKS[self.task]
+        length = self.max_length or kind.default_length
+        return kind(tokenizer, config, min(length, config_limit(config)))
+
+    def other(self, name: str) -> Source:
+        """Return a source that is read like the data."""
+        return replace(self.source, name=name)
+
+
+def data_options(command: Command) -> Command:
+    """Add the options; the command gets them as one `data`."""
+
+    @functools.wraps(command)
+    def with_data(
+        task: str | None,
+        data: str,
+        text_column: str | None,
+        text_pair_column: str | None,
+        label_column: str | None,
+        split: str | None,
+        subset: str | None,
+        max_length: int | None,
+        **arguments: Any,
+    ) -> None:
+        if text_pair_column and not text_column:
+            raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
+        columns = Columns(text_column, text_pair_column, label_column)
+        command(data=Data(task, Source(data, columns, split, subset), max_length), **arguments)
+
+    for option in reversed(OPTIONS):
+        with_data = option(with_data)
+    return with_data
