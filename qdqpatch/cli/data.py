@@ -28,7 +28,7 @@ OPTIONS = (
         metavar="FILE|NAME",
         required=True,
         help="The data: a file (.csv, .tsv, .jsonl; SQuAD's .json for question answering; .conll for token "
-        "classification; .txt where no labels are needed), which may be gzipped (.gz). A NAME that is no file "
+        "classification; .txt where no labels are needed), also gzipped (.gz). A NAME that is no file "
         "is a data set on the Hugging Face hub.",
     ),
     _option(
