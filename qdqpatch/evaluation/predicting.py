@@ -22,31 +22,34 @@ def predict(
     features: Sequence[Feature],
     batch_size: int = 32,
     step: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Array]]:
+) -> list[Arrays]:
     """Run a model on every feature.
 
     Args:
         run: The model.
-        task: Names the outputs and makes batches.
+        task: Names the outputs, makes batches, and tells what is kept.
         features: What it is given; labels and other keys are left out.
         batch_size: How many features run at once; those of like length do.
         step: Called after each batch with how many features are done, and of how many.
 
     Returns:
-        For each feature its `task.logits`, as fp32 arrays; where one has an entry for each token, without
-        those of padding.
+        For each feature what `task.reduce` leaves of its `task.logits`, which are fp32 arrays; where one
+        has an entry for each token, without those of padding.
     """
-    order = sorted(range(len(features)), key=lambda each: len(features[each]["input_ids"]))
-    outputs: list[dict[str, Array]] = [{} for _ in features]
+    lengths = [task.length(each) for each in features]
+    order = sorted(range(len(features)), key=lengths.__getitem__)
+    outputs: list[Arrays] = [{} for _ in features]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = task.collate([_inputs(features[each]) for each in chosen])
         found = run(batch)
-        for name in task.logits:
-            values = _array(found[name])
-            for place, number in enumerate(chosen):
-                own = len(features[number]["input_ids"])
-                outputs[number][name] = values[place, :own] if name in task.by_token else values[place]
+        values = {name: _array(found[name]) for name in task.logits}
+        for place, number in enumerate(chosen):
+            own = {
+                name: each[place, : lengths[number]] if name in task.by_token else each[place]
+                for name, each in values.items()
+            }
+            outputs[number] = task.reduce(features[number], own)
         if step is not None:
             step(min(start + batch_size, len(order)), len(order))
     return outputs

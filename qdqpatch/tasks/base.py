@@ -100,25 +100,52 @@ class Task(ABC, Generic[Example]):
         """
 
     @abstractmethod
-    def features(self, examples: Sequence[Example], training: bool = False) -> list[Feature]:
+    def features(self, examples: Sequence[Example], training: bool = False, seed: int = 0) -> list[Feature]:
         """Tokenize examples; one example can give several features, which follow one another.
 
         Args:
             examples: What `read` gave.
             training: Whether to add labels, under the names by which the model takes them.
+            seed: What random choices depend on, where a task makes any (`fill-mask`); another one for each
+                epoch of training, the same one for all models that are compared.
         """
 
     @abstractmethod
     def score(
-        self, examples: Sequence[Example], features: Sequence[Feature], outputs: Sequence[Arrays]
+        self,
+        examples: Sequence[Example],
+        features: Sequence[Feature],
+        outputs: Sequence[Arrays],
+        reference: Sequence[Arrays] | None = None,
     ) -> list[Metric]:
         """Return the task's metrics; the last one is the main one.
 
         Args:
             examples: The examples.
             features: Their features without labels.
-            outputs: What the model gave for each feature, by `logits`, without padding.
+            outputs: What `reduce` left of the model's outputs for each feature, as `predict` gives it.
+            reference: The same of the model to compare with. Only tasks whose metric is a comparison
+                (`feature-extraction`) use it.
+
+        Raises:
+            ConfigError: If the metric is a comparison and there is no reference.
         """
+
+    def length(self, feature: Feature) -> int:
+        """Return how long a feature is, in tokens: what batches of like length go by."""
+        return len(feature["input_ids"])
+
+    def reduce(self, feature: Feature, output: Arrays) -> Arrays:
+        """Return what the score needs of the model's outputs for one feature.
+
+        Outputs with an entry for each token can be too large to be kept for a whole data set, so what is
+        returned should not be a view of them. Here all of it is kept.
+
+        Args:
+            feature: The feature, with everything that `features` put into it.
+            output: The outputs named in `logits`, in fp32, without padding.
+        """
+        return output
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Pad features to the longest one and stack them; labels are padded with -100."""

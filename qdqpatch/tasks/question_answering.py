@@ -81,7 +81,7 @@ class QuestionAnswering(Task[Question]):
         raw = _squad_rows(source) if is_format(source, ".json") else read_rows(source)
         return [_question(row, labelled) for row in raw]
 
-    def features(self, examples: Sequence[Question], training: bool = False) -> list[Feature]:
+    def features(self, examples: Sequence[Question], training: bool = False, seed: int = 0) -> list[Feature]:
         """Tokenize each question with its paragraph's windows.
 
         `start_positions` and `end_positions` are the answer's first and last token; both are 0 where a
@@ -111,7 +111,11 @@ class QuestionAnswering(Task[Question]):
         return features
 
     def score(
-        self, examples: Sequence[Question], features: Sequence[Feature], outputs: Sequence[Arrays]
+        self,
+        examples: Sequence[Question],
+        features: Sequence[Feature],
+        outputs: Sequence[Arrays],
+        reference: Sequence[Arrays] | None = None,
     ) -> list[Metric]:
         """Return exact match and F1 of the best span over all windows of each question."""
         answers = self.answers(examples, features, outputs)

@@ -46,7 +46,9 @@ class TextClassification(Task[LabelledText]):
             )
         return examples
 
-    def features(self, examples: Sequence[LabelledText], training: bool = False) -> list[Feature]:
+    def features(
+        self, examples: Sequence[LabelledText], training: bool = False, seed: int = 0
+    ) -> list[Feature]:
         """Tokenize each text; `labels` is its number."""
         encoded = self.tokenizer(
             [each.text for each in examples],
@@ -61,7 +63,11 @@ class TextClassification(Task[LabelledText]):
         return features
 
     def score(
-        self, examples: Sequence[LabelledText], features: Sequence[Feature], outputs: Sequence[Arrays]
+        self,
+        examples: Sequence[LabelledText],
+        features: Sequence[Feature],
+        outputs: Sequence[Arrays],
+        reference: Sequence[Arrays] | None = None,
     ) -> list[Metric]:
         """Return the accuracy."""
         right = [
