@@ -14,6 +14,7 @@ from qdqpatch.attention import IMPLEMENTATION
 from qdqpatch.checkpoint.ranges import make_room, read_ranges, weight_settings
 from qdqpatch.config import QUANT_METHOD, QDQConfig
 from qdqpatch.errors import ConfigError
+from qdqpatch.learned import update_following
 from qdqpatch.plan import Plan, find_sites
 
 
@@ -70,6 +71,8 @@ class QDQQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
         """Say that the model's own state dict is saved; the first thing that `save_pretrained` asks for.
 
+        Ranges that follow their weights in training are brought up to date, for the last step's too.
+
         Raises:
             ConfigError: If the config has `output_attentions=True`: transformers refuses to write that
                 for any attention implementation but its own "eager", after it made the folder.
@@ -79,6 +82,7 @@ class QDQQuantizer(HfQuantizer):
                 "transformers cannot save config.output_attentions=True for this attention implementation. "
                 "Set model.config.output_attentions = False and pass output_attentions=True to each call."
             )
+        update_following(model)
         return None, {}
 
     def is_serializable(self, safe_serialization: object = None) -> bool:

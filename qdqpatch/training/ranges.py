@@ -1,8 +1,4 @@
-"""Which ranges training changes: none, those of activations by gradient, those of weights with the weights.
-
-A range that is learned stays where a frozen one is, in `_amax`, so that a checkpoint of either loads as the
-other; it is a Parameter then, and the quantizer's class says how its gradient is computed.
-"""
+"""Which ranges training changes: those of activations by gradient, those of weights with the weights."""
 
 from __future__ import annotations
 
@@ -12,10 +8,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.errors import CalibrationError, ConfigError
-from qdqpatch.linear import QuantEmbedding, QuantLinear
+from qdqpatch.learned import (
+    ClippedQuantizer,
+    FollowingQuantizer,
+    LearnedQuantizer,
+    LSQQuantizer,
+    update_following,
+    weighted,
+)
 from qdqpatch.patch import enabled_quantizers
 from qdqpatch.quantizer import TensorQuantizer
-from qdqpatch.training.learned import ClippedQuantizer, FollowingQuantizer, LearnedQuantizer, LSQQuantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 ActivationRanges = Literal["frozen", "lsq", "clip"]
@@ -89,7 +91,7 @@ def freeze_ranges(model: Model) -> Model:
     Returns:
         The same model, whose quantizers are all of the usual class.
     """
-    update_weight_ranges(model)
+    update_following(model)
     for quantizer in model.modules():
         if isinstance(quantizer, TensorQuantizer):
             _become(quantizer, TensorQuantizer)
@@ -99,22 +101,6 @@ def freeze_ranges(model: Model) -> Model:
 def _become(quantizer: TensorQuantizer, cls: type[TensorQuantizer]) -> None:
     quantizer.__class__ = cls
     quantizer.learn_range(issubclass(cls, LearnedQuantizer))
-
-
-def update_weight_ranges(model: PreTrainedModel) -> None:
-    """Give quantizers that follow their weights the weights' ranges as they are now.
-
-    They take them in each forward pass; this is for after an optimizer's last step.
-    """
-    for module in weighted(model):
-        quantizer = module._weight_quantizer
-        if isinstance(quantizer, FollowingQuantizer) and not quantizer._disabled:
-            quantizer.range_of(module.weight)
-
-
-def weighted(model: nn.Module) -> list[QuantLinear | QuantEmbedding]:
-    """Return the modules whose weights have quantizers."""
-    return [each for each in model.modules() if isinstance(each, (QuantLinear, QuantEmbedding))]
 
 
 def learned_ranges(model: nn.Module) -> dict[str, Tensor]:
@@ -127,7 +113,7 @@ def learned_ranges(model: nn.Module) -> dict[str, Tensor]:
 
 
 def parameter_groups(
-    model: PreTrainedModel, lr: float, weight_decay: float = 0.0, range_lr: float | None = None
+    model: nn.Module, lr: float, weight_decay: float = 0.0, range_lr: float | None = None
 ) -> list[dict[str, object]]:
     """Return what an optimizer takes: decayed weights, other parameters, and learned ranges.
 

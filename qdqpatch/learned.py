@@ -1,13 +1,18 @@
-"""Quantizers whose ranges change in training."""
+"""Quantizers whose ranges change in training.
+
+A range that is learned stays where a frozen one is, in `_amax`, so that a checkpoint of either loads as the
+other; it is a Parameter then, and the quantizer's class says how its gradient is computed.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from qdqpatch.linear import QuantEmbedding, QuantLinear
 from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max, at_least_fp32
 
 
@@ -87,3 +92,19 @@ class ClippedQuantizer(LearnedQuantizer):
     """Learns its range as PACT does (arXiv 1805.06085), and `learn_amax` of pytorch-quantization."""
 
     function = _Clip
+
+
+def weighted(model: nn.Module) -> list[QuantLinear | QuantEmbedding]:
+    """Return the modules whose weights have quantizers."""
+    return [each for each in model.modules() if isinstance(each, (QuantLinear, QuantEmbedding))]
+
+
+def update_following(model: nn.Module) -> None:
+    """Give quantizers that follow their weights the ranges that these have now.
+
+    They take them in each forward pass; an optimizer's step after that moves the weights once more.
+    """
+    for module in weighted(model):
+        quantizer = module._weight_quantizer
+        if isinstance(quantizer, FollowingQuantizer) and not quantizer._disabled:
+            quantizer.range_of(module.weight)

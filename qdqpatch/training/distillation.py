@@ -1,0 +1,168 @@
+"""What a student loses to its teacher, by the outputs that both have.
+
+Distillation from the float model is what NVIDIA trains its int8 BERTs with ("Integer quantization for deep
+learning inference", arXiv 2004.09602, and the blog post on quantization-aware training that followed). The
+loss on logits is Hinton's (arXiv 1503.02531), those on hidden states and attention are TinyBERT's (arXiv
+1909.10351) between layers of equal width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # the usual name
+
+from qdqpatch.errors import ConfigError
+
+CLASSES = ("logits", "prediction_logits", "seq_relationship_logits")
+"""Outputs with classes in the last dimension."""
+
+POSITIONS = ("start_logits", "end_logits")
+"""Outputs with a logit for each position."""
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The weights of a loss's parts; a part of weight 0 is not computed.
+
+    Attributes:
+        logits: The divergence of the student's distribution from the teacher's; for a headless model,
+            one minus the cosine of mean-pooled states.
+        hidden_states: The mean squared difference of the states after the embeddings and every layer.
+        attentions: The mean squared difference of the attention probabilities of every layer.
+        labels: The model's own loss, for which batches need labels.
+        temperature: Divides the logits of both; the divergence is multiplied by its square.
+
+    Raises:
+        ConfigError: If a weight is negative, all of them are 0, or the temperature is not positive.
+    """
+
+    logits: float = 1.0
+    hidden_states: float = 0.0
+    attentions: float = 0.0
+    labels: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)[:-1]}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ConfigError(f"The weights must not be negative, nor all of them 0: {weights}.")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature must be positive, not {self.temperature}.")
+
+
+def distillation_loss(
+    student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Any], parts: Distillation
+) -> Tensor:
+    """Return the loss of a batch, a mean over its examples or tokens: fp32, 0-dim.
+
+    Positions that the attention mask hides count for nothing. Where `inputs` has labels for each token, those
+    with the label -100 count for nothing either: for masked language modelling the masked ones are left.
+
+    Args:
+        student: The student's outputs, with hidden states, attentions and loss if `parts` needs them.
+        teacher: The teacher's, for the same batch.
+        inputs: The batch: keyword arguments of the model.
+        parts: What to add up.
+
+    Raises:
+        ConfigError: If the outputs lack what a part needs.
+    """
+    mask = _mask(student, inputs)
+    losses = []
+    if parts.logits:
+        losses.append(parts.logits * _of_outputs(student, teacher, inputs, mask, parts.temperature))
+    if parts.hidden_states:
+        pairs = _pairs(student, teacher, "hidden_states")
+        of_layers = [_mean_square(one - other, mask[..., None]) for one, other in pairs]
+        losses.append(parts.hidden_states * torch.stack(of_layers).mean())
+    if parts.attentions:
+        pairs = _pairs(student, teacher, "attentions")
+        seen = mask[:, None, :, None] & mask[:, None, None, :]
+        of_layers = [_mean_square(one - other, seen) for one, other in pairs]
+        losses.append(parts.attentions * torch.stack(of_layers).mean())
+    if parts.labels:
+        if student.get("loss") is None:
+            raise ConfigError("Distillation with labels needs labels in every batch.")
+        losses.append(parts.labels * student["loss"])
+    return torch.stack(losses).sum()
+
+
+def _of_outputs(
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    mask: Tensor,
+    temperature: float,
+) -> Tensor:
+    losses = []
+    for name in CLASSES:
+        if student.get(name) is not None:
+            divergence = _divergence(student[name], teacher[name], temperature)
+            if divergence.dim() == 2 and name != "seq_relationship_logits":  # one for each token
+                counted = mask
+                labels = inputs.get("labels")
+                if labels is not None and labels.shape == mask.shape:
+                    counted = counted & (labels != IGNORED)
+                losses.append((divergence * counted).sum() / counted.sum().clamp_min(1))
+            else:
+                losses.append(divergence.mean())
+    for name in POSITIONS:
+        if student.get(name) is not None:
+            hidden = torch.finfo(torch.float32).min / 2
+            one, other = (each[name].float().masked_fill(~mask, hidden) for each in (student, teacher))
+            losses.append(_divergence(one, other, temperature).mean() / len(POSITIONS))
+    if losses:
+        return torch.stack(losses).sum()
+    if student.get("last_hidden_state") is None:
+        raise ConfigError(f"There is no loss for outputs of the names {', '.join(student)}.")
+    one, other = (mean_pooled(each["last_hidden_state"], mask) for each in (student, teacher))
+    return (1 - F.cosine_similarity(one, other, dim=-1)).mean()
+
+
+def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean state of the positions that count: fp32, shape `(batch, hidden_size)`.
+
+    Args:
+        states: Shape `(batch, length, hidden_size)`.
+        mask: Which positions count: bool, shape `(batch, length)`.
+    """
+    return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+
+
+def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return KL(teacher || student) over the last dimension, times the temperature's square."""
+    log_student = F.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
+    return divergence * temperature**2
+
+
+def _mean_square(difference: Tensor, counted: Tensor) -> Tensor:
+    """Return the mean square where `counted`, which is broadcast, is true."""
+    counted = counted.expand_as(difference)
+    return (difference.float().square() * counted).sum() / counted.sum().clamp_min(1)
+
+
+def _pairs(student: Mapping[str, Any], teacher: Mapping[str, Any], name: str) -> list[tuple[Tensor, Tensor]]:
+    ours, theirs = student.get(name), teacher.get(name)
+    if not ours or not theirs:
+        raise ConfigError(f"Distillation of {name} needs outputs with {name} from student and teacher.")
+    if len(ours) != len(theirs) or ours[0].shape != theirs[0].shape:
+        raise ConfigError(f"Distillation of {name} needs a teacher of as many layers and of the same width.")
+    return list(zip(ours, theirs, strict=True))
+
+
+def _mask(student: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
+    """Return which positions count: bool, shape `(sequences, length)`; the choices of a batch in one row."""
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    return mask.reshape(-1, mask.shape[-1]).bool()
