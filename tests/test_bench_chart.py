@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qdqpatch.bench.chart import check_can_plot, write_chart
+from qdqpatch.bench.chart import write_chart
 from qdqpatch.bench.report import Report, Row, rounded
 from qdqpatch.errors import ReportError
+from qdqpatch.report.figures import check_can_plot
 from qdqpatch.shapes import Shape
 
 

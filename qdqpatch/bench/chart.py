@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from qdqpatch.bench.report import Report, Row, rounded
-from qdqpatch.errors import ReportError
+from qdqpatch.report.figures import TEXT, write_figure
 from qdqpatch.shapes import Shape
-
-FORMATS = (".png", ".svg")
 
 BASELINE = "#9aa3ad"
 COLORS = {"torch": "#ee8866", "onnxruntime": "#4477aa", "openvino": "#8a63a8"}
-TEXT = "#3d464f"
-
-STYLE: Any = {
-    "svg.fonttype": "none",  # letters stay text
-    "svg.hashsalt": "qdqpatch",
-    "font.size": 9,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "axes.edgecolor": "#c3c9d0",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 WIDTH, BAR, PANEL = 8.0, 0.3, 0.75
 """Inches: of the chart; height of a bar with its gap; height of what else a panel has."""
-
-
-def check_can_plot(file: Path) -> None:
-    """Find out before the work whether the chart can be drawn and written.
-
-    Raises:
-        ReportError: If Matplotlib is not installed, or the file cannot be written.
-    """
-    if file.suffix.lower() not in FORMATS:
-        raise ReportError(f"Cannot plot to {file}: the name must end in {' or '.join(FORMATS)}.")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ReportError(f'The chart needs {error.name}: pip install "qdqpatch[report]"') from error
-    if file.exists() and not file.is_file():
-        raise ReportError(f"Cannot write {file}: it is there and not a file.")
-    folder = next(parent for parent in file.absolute().parents if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ReportError(f"Cannot write {file}: {error.strerror} ({folder}).") from error
 
 
 def write_chart(file: Path, report: Report) -> None:
@@ -63,26 +23,7 @@ def write_chart(file: Path, report: Report) -> None:
     Raises:
         ReportError: If Matplotlib is not installed, or the file cannot be written.
     """
-    check_can_plot(file)
-    from matplotlib import rc_context
-
-    staging = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with rc_context(STYLE):
-                figure = _draw(report)
-                figure.savefig(staging, format=file.suffix.lower()[1:], dpi=150, metadata=_undated(file))
-            staging.replace(file)
-        finally:
-            with contextlib.suppress(OSError):
-                staging.unlink()
-    except OSError as error:
-        raise ReportError(f"Cannot write {file}: {error.strerror}.") from error
-
-
-def _undated(file: Path) -> dict[str, None]:
-    return {"Date": None} if file.suffix.lower() == ".svg" else {}
+    write_figure(file, lambda: _draw(report))
 
 
 def _draw(report: Report) -> Any:

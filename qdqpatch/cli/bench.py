@@ -9,13 +9,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qdqpatch.bench.chart import check_can_plot, write_chart
-from qdqpatch.bench.contenders import RUNNERS
+from qdqpatch.bench.chart import write_chart
 from qdqpatch.bench.report import Report
 from qdqpatch.bench.side_by_side import compare
 from qdqpatch.cli.common import verbosity_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.contenders import RUNNERS
 from qdqpatch.errors import ConfigError
+from qdqpatch.report.figures import check_can_plot
 from qdqpatch.shapes import DEFAULT_SHAPES, Shape
 
 
