@@ -19,6 +19,9 @@ Array = npt.NDArray[np.generic]
 Arrays = Mapping[str, Array]
 """Tensors by name: ids and masks as int64, the rest as fp32."""
 
+REDUCED = "computes in bfloat16, which this processor has, what the model leaves in float"
+"""What a reader of figures has to know of a session whose `precision` is `bfloat16`."""
+
 
 @dataclass(frozen=True)
 class Input:

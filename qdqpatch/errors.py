@@ -51,3 +51,9 @@ class EngineError(QdqError, RuntimeError):
 
 class CalibrationWarning(UserWarning):
     """Calibration goes on, but its data is not what it should be."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message, which engines spread over several lines, as one."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:400]}..."

@@ -6,8 +6,8 @@ import pytest
 from exported import VOCABULARY
 
 from qdqpatch.bench import side_by_side
-from qdqpatch.bench.contenders import Contender, Facts
 from qdqpatch.bench.process import Footprint
+from qdqpatch.contenders import Contender, Facts
 from qdqpatch.shapes import Shape
 
 TINY = Facts(VOCABULARY)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from qdqpatch.bench.contenders import Facts
 from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
+from qdqpatch.contenders import Facts
 from qdqpatch.engines import Input
 from qdqpatch.errors import ConfigError
 from qdqpatch.shapes import Shape, cut

@@ -10,11 +10,12 @@ from benches import file_contender
 from exported import write_onnx
 from onnx import TensorProto
 
-from qdqpatch.bench.contenders import Facts, find_contenders
 from qdqpatch.bench.inputs import make_inputs
-from qdqpatch.bench.loading import SIMULATED, load, torch_threads
+from qdqpatch.bench.loading import SIMULATED, load
+from qdqpatch.contenders import Facts, find_contenders
 from qdqpatch.errors import ConfigError, EngineError
 from qdqpatch.shapes import Shape
+from qdqpatch.threads import torch_threads
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])

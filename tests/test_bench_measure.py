@@ -12,10 +12,10 @@ from exported import VOCABULARY, write_onnx, write_openvino
 from onnx import TensorProto, helper, save
 
 from qdqpatch.bench import process
-from qdqpatch.bench.contenders import Contender, Facts
 from qdqpatch.bench.measure import RUNS, Latency, interleave
 from qdqpatch.bench.process import alone
 from qdqpatch.bench.sizes import size_on_disk
+from qdqpatch.contenders import Contender, Facts
 from qdqpatch.errors import EngineError
 from qdqpatch.shapes import Shape
 

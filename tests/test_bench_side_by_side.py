@@ -10,9 +10,9 @@ from benches import weigh_nothing
 from exported import write_onnx, write_openvino
 
 from qdqpatch.bench import side_by_side
-from qdqpatch.bench.contenders import Contender
 from qdqpatch.bench.loading import load
 from qdqpatch.bench.side_by_side import compare
+from qdqpatch.contenders import Contender
 from qdqpatch.errors import ConfigError, EngineError
 from qdqpatch.shapes import Shape
 

@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from exported import write_onnx
 
 from qdqpatch.bench import side_by_side
-from qdqpatch.bench.contenders import Contender
 from qdqpatch.bench.loading import load
 from qdqpatch.bench.report import COLUMNS, Report
 from qdqpatch.cli import main
+from qdqpatch.contenders import Contender
 from qdqpatch.errors import EngineError
 from qdqpatch.shapes import Shape
 

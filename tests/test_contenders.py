@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from exported import write_onnx
 
-from qdqpatch.bench.contenders import Facts, find_contenders
+from qdqpatch.contenders import Facts, find_contenders
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
 

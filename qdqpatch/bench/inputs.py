@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from qdqpatch.bench.contenders import Facts
+from qdqpatch.contenders import Facts
 from qdqpatch.engines import Array, Arrays, Input
 from qdqpatch.errors import ConfigError
 from qdqpatch.shapes import Shape

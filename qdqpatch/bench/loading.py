@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from qdqpatch.bench.contenders import TORCH, Contender
 from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.engines import ENGINES, Arrays, Input
-from qdqpatch.errors import ConfigError, EngineError
+from qdqpatch.contenders import TORCH, Contender
+from qdqpatch.engines import ENGINES, REDUCED, Arrays, Input
+from qdqpatch.errors import ConfigError, EngineError, one_line
 from qdqpatch.shapes import Shape
 
 TORCH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -24,7 +23,6 @@ SIMULATED = (
     "fake-quantized in float: torch rounds to int8 values and multiplies in float, which is slower than "
     "float alone; an exported model runs int8 kernels"
 )
-REDUCED = "computes in bfloat16, which this processor has, what the model leaves in float"
 
 
 @dataclass(frozen=True)
@@ -105,20 +103,3 @@ def _load_checkpoint(contender: Contender) -> Loaded:
             return model(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
     return Loaded(contender, inputs, run, None if source.quantization is None else SIMULATED)
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Let torch use that many threads; afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message, which engines spread over several lines, as one."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else f"{text[:400]}..."

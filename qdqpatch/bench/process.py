@@ -16,12 +16,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qdqpatch.bench.contenders import TORCH, Contender, Facts
-from qdqpatch.bench.loading import load, one_line, torch_threads
+from qdqpatch.bench.loading import load
 from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.contenders import TORCH, Contender, Facts
 from qdqpatch.engines import ENGINES
-from qdqpatch.errors import EngineError, QdqError
+from qdqpatch.errors import EngineError, QdqError, one_line
 from qdqpatch.shapes import Shape
+from qdqpatch.threads import torch_threads
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from qdqpatch.shapes import Shape
+from qdqpatch.skipping import Skipped
 
 COLUMNS = (
     "Model",
@@ -73,21 +74,6 @@ class Row:
         data = dataclasses.asdict(self)
         shape = {"shape": str(self.shape), **data.pop("shape")}
         return {key: data.pop(key) for key in ("model", "engine", "path")} | shape | data
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A model that an engine could not load.
-
-    Attributes:
-        model: What the table calls the model.
-        engine: The engine.
-        reason: What it said.
-    """
-
-    model: str
-    engine: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,18 @@ from contextlib import contextmanager
 
 import torch
 
-from qdqpatch.bench.contenders import TORCH, Contender, find_contenders
 from qdqpatch.bench.inputs import fixed_sizes
-from qdqpatch.bench.loading import Loaded, load, torch_threads
+from qdqpatch.bench.loading import Loaded, load
 from qdqpatch.bench.measure import Latency, interleave
 from qdqpatch.bench.process import Footprint, alone
-from qdqpatch.bench.report import Report, Row, Skipped
+from qdqpatch.bench.report import Report, Row
 from qdqpatch.bench.sizes import size_on_disk
+from qdqpatch.contenders import TORCH, Contender, find_contenders
 from qdqpatch.engines import ENGINES
-from qdqpatch.errors import ConfigError, EngineError, QdqError
+from qdqpatch.errors import ConfigError
 from qdqpatch.shapes import DEFAULT_SHAPES, Shape, cut
+from qdqpatch.skipping import Skipped, load_each
+from qdqpatch.threads import torch_threads
 
 Step = Callable[[str, int, int], None]
 """Told what is done now, how many steps are done, and of how many."""
@@ -87,30 +89,22 @@ class _Progress:
             self._done += 1
             self._step(text, self._done, self._total)
 
-        yield advance
-        self._done = end
-        self._step(text, self._done, self._total)
+        try:
+            yield advance
+        finally:
+            self._done = end
+            self._step(text, self._done, self._total)
 
 
 def _load(
     contenders: Sequence[Contender], threads: int, strict: bool, progress: _Progress
 ) -> tuple[list[Loaded], list[Skipped]]:
-    """Load the contenders; leave out what an engine refuses, unless strict or no engine is left."""
-    loaded, skipped = [], []
-    for contender in contenders:
+
+    def load_one(contender: Contender) -> Loaded:
         with progress.doing(f"Loading {contender}"):
-            try:
-                loaded.append(load(contender, threads))
-            except QdqError as error:
-                if strict or sum(each.model == contender.model for each in contenders) == 1:
-                    raise
-                skipped.append(Skipped(contender.model, contender.engine, str(error)))
-    running = {each.contender.model for each in loaded}
-    for refused in skipped:
-        if refused.model not in running:
-            reasons = (each.reason for each in skipped if each.model == refused.model)
-            raise EngineError(f"{refused.model} runs in no engine. {' '.join(reasons)}")
-    return loaded, skipped
+            return load(contender, threads)
+
+    return load_each(contenders, load_one, strict)
 
 
 def _time(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qdqpatch.bench.contenders import TORCH, Contender
 from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.contenders import TORCH, Contender
 from qdqpatch.errors import EngineError
 
 
