@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qdqpatch.data.records import Record
-from qdqpatch.errors import CalibrationError
+from qdqpatch.errors import DataError
 
 Columns = tuple[str, str | None]
 Text = tuple[str, str | None]
@@ -36,7 +36,7 @@ def choose_columns(fields: Mapping[str, Any], source: str) -> Columns:
         source: The name of the data, for the error.
 
     Raises:
-        CalibrationError: If it is not clear which columns they are.
+        DataError: If it is not clear which columns they are.
     """
     names = {name.lower(): name for name in fields}
     for first, second in PAIRS:
@@ -48,7 +48,7 @@ def choose_columns(fields: Mapping[str, Any], source: str) -> Columns:
     texts = [name for name, value in fields.items() if len(fields) == 1 or _is_prose(value)]
     if len(texts) == 1:
         return texts[0], None
-    raise CalibrationError(
+    raise DataError(
         f"{source}: which column holds the texts is not clear, for it has {listed(fields)}. Name it with "
         "text_column (--text-column)."
     )
@@ -63,12 +63,12 @@ def check_columns(columns: Columns, names: Iterable[str], source: str) -> None:
         source: The name of the data, for the error.
 
     Raises:
-        CalibrationError: If one is not.
+        DataError: If one is not.
     """
     names = list(names)
     for column in columns:
         if column is not None and column not in names:
-            raise CalibrationError(f"{source} has no column {column!r}; it has {listed(names)}.")
+            raise DataError(f"{source} has no column {column!r}; it has {listed(names)}.")
 
 
 def problem_of(record: Record, columns: Columns) -> str:

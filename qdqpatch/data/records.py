@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from qdqpatch.data.files import open_text
 from qdqpatch.errors import DataError
 
 
@@ -54,17 +53,10 @@ def read_records(path: Path) -> Iterator[Record]:
             f"The name of {path} does not tell its format: it must end in {', '.join(FORMATS)}, and may have "
             ".gz after that."
         )
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         # Bytes that are not UTF-8 become lone surrogates, so that one bad line does not end the reading.
-        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open_text(path, errors="surrogateescape") as file:
             yield from FORMATS[suffix](file)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} is damaged, or is not gzipped at all ({error}). Copy or download it again."
-        ) from error
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
     except csv.Error as error:
         raise DataError(f"{path} does not name its columns in its first line: {error}.") from error
 

@@ -9,10 +9,24 @@ from transformers import PreTrainedConfig
 from qdqpatch.checkpoint.source import TASKS as AUTO_CLASSES
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Task
+from qdqpatch.tasks.feature_extraction import FeatureExtraction
+from qdqpatch.tasks.fill_mask import FillMask
+from qdqpatch.tasks.multiple_choice import MultipleChoice
 from qdqpatch.tasks.question_answering import QuestionAnswering
 from qdqpatch.tasks.text_classification import TextClassification
+from qdqpatch.tasks.token_classification import TokenClassification
 
-TASKS: dict[str, type[Task[Any]]] = {each.name: each for each in (TextClassification, QuestionAnswering)}
+TASKS: dict[str, type[Task[Any]]] = {
+    each.name: each
+    for each in (
+        TextClassification,
+        TokenClassification,
+        QuestionAnswering,
+        MultipleChoice,
+        FillMask,
+        FeatureExtraction,
+    )
+}
 """Every task by its name, which is a key of `qdqpatch.checkpoint.source.TASKS`."""
 
 _SUFFIXES = {
@@ -30,9 +44,13 @@ def task_of(config: PreTrainedConfig) -> type[Task[Any]]:
     for name, suffix in _SUFFIXES.items():
         if suffix and architecture.endswith(suffix):
             return TASKS[name]
-    if architecture.endswith("Model") and "feature-extraction" in TASKS:
-        return TASKS["feature-extraction"]
+    if architecture.endswith("Model") and not architecture.endswith("LMHeadModel"):
+        return FeatureExtraction
+    if not architecture:
+        problem = "What task the model is for is not clear, because its config names no class"
+    else:
+        problem = f"No task here is that of {architecture}"
     raise ConfigError(
-        f"What task {architecture or 'the model'} is for is not clear; name it with task (--task): "
-        f"{', '.join(TASKS)}."
+        f"{problem}; next-sentence prediction, text generation and pretraining are not covered. Name one "
+        f"that is with task (--task): {', '.join(TASKS)}."
     )

@@ -69,7 +69,8 @@ class Task(ABC, Generic[Example]):
         by_token: Those of them that have an entry for each token.
         formats: What `read` takes, for help texts.
         default_length: Where sequences are cut unless told otherwise.
-        needs_labels: Whether training without a teacher is possible.
+        needs_labels: Whether training and the metric need labels in the data.
+        has_loss: Whether such a model has a loss of its own, so that it can be trained without a teacher.
     """
 
     name: ClassVar[str]
@@ -78,6 +79,7 @@ class Task(ABC, Generic[Example]):
     formats: ClassVar[str]
     default_length: ClassVar[int] = 128
     needs_labels: ClassVar[bool] = True
+    has_loss: ClassVar[bool] = True
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, max_length: int | None = None

@@ -48,7 +48,8 @@ class Metric:
         return 100 * ratio if self.in_percent else ratio
 
     def __str__(self) -> str:
-        return f"{self.value:.2f}"
+        bounded_by_one = not (self.in_percent or self.exponential)
+        return f"{self.value:.4f}" if bounded_by_one else f"{self.value:.2f}"
 
 
 def mean(name: str, values: list[float], in_percent: bool = True) -> Metric:

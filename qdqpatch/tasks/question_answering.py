@@ -6,22 +6,16 @@ transformers 4.40 (`examples/research_projects/quantization-qdqbert`).
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.engines import Arrays
-from qdqpatch.errors import ConfigError, DataError
+from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Feature, Source, Task, rows
 from qdqpatch.tasks.metrics import Metric, mean
-from qdqpatch.tasks.reading import Row, checked_file, is_format, read_rows
+from qdqpatch.tasks.questions import Question, read_questions
 from qdqpatch.tasks.spans import best_span
 from qdqpatch.tasks.squad import scores
 
@@ -29,16 +23,6 @@ EXAMPLE = "example"
 """Key of a feature: the number of the question that a window belongs to."""
 OFFSETS = "offsets"
 """Key of a feature: where each token of the paragraph begins and ends in it; None for other tokens."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, its paragraph, and the reference answers with the places where they begin."""
-
-    text: str
-    context: str
-    answers: tuple[str, ...] = ()
-    starts: tuple[int, ...] = ()
 
 
 class QuestionAnswering(Task[Question]):
@@ -77,9 +61,12 @@ class QuestionAnswering(Task[Question]):
             raise ConfigError("Question answering needs a fast tokenizer (tokenizer.json).")
 
     def read(self, source: Source, labelled: bool = True) -> list[Question]:
-        """Read the questions of a file in SQuAD's layout, of a .jsonl file, or of a hub data set."""
-        raw = _squad_rows(source) if is_format(source, ".json") else read_rows(source)
-        return [_question(row, labelled) for row in raw]
+        """Read the questions of a file in SQuAD's layout, of a .jsonl file, or of a hub data set.
+
+        Their columns are question, context and answers, unless `source.columns` names others as its text,
+        text_pair and label.
+        """
+        return read_questions(source, labelled)
 
     def features(self, examples: Sequence[Question], training: bool = False, seed: int = 0) -> list[Feature]:
         """Tokenize each question with its paragraph's windows.
@@ -151,80 +138,3 @@ def _answer_tokens(question: Question, offsets: Sequence[tuple[int, int] | None]
     first = max(token for token, place in inside if place[0] <= start)
     last = min(token for token, place in inside if place[1] >= end)
     return first, last
-
-
-def _squad_rows(source: Source) -> Iterator[Row]:
-    """Yield the questions of a file in SQuAD's layout.
-
-    Raises:
-        DataError: If the file is damaged or has another layout.
-    """
-    path = checked_file(source)
-    text = _text(path)
-    try:
-        articles = json.loads(text)["data"]
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}).") from error
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is not in SQuAD's layout: it has no list 'data'.") from error
-    found, place, line = 0, 0, 1
-    for number, article in enumerate(articles):
-        try:
-            questions = [
-                {"context": part["context"], **each} for part in article["paragraphs"] for each in part["qas"]
-            ]
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is not in SQuAD's layout: article {number} lacks {error} somewhere."
-            ) from error
-        for fields in questions:
-            found += 1
-            # JSON has lines too, and an error is found faster by its line than by the id of its question.
-            before, place = place, max(place, text.find(json.dumps(fields.get("id")), place))
-            line += text.count("\n", before, place)
-            yield Row(f"{path}, line {line}, question {fields.get('id')!r},", fields)
-    if not found:
-        raise DataError(f"{path} is empty: it has no question.")
-
-
-def _text(path: Path) -> str:
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            return str(file.read())
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is damaged ({error}). Copy or download it again.") from error
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
-
-
-def _question(row: Row, labelled: bool) -> Question:
-    question, context = row.text("question"), str(row.value("context"))
-    if not context.strip():
-        raise DataError(f"{row.where} has nothing in 'context'.")
-    if not labelled:
-        return Question(question, context)
-    pairs = list(_answers(row.value("answers"), row.where))
-    if not pairs:
-        raise DataError(f"{row.where} has no answer; questions without one (SQuAD v2) are not supported.")
-    for answer, start in pairs:
-        if context[start : start + len(answer)] != answer or start < 0:
-            raise DataError(
-                f"{row.where} has the answer {answer!r}, which its context does not have at {start}."
-            )
-    return Question(question, context, tuple(text for text, _ in pairs), tuple(start for _, start in pairs))
-
-
-def _answers(answers: Any, where: str) -> Iterator[tuple[str, int]]:
-    """Yield text and start of each answer: SQuAD has a list of objects, the hub an object of lists."""
-    try:
-        if isinstance(answers, Mapping):
-            found = zip(answers["text"], answers["answer_start"], strict=True)
-        else:
-            found = ((each["text"], each["answer_start"]) for each in answers)  # type: ignore[assignment]
-        for text, start in found:
-            yield str(text), int(start)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{where} has answers in another form than SQuAD's: texts and answer_start are needed ({error})."
-        ) from error

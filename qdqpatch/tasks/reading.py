@@ -32,8 +32,8 @@ class Row:
     where: str
     fields: Mapping[str, Any]
 
-    def text(self, column: str) -> str:
-        """Return a column's text without blanks around it.
+    def text(self, column: str, strip: bool = True) -> str:
+        """Return a column's text, without blanks around it unless told otherwise.
 
         Raises:
             DataError: If it is empty or no text.
@@ -41,7 +41,8 @@ class Row:
         problem = text_columns.problem_of(Record(0, self.fields), (column, None))
         if problem:
             raise DataError(f"{self.where} {problem}.")
-        return str(self.fields[column]).strip()
+        text = str(self.fields[column])
+        return text.strip() if strip else text
 
     def value(self, column: str) -> Any:
         """Return a column's value.
@@ -99,8 +100,8 @@ def checked_file(source: Source) -> Path:
 
 
 def is_format(source: Source, *suffixes: str) -> bool:
-    """Tell whether a source is a file whose name, without .gz, ends so."""
-    return not is_hub_name(source.name) and source.name.lower().removesuffix(".gz").endswith(suffixes)
+    """Tell whether a source has a file's name that, without .gz, ends so."""
+    return source.name.lower().removesuffix(".gz").endswith(suffixes)
 
 
 def text_names(row: Row, columns: Columns, source: Source) -> tuple[str, str | None]:
@@ -126,17 +127,42 @@ def label_name(row: Row, columns: Columns, source: Source, usual: Sequence[str] 
     Raises:
         DataError: If there is none.
     """
-    if columns.label is not None:
-        check_column(columns.label, row, source)
-        return columns.label
+    return column_name(row, source, columns.label, usual, "labels", "label (--label-column)")
+
+
+def column_name(
+    row: Row, source: Source, named: str | None, usual: Sequence[str], what: str, setting: str
+) -> str:
+    """Return a column, the usual one unless it is named.
+
+    Args:
+        row: A record, which has the columns.
+        source: The data, for the error.
+        named: The column that was asked for.
+        usual: Its usual names, most usual first, in lower case; case does not matter.
+        what: What it holds, for the error.
+        setting: How to name it, for the error.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if named is not None:
+        check_column(named, row, source)
+        return named
     by_lower = {name.lower(): name for name in row.fields}
     found = next((by_lower[name] for name in usual if name in by_lower), None)
     if found is None:
         raise DataError(
-            f"{source.name} has no column of labels by a usual name ({', '.join(usual)}); it has "
-            f"{text_columns.listed(row.fields)}. Name it with label (--label-column)."
+            f"{source.name} has no column of {what} by a usual name ({', '.join(usual)}); it has "
+            f"{text_columns.listed(row.fields)}. Name it with {setting}."
         )
     return found
+
+
+def refuse_pair(columns: Columns, task: str) -> None:
+    """Raise a `ConfigError` if a column of second texts is named, for a task that has none."""
+    if columns.text_pair is not None:
+        raise ConfigError(f"{task} has no second text, so text_pair (--text-pair-column) means nothing.")
 
 
 def check_column(name: str | None, row: Row, source: Source) -> None:
@@ -156,7 +182,7 @@ def label_id(value: Any, config: PreTrainedConfig, where: str) -> int:
     Raises:
         DataError: If the model has no such label.
     """
-    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    names = label_names(config)
     text = str(value).strip()
     for number, name in names.items():
         if text.lower() == name.lower():
@@ -165,3 +191,8 @@ def label_id(value: Any, config: PreTrainedConfig, where: str) -> int:
         return int(text)
     shown = ", ".join(f"{number} ({names[number]})" for number in sorted(names)[:20])
     raise DataError(f"{where} has the label {text!r}; the model's are {shown}.")
+
+
+def label_names(config: PreTrainedConfig) -> dict[int, str]:
+    """Return the names of a model's labels by their numbers."""
+    return {int(number): str(name) for number, name in (config.id2label or {}).items()}

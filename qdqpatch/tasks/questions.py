@@ -1,0 +1,104 @@
+"""Questions with their paragraphs and answers: files in SQuAD's layout, and rows as the hub has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qdqpatch.data.files import open_text
+from qdqpatch.errors import DataError
+from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.tasks.reading import Row, checked_file, is_format, read_rows
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its paragraph, and the reference answers with the places where they begin."""
+
+    text: str
+    context: str
+    answers: tuple[str, ...] = ()
+    starts: tuple[int, ...] = ()
+
+
+def read_questions(source: Source, labelled: bool) -> list[Question]:
+    """Read the questions of a file in SQuAD's layout (.json), or of the rows of another file or data set.
+
+    Args:
+        source: The data.
+        labelled: Whether each question must have an answer; if not, answers are ignored.
+
+    Raises:
+        DataError: If it is missing, damaged or empty, or a question lacks something or has an answer that
+            its paragraph does not.
+    """
+    raw = _squad_rows(source) if is_format(source, ".json") else read_rows(source)
+    return [_question(row, source.columns, labelled) for row in raw]
+
+
+def _squad_rows(source: Source) -> Iterator[Row]:
+    """Yield the questions of a file in SQuAD's layout.
+
+    Raises:
+        DataError: If the file is damaged or has another layout.
+    """
+    path = checked_file(source)
+    with open_text(path) as file:
+        text = file.read()
+    try:
+        articles = json.loads(text)["data"]
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}).") from error
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is not in SQuAD's layout: it has no list 'data'.") from error
+    found, place, line = 0, 0, 1
+    for number, article in enumerate(articles):
+        try:
+            questions = [
+                {"context": part["context"], **each} for part in article["paragraphs"] for each in part["qas"]
+            ]
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is not in SQuAD's layout: article {number} lacks {error} somewhere."
+            ) from error
+        for fields in questions:
+            found += 1
+            # JSON has lines too, and an error is found faster by its line than by the id of its question.
+            before, place = place, max(place, text.find(json.dumps(fields.get("id")), place))
+            line += text.count("\n", before, place)
+            yield Row(f"{path}, line {line}, question {fields.get('id')!r},", fields)
+    if not found:
+        raise DataError(f"{path} is empty: it has no question.")
+
+
+def _question(row: Row, columns: Columns, labelled: bool) -> Question:
+    question = row.text(columns.text or "question")
+    context = row.text(columns.text_pair or "context", strip=False)  # answers are places in it
+    if not labelled:
+        return Question(question, context)
+    pairs = list(_answers(row.value(columns.label or "answers"), row.where))
+    if not pairs:
+        raise DataError(f"{row.where} has no answer; questions without one (SQuAD v2) are not supported.")
+    for answer, start in pairs:
+        if context[start : start + len(answer)] != answer or start < 0:
+            raise DataError(
+                f"{row.where} has the answer {answer!r}, which its context does not have at {start}."
+            )
+    return Question(question, context, tuple(text for text, _ in pairs), tuple(start for _, start in pairs))
+
+
+def _answers(answers: Any, where: str) -> Iterator[tuple[str, int]]:
+    """Yield text and start of each answer: SQuAD has a list of objects, the hub an object of lists."""
+    try:
+        if isinstance(answers, Mapping):
+            found = zip(answers["text"], answers["answer_start"], strict=True)
+        else:
+            found = ((each["text"], each["answer_start"]) for each in answers)  # type: ignore[assignment]
+        for text, start in found:
+            yield str(text), int(start)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where} has answers in another form than SQuAD's: texts and answer_start are needed ({error})."
+        ) from error

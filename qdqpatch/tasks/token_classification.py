@@ -1,0 +1,151 @@
+"""Tags of words, such as named entities; the metrics are accuracy over words and F1 over entities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from qdqpatch.engines import Arrays
+from qdqpatch.errors import ConfigError, DataError
+from qdqpatch.tasks.base import IGNORED, Feature, Source, Task, rows
+from qdqpatch.tasks.conll import Word, read_conll
+from qdqpatch.tasks.entities import OUTSIDE, are_entity_tags, entity_f1
+from qdqpatch.tasks.metrics import Metric
+from qdqpatch.tasks.reading import Row, column_name, is_format, label_id, label_names, read_rows, refuse_pair
+
+WORDS = ("tokens", "words")
+TAGS = ("ner_tags", "tags", "labels")
+"""The usual names of the columns, most usual first."""
+
+FIRST_PIECES = "first_pieces"
+"""Key of a feature: for each word its first token; None for a word that was cut off or has no token."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """The words of a sentence and the numbers of their tags; no tags if they were not read."""
+
+    words: tuple[str, ...]
+    tags: tuple[int, ...] = ()
+
+
+class TokenClassification(Task[Sentence]):
+    """What each word is: `...ForTokenClassification`.
+
+    A word's tag is what the model says of its first token. Words beyond `max_length` count as predicted to
+    be outside of every entity ("O"), so cutting costs recall instead of making the data easier.
+
+    Raises:
+        ConfigError: If the tokenizer is not a fast one, which tells what tokens belong to a word.
+    """
+
+    name = "token-classification"
+    logits = by_token = ("logits",)
+    formats = (
+        "CoNLL (.conll) with a word and its tag on each line, or JSONL with a list of words and one of tags"
+    )
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, max_length: int | None = None
+    ) -> None:
+        super().__init__(tokenizer, config, max_length)
+        if not tokenizer.is_fast:
+            raise ConfigError("Token classification needs a fast tokenizer (tokenizer.json).")
+        self._tag_ids: dict[str, int] = {}
+
+    def read(self, source: Source, labelled: bool = True) -> list[Sentence]:
+        """Read sentences; tags are numbers, or names in the model's `label2id`."""
+        refuse_pair(source.columns, "Token classification")
+        conll = is_format(source, ".conll")
+        sentences = read_conll(source, labelled) if conll else _rows(source, labelled)
+        return [
+            Sentence(
+                tuple(word.text for word in sentence),
+                tuple(self._tag_id(word) for word in sentence if word.tag is not None),
+            )
+            for sentence in sentences
+        ]
+
+    def features(self, examples: Sequence[Sentence], training: bool = False, seed: int = 0) -> list[Feature]:
+        """Tokenize each sentence; `labels` has a word's tag at its first token and `IGNORED` elsewhere."""
+        encoded = self.tokenizer(
+            [list(each.words) for each in examples],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=self.max_length,
+        )
+        features = rows(encoded)
+        for number, (feature, example) in enumerate(zip(features, examples, strict=True)):
+            firsts: list[int | None] = [None] * len(example.words)
+            for token, word in reversed(list(enumerate(encoded.word_ids(number)))):
+                if word is not None:
+                    firsts[word] = token
+            feature[FIRST_PIECES] = firsts
+            if training:
+                feature["labels"] = [IGNORED] * len(feature["input_ids"])
+                for first, tag in zip(firsts, example.tags, strict=True):
+                    if first is not None:
+                        feature["labels"][first] = tag
+        return features
+
+    def score(
+        self,
+        examples: Sequence[Sentence],
+        features: Sequence[Feature],
+        outputs: Sequence[Arrays],
+        reference: Sequence[Arrays] | None = None,
+    ) -> list[Metric]:
+        """Return accuracy over words and, if the model's labels mark entities, their F1."""
+        names = label_names(self.config)
+        predicted = [
+            [OUTSIDE if first is None else names[best[first]] for first in feature[FIRST_PIECES]]
+            for feature, best in zip(
+                features, (np.argmax(each["logits"], axis=-1).tolist() for each in outputs), strict=True
+            )
+        ]
+        true = [[names[tag] for tag in example.tags] for example in examples]
+        right = [
+            float(sum(a == b for a, b in zip(own, other, strict=True)))
+            for own, other in zip(predicted, true, strict=True)
+        ]
+        accuracy = Metric("accuracy", np.array(right), np.array([float(len(tags)) for tags in true]))
+        return [accuracy, entity_f1(predicted, true)] if are_entity_tags(names.values()) else [accuracy]
+
+    def _tag_id(self, word: Word) -> int:
+        tag = str(word.tag)
+        if tag not in self._tag_ids:  # looked up once, for data has many words and few tags
+            self._tag_ids[tag] = label_id(tag, self.config, word.where)
+        return self._tag_ids[tag]
+
+
+def _rows(source: Source, labelled: bool) -> Iterator[list[Word]]:
+    """Yield the sentences of rows that have a list of words and one of tags."""
+    words = tags = ""
+    for row in read_rows(source):
+        if not words:
+            named = source.columns
+            words = column_name(row, source, named.text, WORDS, "words", "text (--text-column)")
+            if labelled:
+                tags = column_name(row, source, named.label, TAGS, "tags", "label (--label-column)")
+        texts = _list(row, words)
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{row.where} has something in {words!r} that is no word.")
+        Row(row.where, {words: " ".join(texts)}).text(words)
+        found = [str(tag) for tag in _list(row, tags)] if labelled else [None] * len(texts)
+        if len(found) != len(texts):
+            raise DataError(f"{row.where} has {len(texts)} words and {len(found)} tags.")
+        yield [
+            Word(text, tag, f"{row.where} word {number},")
+            for number, (text, tag) in enumerate(zip(texts, found, strict=True), start=1)
+        ]
+
+
+def _list(row: Row, column: str) -> list[Any]:
+    value = row.value(column)
+    if not isinstance(value, (list, tuple)):
+        raise DataError(f"{row.where} has {type(value).__name__} in {column!r}, where a list is needed.")
+    return list(value)
