@@ -26,6 +26,14 @@ from qdqpatch.settings import Override
 Command = Callable[..., None]
 
 
+task_option = click.option(
+    "--task",
+    type=click.Choice(list(TASKS)),
+    help="The head to load; the default is the one that the checkpoint names.",
+)
+"""For commands whose data has no labels; `data_options` has a `--task` for the others."""
+
+
 def placement_options(command: Command) -> Command:
     """Add the options that say what is quantized; the command gets them as one `placement`."""
 
@@ -59,11 +67,6 @@ def placement_options(command: Command) -> Command:
             type=click.Choice(list(PRESETS)),
             help="What to quantize: everything QDQBERT does (the default), all but the residual adds, or "
             "the Linears alone.",
-        ),
-        click.option(
-            "--task",
-            type=click.Choice(list(TASKS)),
-            help="The head to load; the default is the one that the checkpoint names.",
         ),
     ):
         with_placement = option(with_placement)

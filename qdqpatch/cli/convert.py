@@ -14,7 +14,7 @@ from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer
 from qdqpatch.cli.calibration import Calibration, calibration_options
-from qdqpatch.cli.common import placement_options, verbosity_options
+from qdqpatch.cli.common import placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.config import QDQConfig
@@ -29,6 +29,7 @@ from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
 @click.command(cls=SectionCommand)
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
+@task_option
 @placement_options
 @calibration_options
 @click.option(

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.cli.common import placement_options, print_table, verbosity_options
+from qdqpatch.cli.common import placement_options, print_table, task_option, verbosity_options
 from qdqpatch.config import QDQConfig
 from qdqpatch.errors import NotQuantizedError, QuantizedError
 from qdqpatch.folding import fold
@@ -26,6 +26,7 @@ WORST = 10
 
 @click.command()
 @click.argument("ckpt")
+@task_option
 @placement_options
 @click.option(
     "--ranges", "show_ranges", is_flag=True, help="List every quantizer by its path, with its range."
