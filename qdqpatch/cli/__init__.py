@@ -7,6 +7,7 @@ import click
 import qdqpatch
 from qdqpatch.cli.bench import bench
 from qdqpatch.cli.convert import convert
+from qdqpatch.cli.eval import evaluate_models
 from qdqpatch.cli.export import export
 from qdqpatch.cli.inspect import inspect
 from qdqpatch.cli.lint import lint
@@ -15,9 +16,8 @@ from qdqpatch.cli.lint import lint
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(qdqpatch.__version__, prog_name="qdqpatch")
 def main() -> None:
-    r"""Turn Hugging Face BERTs into int8 ones that TensorRT, ONNX Runtime and OpenVINO run fast.
+    """Turn Hugging Face BERTs into int8 ones that TensorRT, ONNX Runtime and OpenVINO run fast.
 
-    CKPT is a folder that save_pretrained wrote, or the name of a model on the Hugging Face hub.
 
     \b
     See what would be quantized:      qdqpatch inspect CKPT
@@ -25,11 +25,13 @@ def main() -> None:
     Write it for an engine:           qdqpatch export OUT ENGINE --target onnxruntime
     Check an ONNX file for an engine: qdqpatch lint FILE.onnx --target onnxruntime
     Compare speed, size and memory:   qdqpatch bench CKPT OUT
-    """
+    Compare metrics on labelled data: qdqpatch eval CKPT OUT --data dev.tsv
+    """  # noqa: D301 - click takes the character, not a backslash
 
 
 main.add_command(bench)
 main.add_command(convert)
+main.add_command(evaluate_models)
 main.add_command(export)
 main.add_command(inspect)
 main.add_command(lint)

@@ -42,7 +42,7 @@ OPTIONS = (
     _option(
         "--label-column", metavar="COLUMN", help="The column with the labels, if its name is not a usual one."
     ),
-    _option("--split", help="The split of a hub data set.  [default: train]"),
+    _option("--split", help="The split of a hub data set.  [default: train; for eval, validation]"),
     _option("--subset", help="The subset (config) of a hub data set, such as sst2 of nyu-mll/glue."),
     _option(
         "--max-length",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from qdqpatch.engines import Array, Arrays
+from qdqpatch.engines import Array, Arrays, Session
 from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Task
 
 Run = Callable[[Batch], Mapping[str, Any]]
@@ -55,22 +56,34 @@ def predict(
     return outputs
 
 
+def batches(task: Task[Any], features: Sequence[Feature], batch_size: int) -> list[Batch]:
+    """Return features without labels as batches, in their order: what a model is calibrated with."""
+    return [
+        task.collate([_inputs(each) for each in features[start : start + batch_size]])
+        for start in range(0, len(features), batch_size)
+    ]
+
+
 def torch_run(model: PreTrainedModel) -> Run:
-    """Return a run of a model in torch, which must be in eval mode."""
+    """Return a run of a model in torch, which must be in eval mode; it gets the tensors that it takes."""
+    taken = inspect.signature(model.forward).parameters
 
     def run(batch: Batch) -> Mapping[str, Any]:
         with torch.inference_mode():
             outputs: Mapping[str, Any] = model(
-                **{name: each.to(model.device) for name, each in batch.items()}
+                **{name: each.to(model.device) for name, each in batch.items() if name in taken}
             )
         return outputs
 
     return run
 
 
-def engine_run(run: Callable[[Arrays], Mapping[str, Array]]) -> Run:
-    """Return a run of a model in an engine whose batch and length are free."""
-    return lambda batch: run({name: each.numpy() for name, each in batch.items()})
+def engine_run(session: Session) -> Run:
+    """Return a run of a model in an engine; it gets the tensors that it takes, in the types that it takes."""
+    taken = {each.name: each.dtype for each in session.inputs}
+    return lambda batch: session.run(
+        {name: each.numpy().astype(taken[name]) for name, each in batch.items() if name in taken}
+    )
 
 
 def _inputs(feature: Feature) -> Feature:

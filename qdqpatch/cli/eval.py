@@ -1,0 +1,190 @@
+"""`qdqpatch eval`: what models are worth on labelled data, and how far they fall behind the first one."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import replace
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from qdqpatch.cli.common import print_table, verbosity_options
+from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.contenders import RUNNERS
+from qdqpatch.data.texts import is_hub_name
+from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES
+from qdqpatch.evaluation.evaluate import evaluate
+from qdqpatch.evaluation.result import Evaluation, Row
+
+_option = functools.partial(click.option, cls=SectionOption)
+
+
+def _check_number(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number.", context, parameter)
+    return value
+
+
+@click.command("eval", cls=SectionCommand)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@data_options
+@_option(
+    "--samples",
+    section="Data",
+    type=click.IntRange(min=1),
+    help="How many examples to draw at random.  [default: all]",
+)
+@_option(
+    "--seed",
+    section="Data",
+    default=0,
+    show_default=True,
+    help="Another seed draws other examples, masks other tokens, and resamples others for the interval.",
+)
+@_option(
+    "--engine",
+    "engines",
+    multiple=True,
+    section="Running",
+    type=click.Choice(RUNNERS),
+    help="Run in this engine alone. Can be repeated; the default is every one that is installed and loads "
+    "the MODEL.",
+)
+@_option(
+    "--batch-size",
+    section="Running",
+    default=32,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many sequences run at once; a graph that is made for another number gets that one.",
+)
+@_option(
+    "--threads",
+    section="Running",
+    type=click.IntRange(min=1),
+    help="How many threads a run may use.  [default: one for each core]",
+)
+@_option(
+    "--max-drop",
+    section="Output",
+    metavar="PERCENT",
+    type=click.FloatRange(min=0),
+    callback=_check_number,
+    help="Exit with 1 if the main metric of any model is worse than the first one's by more than PERCENT of "
+    "it (of perplexity, if it is higher).",
+)
+@_option("--json", "as_json", is_flag=True, section="Output", help="Print JSON, not a table.")
+@verbosity_options
+def evaluate_models(
+    models: tuple[str, ...],
+    data: Data,
+    samples: int | None,
+    seed: int,
+    engines: tuple[str, ...],
+    batch_size: int,
+    threads: int | None,
+    max_drop: float | None,
+    as_json: bool,
+    console: Console,
+) -> None:
+    """Compute the same metrics of all MODELs on labelled data, and their differences to the first one.
+
+    A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported model.onnx or
+    openvino_model.xml; or an .onnx or .xml file. A folder with several of these gives several rows.
+
+    All models get the same tokens. Labels and tokenizer are those of the first MODEL that has them; an
+    exported folder has them beside the file. Differences are in the metric's own units and come with a 95%
+    confidence interval: one that holds 0 means that these examples cannot tell the two models apart.
+    """
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=console.quiet or not console.is_terminal,
+    )
+    task = bar.add_task("Reading", total=None)
+    with bar:
+        evaluation = evaluate(
+            models,
+            data.task,
+            replace(data.source, split=_split(data)),
+            samples,
+            seed=seed,
+            max_length=data.max_length,
+            batch_size=batch_size,
+            engines=engines,
+            threads=threads,
+            step=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
+        )
+    for each in evaluation.skipped:
+        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}", markup=False)
+    if as_json:
+        click.echo(json.dumps(evaluation.to_dict(), indent=2))
+    else:
+        _print_evaluation(evaluation)
+    if max_drop is not None:
+        _check_drop(evaluation, max_drop)
+
+
+def _split(data: Data) -> str | None:
+    """Return the split: what a model was trained on says little of it, so that is not the default."""
+    on_hub = is_hub_name(data.source.name)
+    return data.source.split or ("validation" if on_hub else None)
+
+
+def _print_evaluation(evaluation: Evaluation) -> None:
+    names = list(evaluation.rows[0].metrics)
+    notes = list(dict.fromkeys(row.note for row in evaluation.rows if row.note))
+    compared = len(evaluation.rows) > 1
+    columns = ["Model", "Engine", *names, *(["Difference", "Drop %"] if compared else []), "Seconds"]
+    rows = []
+    for row in evaluation.rows:
+        mark = f" ({notes.index(row.note) + 1})" if row.note else ""
+        figures = [str(metric) for metric in row.metrics.values()]
+        differences = _differences(row, evaluation.metric) if compared else []
+        rows.append([row.model, row.engine + mark, *figures, *differences, f"{row.seconds:.1f}"])
+    count = f"{evaluation.examples:,} example{'s' if evaluation.examples > 1 else ''}"
+    click.echo(f"{evaluation.task}, {count} of {evaluation.data}")  # a table's title would be as narrow
+    print_table("", columns, rows)
+    for number, note in enumerate(notes, start=1):
+        click.echo(f"({number}) {note}")
+    if compared:
+        click.echo(
+            f"Difference: of {evaluation.metric} to {evaluation.rows[0].name}, with the {CONFIDENCE:.0%} "
+            f"confidence interval by a paired bootstrap over the examples ({RESAMPLES} resamples)."
+        )
+
+
+def _differences(row: Row, metric: str) -> list[str]:
+    """Return difference and drop, with as many digits as the metric itself has."""
+    if row.difference is None:
+        return ["", ""]
+    digits = len(str(row.metrics[metric]).partition(".")[2])
+    ends = [f"{end:+.{digits}f}" for end in row.difference.interval or ()]
+    interval = f" [{', '.join(ends)}]" if ends else ""
+    drop = row.difference.drop
+    return [f"{row.difference.value:+.{digits}f}{interval}", "-" if drop is None else f"{drop:.2f}"]
+
+
+def _check_drop(evaluation: Evaluation, percent: float) -> None:
+    """Raise a `ClickException` if a model falls too far behind."""
+    first, *others = evaluation.rows
+    if not others:
+        raise click.ClickException(f"--max-drop compares models, and {first.name} is the only one.")
+    before = first.metrics[evaluation.metric]
+    verb = "falls" if before.higher_is_better else "rises"
+    behind = [
+        f"{row.name} by {row.difference.drop:.2f}% (from {before} to {row.metrics[evaluation.metric]})"
+        for row in evaluation.behind(percent)
+        if row.difference is not None
+    ]
+    if behind:
+        raise click.ClickException(
+            f"{evaluation.metric} {verb} more than the {percent:g}% of --max-drop: {', '.join(behind)}."
+        )

@@ -1,0 +1,110 @@
+"""Contenders, loaded and ready to run on the features of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.contenders import TORCH, Contender
+from qdqpatch.engines import ENGINES, REDUCED, Input
+from qdqpatch.errors import CheckpointError, ConfigError, EngineError, one_line
+from qdqpatch.evaluation.fixed import filled
+from qdqpatch.evaluation.predicting import Run, engine_run, torch_run
+from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Task
+
+
+@dataclass(frozen=True)
+class Model:
+    """A contender that is ready to run.
+
+    Attributes:
+        contender: Which one.
+        run: Runs it on batches of any size up to `batch`, and any length up to `length`.
+        batch: How many sequences its graph is made for; None for any number.
+        length: How many tokens its graph is made for; None for any number.
+        note: What a reader of its figures has to know.
+    """
+
+    contender: Contender
+    run: Run
+    batch: int | None = None
+    length: int | None = None
+    note: str | None = None
+
+    def check_lengths(self, task: Task[Any], features: Sequence[Feature]) -> None:
+        """Find out whether the graph takes all features.
+
+        Raises:
+            ConfigError: If one is longer than what it is made for.
+        """
+        longest = max(map(task.length, features))
+        if self.length is not None and longest > self.length:
+            raise ConfigError(
+                f"{self.contender} is made for sequences of {self.length} tokens, and the data has some of "
+                f"{longest}. Cut them with max_length (--max-length {self.length})."
+            )
+
+
+def load(contender: Contender, task: Task[Any], threads: int | None = None) -> Model:
+    """Load a contender.
+
+    Args:
+        contender: What to load.
+        task: Names the head of a checkpoint, and the outputs that a model must have.
+        threads: How many threads an engine may use; torch's number is not set here.
+
+    Raises:
+        CheckpointError: If transformers cannot load a checkpoint, or it lacks weights of the task's head.
+        EngineError: If an engine refuses a file.
+    """
+    if contender.engine == TORCH:
+        return Model(contender, _complete(_load_checkpoint(contender, task), contender, task))
+    try:
+        session = ENGINES[contender.engine].load(Path(contender.path), threads)
+    except EngineError as error:
+        raise EngineError(one_line(error)) from error
+    batch, length = fixed_sizes(session.inputs)
+    run = filled(engine_run(session), batch, length, task)
+    note = REDUCED if session.precision == "bfloat16" else None
+    return Model(contender, _complete(run, contender, task), batch, length, note)
+
+
+def fixed_sizes(inputs: Sequence[Input]) -> tuple[int | None, int | None]:
+    """Return the batch and the length that a graph is made for; None for what is free."""
+    shapes = [each.shape for each in inputs if each.shape and each.name in MODEL_INPUTS]
+    batch, length = ([each[axis] for each in shapes if each[axis] is not None] for axis in (0, -1))
+    return next(iter(batch), None), next(iter(length), None)
+
+
+def _load_checkpoint(contender: Contender, task: Task[Any]) -> Run:
+    model, missing = open_checkpoint(contender.path, task.name).load()
+    # A pooler is not what tokens or sentences are compared by, and many checkpoints have none.
+    needed = [name for name in missing if "pooler." not in name or task.name != "feature-extraction"]
+    if needed:
+        raise CheckpointError(
+            f"{contender.model} is no model for {task.name}: it lacks {', '.join(needed[:3])}"
+            + (f" and {len(needed) - 3} more weights." if len(needed) > 3 else ".")
+        )
+    return torch_run(model.eval())
+
+
+def _complete(run: Run, contender: Contender, task: Task[Any]) -> Run:
+    """Return a run that says which outputs are not there, and which model failed."""
+
+    def checked(batch: Batch) -> Mapping[str, Any]:
+        try:
+            found = run(batch)
+        except Exception as error:  # engines and models raise types of their own
+            raise EngineError(f"{contender}: {one_line(error)}") from error
+        missing = [name for name in task.logits if name not in found]
+        if missing:
+            raise ConfigError(
+                f"{contender} is no model for {task.name}: it gives {', '.join(found)}, and no "
+                f"{' and no '.join(missing)}."
+            )
+        return found
+
+    return checked

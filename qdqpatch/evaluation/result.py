@@ -1,0 +1,92 @@
+"""What an evaluation found: as data, and as data for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference
+from qdqpatch.skipping import Skipped
+from qdqpatch.tasks.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model in an engine.
+
+    Attributes:
+        model: What the table calls the model.
+        engine: What it ran in.
+        path: What the engine loaded.
+        metrics: All of the task's, by name.
+        difference: Of the main metric to that of the first row; None in the first row.
+        seconds: How long the model ran on all of the data.
+        note: What a reader of the figures has to know.
+    """
+
+    model: str
+    engine: str
+    path: str
+    metrics: dict[str, Metric]
+    difference: Difference | None
+    seconds: float
+    note: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Model and engine."""
+        return f"{self.model} in {self.engine}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as data for JSON."""
+        compared = self.difference
+        return {
+            "model": self.model,
+            "engine": self.engine,
+            "path": self.path,
+            "metrics": {name: metric.value for name, metric in self.metrics.items()},
+            "difference": None if compared is None else compared.value,
+            "interval": None if compared is None or compared.interval is None else list(compared.interval),
+            "drop_percent": None if compared is None else compared.drop,
+            "seconds": self.seconds,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was evaluated.
+
+    Attributes:
+        task: The task.
+        data: Where the examples are from.
+        examples: How many there were.
+        metric: The name of the main metric.
+        rows: In the order of the models.
+        skipped: What the engines could not load.
+    """
+
+    task: str
+    data: str
+    examples: int
+    metric: str
+    rows: tuple[Row, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    def behind(self, percent: float) -> list[Row]:
+        """Return the rows whose main metric is worse than the first one's by more than so many percent."""
+        return [row for row in self.rows if row.difference and (row.difference.drop or 0) > percent]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as data for JSON."""
+        return {
+            "task": self.task,
+            "data": self.data,
+            "examples": self.examples,
+            "metric": self.metric,
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "results": [row.to_dict() for row in self.rows],
+            "skipped": [dataclasses.asdict(each) for each in self.skipped],
+        }

@@ -1,0 +1,140 @@
+"""What all models share: the task, the config and the tokenizer; and whether they can."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from qdqpatch.checkpoint.files import find_file
+from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
+from qdqpatch.data.lengths import config_limit
+from qdqpatch.errors import ConfigError
+from qdqpatch.tasks import TASKS, task_of
+from qdqpatch.tasks.base import Task
+from qdqpatch.tasks.feature_extraction import FeatureExtraction
+
+CLASSES = ("text-classification", "token-classification")
+"""The tasks whose labels are those of the config."""
+
+_UNNAMED = re.compile(r"LABEL_\d+")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What lies beside a model's weights; None for what does not.
+
+    Attributes:
+        name: The model, as the user named it.
+        config: Its config.
+        tokenizer: Its tokenizer.
+    """
+
+    name: str
+    config: PreTrainedConfig | None
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def settle(models: Sequence[str], task: str | None = None, max_length: int | None = None) -> Task[Any]:
+    """Return the task that all models are for, with the first config and the first tokenizer among them.
+
+    Args:
+        models: Files, folders, and names of checkpoints on the hub.
+        task: A key of `TASKS`; None for what the first config's head is for.
+        max_length: Where sequences are cut; None for the task's default. At most what every model takes.
+
+    Raises:
+        CheckpointError: If a config or a tokenizer cannot be read.
+        ConfigError: If there is none, the task is not clear, or the models differ in head, labels or words.
+    """
+    described = [_describe(name) for name in dict.fromkeys(models)]
+    config = next((each.config for each in described if each.config is not None), None)
+    tokenizer = next((each.tokenizer for each in described if each.tokenizer is not None), None)
+    for found, file in ((config, "config.json"), (tokenizer, "tokenizer (tokenizer.json, vocab.txt)")):
+        if found is None:
+            raise ConfigError(
+                f"There is no {file} beside {' or '.join(each.name for each in described)}. Name a model "
+                "that has one as well, such as the checkpoint that the file was exported from."
+            )
+    assert config is not None
+    assert tokenizer is not None
+    kind = task_of(config) if task is None else TASKS[task]
+    _check_heads(described, kind)
+    if kind.name in CLASSES:
+        _check_labels(described)
+    _check_vocabularies(described)
+    limits = (config_limit(each.config) for each in described if each.config is not None)
+    return kind(tokenizer, config, min(max_length or kind.default_length, *limits))
+
+
+def _describe(name: str) -> Described:
+    path = Path(name)
+    home = str(path.parent) if path.is_file() else name
+    has_config = not path.exists() or (Path(home) / "config.json").is_file()
+    has_tokenizer = any(find_file(home, file) for file in VOCABULARIES)
+    return Described(
+        name,
+        open_checkpoint(home).config if has_config else None,
+        load_tokenizer(home) if has_tokenizer else None,
+    )
+
+
+def _check_heads(described: Sequence[Described], kind: type[Task[Any]]) -> None:
+    if kind is FeatureExtraction:  # what is below a head has embeddings too
+        return
+    for each in described:
+        own = None if each.config is None else _task_or_none(each.config)
+        if own is not None and own is not kind:
+            raise ConfigError(f"{each.name} is a model for {own.name}, not for {kind.name}.")
+
+
+def _task_or_none(config: PreTrainedConfig) -> type[Task[Any]] | None:
+    try:
+        return task_of(config)
+    except ConfigError:
+        return None
+
+
+def _check_labels(described: Sequence[Described]) -> None:
+    labelled = ((each.name, _labels(each.config)) for each in described if each.config is not None)
+    for (first, labels), (name, others) in _with_first(labelled):
+        if labels.keys() != others.keys():
+            raise ConfigError(
+                f"{first} has {len(labels)} labels and {name} has {len(others)}: they cannot be compared."
+            )
+        for number, label in labels.items():
+            if label and others[number] and label != others[number]:
+                raise ConfigError(
+                    f"Label {number} is {label!r} in {first} and {others[number]!r} in {name} (id2label in "
+                    "config.json): they cannot be compared."
+                )
+
+
+def _labels(config: PreTrainedConfig) -> dict[int, str]:
+    """Return the labels by number, in lower case; empty where the config has a placeholder."""
+    return {
+        int(number): "" if _UNNAMED.fullmatch(str(name)) else str(name).lower()
+        for number, name in (config.id2label or {}).items()
+    }
+
+
+def _check_vocabularies(described: Sequence[Described]) -> None:
+    known = ((each.name, each.tokenizer.get_vocab()) for each in described if each.tokenizer is not None)
+    for (first, words), (name, others) in _with_first(known):
+        if words != others:
+            raise ConfigError(
+                f"{name} has another vocabulary than {first}, and all models get the same tokens: evaluate "
+                "each by itself."
+            )
+
+
+def _with_first(pairs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+    """Pair the first with each of the others."""
+    first = list(itertools.islice(pairs, 1))
+    return ((first[0], each) for each in pairs)
