@@ -22,7 +22,7 @@ class FeatureExtraction(TextTask):
 
     name = "feature-extraction"
     logits = by_token = ("last_hidden_state",)
-    needs_labels = False
+    needs_labels = has_loss = False
     has_loss = False
 
     def features(self, examples: Sequence[Text], training: bool = False, seed: int = 0) -> list[Feature]:

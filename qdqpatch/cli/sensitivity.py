@@ -1,0 +1,237 @@
+"""`qdqpatch sensitivity`: what quantizing each part of a model costs, and which parts to leave in float."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel
+
+from qdqpatch.calibration import calibrate
+from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.checkpoint.tokenizer import load_tokenizer
+from qdqpatch.cli.common import placement_options, print_table, verbosity_options
+from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.config import QDQConfig
+from qdqpatch.conversion import quantize
+from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError
+from qdqpatch.evaluation.predicting import batches
+from qdqpatch.patch import enabled_quantizers
+from qdqpatch.report.figures import check_can_plot, check_can_write, replace_file
+from qdqpatch.sensitivity import MixedPrecision, Sensitivity, measure, search
+from qdqpatch.sensitivity.chart import write_chart
+from qdqpatch.sensitivity.judging import UNCHANGED
+from qdqpatch.sensitivity.report import (
+    COST_COLUMNS,
+    conclusion,
+    cost_rows,
+    cost_title,
+    trial_columns,
+    trial_rows,
+)
+from qdqpatch.sensitivity.running import Step
+from qdqpatch.tasks.base import Source, Task, draw
+
+CALIBRATION = 256
+"""So many examples calibrate a float checkpoint."""
+
+_measuring = functools.partial(click.option, cls=SectionOption, section="Measuring")
+_mixing = functools.partial(click.option, cls=SectionOption, section="Mixed precision")
+_output = functools.partial(click.option, cls=SectionOption, section="Output")
+
+
+@click.command(cls=SectionCommand)
+@click.argument("ckpt")
+@placement_options
+@data_options
+@_measuring(
+    "--samples",
+    default=512,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many examples to draw at random; all if there are fewer.",
+)
+@_measuring("--seed", default=0, show_default=True, help="Another seed draws other examples.")
+@_measuring(
+    "--batch-size",
+    default=16,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Sequences that run through the model at once.",
+)
+@_measuring(
+    "--metric",
+    "by_metric",
+    is_flag=True,
+    help="Rank by the drop of the task's main metric, which needs labels and many samples, and not by the "
+    "divergence of the outputs.",
+)
+@_mixing(
+    "--max-drop",
+    metavar="PERCENT",
+    type=click.FloatRange(min=0),
+    help="Find the fewest units to leave in float for the task's main metric to be worse than the float "
+    "model's by at most so many percent of it; without labels, for at most so many percent of the "
+    "predictions to change.",
+)
+@_mixing(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; a FILE that is there is "
+    "replaced.",
+)
+@_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@_output(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the costs and what --max-drop tried into FILE (.png or .svg); one that is there is replaced.",
+)
+@verbosity_options
+def sensitivity(
+    ckpt: str,
+    placement: Callable[[], QDQConfig | None],
+    data: Data,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    by_metric: bool,
+    max_drop: float | None,
+    out: Path | None,
+    as_json: bool,
+    plot: Path | None,
+    console: Console,
+) -> None:
+    """Rank the parts of CKPT by what quantizing each costs, and find those to leave in float.
+
+    The parts are the units that engines fuse: an attention, a feed-forward, a residual add; and embeddings,
+    pooler and head if they are quantized. The cost of a unit is how far the outputs get from the float
+    model's when it alone is quantized; that needs no labels.
+
+    A float CKPT is quantized and calibrated on the data first, 256 examples without their labels.
+    """
+    if out is not None and max_drop is None:
+        raise click.UsageError("--out writes what --max-drop finds, and needs it.")
+    if max_drop is not None and not math.isfinite(max_drop):
+        raise click.UsageError(f"--max-drop must be a number of percent, not {max_drop}.")
+    for file, check in ((plot, check_can_plot), (out, check_can_write)):
+        if file is not None:
+            check(file)
+    with console.status(f"Reading {ckpt}"):
+        source = open_checkpoint(ckpt, data.task)
+    config = placement()
+    if config is not None and source.quantization is not None:
+        raise QuantizedError(f"{ckpt} is quantized already, so its placement is not an option's to change.")
+    with console.status(f"Reading {data.source.name}"):
+        task = data.make_task(load_tokenizer(ckpt), source.config)
+        everything, labelled, reason = _read(task, data.source, by_metric, max_drop is not None)
+        examples = draw(everything, samples, seed)
+    with console.status(f"Loading {ckpt}"):
+        model, missing = source.load()
+    if missing:
+        console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
+    if source.quantization is None:
+        quantize(model, config)
+        chosen = draw(everything, CALIBRATION, seed)
+        with console.status(f"Calibrating with {len(chosen)} of {len(everything)} examples"):
+            calibrate(model, batches(task, task.features(chosen), batch_size), method="auto")
+        console.print(f"Calibrated with {len(chosen)} of {len(everything)} examples of the data.")
+    _check_calibrated(ckpt, model)
+    with _bar(console) as bar:
+        step = _stepping(bar)
+        costs = measure(model, task, examples, by_metric=by_metric, batch_size=batch_size, step=step)
+        found = None
+        if max_drop is not None:
+            found = search(
+                model, task, examples, costs, max_drop, labelled=labelled, batch_size=batch_size, step=step
+            )
+    if found is not None and found.metric == UNCHANGED:
+        console.print(
+            f"There are no labels, so --max-drop counts predictions that change. ({reason})", markup=False
+        )
+    if plot is not None:
+        write_chart(plot, costs, found)
+        console.print(f"Wrote {plot}.", markup=False)
+    if as_json:
+        mixed = None if found is None else found.to_dict()
+        click.echo(json.dumps({"checkpoint": ckpt, "costs": costs.to_dict(), "search": mixed}, indent=2))
+    else:
+        _print_report(costs, found)
+    if found is not None:
+        _finish(found, out, console)
+
+
+def _read(
+    task: Task[Any], source: Source, by_metric: bool, with_search: bool
+) -> tuple[list[Any], bool, DataError | None]:
+    """Return all examples, whether they have labels, and if those are wanted and not there, why."""
+    if not by_metric and not with_search:
+        return task.read(source, labelled=False), False, None
+    try:
+        return task.read(source), True, None
+    except DataError as error:
+        if by_metric:
+            raise
+        return task.read(source, labelled=False), False, error
+
+
+def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:
+    unset = [path for path, each in enabled_quantizers(model).items() if each.amax is None]
+    if unset:
+        raise CalibrationError(
+            f"{ckpt} is not calibrated: {len(unset)} quantizers have no range. Convert it again with "
+            "--calib, or name the float checkpoint, which is calibrated here."
+        )
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=console.quiet or not console.is_terminal,
+    )
+
+
+def _stepping(bar: Progress) -> Step:
+    """Return what moves the bar; ranking and searching have one each."""
+    tasks: dict[str, Any] = {}
+
+    def step(text: str, done: int, total: int) -> None:
+        if text not in tasks:
+            tasks[text] = bar.add_task(text)
+        bar.update(tasks[text], completed=done, total=total)
+
+    return step
+
+
+def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
+    print_table(cost_title(costs), COST_COLUMNS, cost_rows(costs))
+    if found is not None:
+        title = f"Units in float for a drop of at most {found.max_drop:g}%, {found.examples} examples"
+        print_table(title, trial_columns(found), trial_rows(found))
+        if found.config is not None:
+            click.echo(conclusion(found))
+
+
+def _finish(found: MixedPrecision, out: Path | None, console: Console) -> None:
+    """Write the configuration, or fail if there is none."""
+    if found.config is None:
+        raise ConfigError(conclusion(found))
+    if out is not None:
+        text = json.dumps(found.config.to_dict(), indent=2) + "\n"
+        replace_file(out, lambda staging: staging.write_text(text, encoding="utf-8"))
+        console.print(
+            f"Wrote {out}, for: qdqpatch convert FLOAT_CKPT OUT --config {out} --calib FILE", markup=False
+        )

@@ -1,0 +1,192 @@
+"""The training run itself: a short schedule at a low rate, checkpoints, and going on from one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from qdqpatch.errors import ConfigError
+from qdqpatch.tasks.base import Batch, Feature
+from qdqpatch.training.distillation import Distillation
+from qdqpatch.training.ranges import parameter_groups
+from qdqpatch.training.trainer import DistillationTrainer
+
+Step = Callable[[int, int, float | None], None]
+"""Called after each optimizer step: how many are done, of how many, and the last loss that was logged."""
+
+CHECKPOINTS = 10
+"""How many are written in a run."""
+
+
+# Sequences of like length together, so that little is padding; transformers 5.0 has another name for it.
+BY_LENGTH: dict[str, Any] = (
+    {"train_sampling_strategy": "group_by_length"}
+    if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__
+    else {"group_by_length": True}
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a model is trained: AdamW with linear warmup and cosine decay.
+
+    The defaults are those of fine-tuning after calibration: a tenth of three epochs, at a low rate ("Integer
+    quantization for deep learning inference", arXiv 2004.09602).
+
+    Attributes:
+        epochs: Passes over the training data; also a part of one.
+        lr: The highest learning rate.
+        batch_size: Sequences in a step on one device.
+        accumulate: Steps whose gradients are summed before the optimizer moves.
+        warmup: The share of the steps in which the rate rises.
+        weight_decay: Of matrices.
+        seed: What the order of the data, and dropout, depend on.
+        dropout: Whether dropout stays on; off, the rounding is the only noise.
+        bf16: Whether to compute in bf16 by autocast; quantizers stay in fp32.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    epochs: float = 0.3
+    lr: float = 2e-5
+    batch_size: int = 16
+    accumulate: int = 1
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    seed: int = 0
+    dropout: bool = False
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 0, math.inf),
+            ("lr", 0, math.inf),
+            ("batch_size", 0, math.inf),
+            ("accumulate", 0, math.inf),
+            ("warmup", -1e-9, 1),
+            ("weight_decay", -1e-9, math.inf),
+        ):
+            if not low < getattr(self, name) < high:
+                raise ConfigError(f"{name} is out of range: {getattr(self, name)}.")
+
+    def steps(self, features: int) -> int:
+        """Return how many optimizer steps a run on so many features has."""
+        return max(1, math.ceil(self.epochs * features / (self.batch_size * self.accumulate)))
+
+
+def fit(
+    model: PreTrainedModel,
+    features: Sequence[Feature],
+    collate: Callable[[Sequence[Feature]], Batch],
+    folder: Path,
+    schedule: Schedule,
+    teacher: PreTrainedModel | None = None,
+    distillation: Distillation | None = None,
+    resume: Path | None = None,
+    step: Step | None = None,
+) -> float:
+    """Train a calibrated model.
+
+    Args:
+        model: The model, which is trained in place and left in eval mode.
+        features: What it learns from; labels are needed without a teacher.
+        collate: Makes a batch of some of them.
+        folder: Where checkpoints go.
+        schedule: How it is trained.
+        teacher: The float model to learn from; None for the labels.
+        distillation: The parts of the loss with a teacher; None for the logits alone.
+        resume: The checkpoint to go on from.
+        step: Called after each step.
+
+    Returns:
+        The mean loss.
+    """
+    steps = schedule.steps(len(features))
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=schedule.accumulate,
+        learning_rate=schedule.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(schedule.warmup * steps),
+        weight_decay=schedule.weight_decay,
+        seed=schedule.seed,
+        bf16=schedule.bf16,
+        save_steps=max(1, steps // CHECKPOINTS),
+        save_total_limit=2,  # the one before the last is whole even if the last is not
+        logging_steps=max(1, steps // 100),
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=model.device.type == "cpu",
+        **BY_LENGTH,
+    )
+    options: dict[str, Any] = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": features,
+        "data_collator": collate,
+        "callbacks": [_Progress(step)],
+    }
+    if teacher is None:
+        groups = parameter_groups(model, schedule.lr, schedule.weight_decay)
+        trainer = Trainer(**options, optimizers=(torch.optim.AdamW(groups), None))
+    else:
+        trainer = DistillationTrainer(**options, teacher=teacher, distillation=distillation)
+    trainer.remove_callback(PrinterCallback)  # a library does not print
+    with dropout(model, schedule.dropout):
+        result = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    model.eval()
+    return float(result.training_loss)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end; None if there is none."""
+    found = [
+        each
+        for each in folder.glob("checkpoint-*")
+        if each.name.rpartition("-")[2].isdecimal() and (each / "trainer_state.json").is_file()
+    ]
+    return max(found, key=lambda each: int(each.name.rpartition("-")[2]), default=None)
+
+
+@contextmanager
+def dropout(model: nn.Module, on: bool) -> Iterator[None]:
+    """Leave dropout on or take it away; afterwards it is as before."""
+    layers = [each for each in model.modules() if isinstance(each, nn.Dropout)]
+    before = [layer.p for layer in layers]
+    try:
+        for layer in layers:
+            layer.p = layer.p if on else 0.0
+        yield
+    finally:
+        for layer, p in zip(layers, before, strict=True):
+            layer.p = p
+
+
+class _Progress(TrainerCallback):
+    """Passes on what the Trainer would print."""
+
+    def __init__(self, step: Step | None) -> None:
+        self._step = step
+        self._loss: float | None = None
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Remember the loss."""
+        self._loss = (logs or {}).get("loss", self._loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say how far it is."""
+        if self._step is not None:
+            self._step(state.global_step, state.max_steps, self._loss)

@@ -1,0 +1,95 @@
+"""What is trained, on what and how, and what came of it, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qdqpatch.calibration.methods import Method
+from qdqpatch.config import QDQConfig
+from qdqpatch.tasks.base import Source
+from qdqpatch.training.distillation import Distillation
+from qdqpatch.training.fit import Schedule
+from qdqpatch.training.ranges import ActivationRanges, WeightRanges
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained, on what, and how.
+
+    Attributes:
+        ckpt: A float checkpoint, or a calibrated one.
+        data: The training data.
+        eval_data: What the metrics are computed on; None holds a tenth of the training data out.
+        task: A key of `qdqpatch.tasks.TASKS`; None for what the checkpoint's head is for.
+        max_length: Where sequences are cut; None for the task's default.
+        eval_samples: At most so many examples are evaluated on, drawn at random; None for all.
+        teacher: The float checkpoint to distil from; None for `ckpt` itself, without its quantizers.
+        distillation: The parts of the loss with a teacher; None to learn from labels alone.
+        schedule: How long and at what rate.
+        config: What is quantized of a float checkpoint; None for the default.
+        method: How a float checkpoint is calibrated, as `qdqpatch.calibrate` takes it.
+        activations: How ranges of activations are trained, as `train_ranges` takes it.
+        weights: How those of weights are.
+    """
+
+    ckpt: str
+    data: Source
+    eval_data: Source | None = None
+    task: str | None = None
+    max_length: int | None = None
+    eval_samples: int | None = None
+    teacher: str | None = None
+    distillation: Distillation | None = None
+    schedule: Schedule = field(default_factory=Schedule)
+    config: QDQConfig | None = None
+    method: Method = "auto"
+    activations: ActivationRanges = "lsq"
+    weights: WeightRanges = "follow"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the job as JSON-ready data."""
+        parts = asdict(dataclasses.replace(self, config=None))
+        parts["config"] = None if self.config is None else self.config.to_dict()
+        jsonable: dict[str, Any] = json.loads(json.dumps(parts))
+        return jsonable
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the models on the way: float, calibrated, trained.
+
+    Attributes:
+        name: Which.
+        metrics: Its metrics, by name; the last one is the main one.
+        seconds: What it took to make it.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    seconds: float = 0.0
+
+
+@dataclass
+class Report:
+    """What each stage gained.
+
+    Attributes:
+        examples: How many examples the metrics are of.
+        held_out: Whether these were taken out of the training data.
+        stages: The stages.
+        features: How many sequences were trained on.
+        loss: The mean loss of training.
+    """
+
+    examples: int
+    held_out: bool
+    stages: list[Stage] = field(default_factory=list)
+    features: int = 0
+    loss: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data."""
+        return asdict(self)

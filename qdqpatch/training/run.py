@@ -1,0 +1,238 @@
+"""The whole way from a checkpoint to a trained one: evaluate, calibrate, train, evaluate, save."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from qdqpatch.calibration import calibrate
+from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.checkpoint.staging import check_output, staged
+from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
+from qdqpatch.conversion import dequantize, quantize
+from qdqpatch.data.lengths import config_limit
+from qdqpatch.engines import Arrays
+from qdqpatch.errors import CheckpointError, ConfigError
+from qdqpatch.evaluation.predicting import batches, predict, torch_run
+from qdqpatch.patch import enabled_quantizers
+from qdqpatch.tasks import TASKS, task_of
+from qdqpatch.tasks.base import Feature, Task, draw
+from qdqpatch.training.fit import fit, last_checkpoint
+from qdqpatch.training.job import Job, Report, Stage
+from qdqpatch.training.ranges import freeze_ranges, train_ranges
+
+CALIBRATION = 256
+"""How many sequences a float checkpoint is calibrated with."""
+
+HELD_OUT = 1000
+"""At most so many examples are held out of the training data where there are none to evaluate on."""
+
+JOB_FILE, REPORT_FILE = "job.json", "training.json"
+
+
+class Listener:
+    """Is told how a job goes on; this one ignores it."""
+
+    def say(self, text: str) -> None:
+        """Take a line about the step that begins."""
+
+    def warn(self, text: str) -> None:
+        """Take what a user should know though the job goes on."""
+
+    def step(self, done: int, total: int, loss: float | None = None) -> None:
+        """Take how far that step is."""
+
+
+def run_job(
+    job: Job, out: Path, resume: bool = False, force: bool = False, listener: Listener | None = None
+) -> Report:
+    """Train a checkpoint and save the trained one, with a report of what each stage gained.
+
+    Checkpoints of the run are kept in a folder beside `out`, `OUT.training`, until it is done.
+
+    Args:
+        job: What to do.
+        out: The folder to write; it is complete or not there.
+        resume: Whether to go on with an interrupted run of the same job.
+        force: Whether `out`, or an interrupted run, may be replaced.
+        listener: Is told how it goes on.
+
+    Raises:
+        CheckpointError: If a checkpoint cannot be read or `out` not be written, or there is nothing to go on
+            with.
+        ConfigError: If the job's parts do not fit each other, or the interrupted run was another job.
+        DataError: If something is wrong in the data.
+    """
+    check_output(out, job.ckpt, force)
+    folder = out.with_name(f"{out.name}.training")
+    stages = _interrupted(job, folder, resume, force)
+    run = _Run(job, folder, listener or Listener())
+    if stages is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        run.calibrate()
+        folder.mkdir(parents=True)
+        state = {"job": job.to_dict(), "stages": [asdict(each) for each in run.report.stages]}
+        (folder / JOB_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+    else:
+        run.report.stages = stages
+    run.train(last_checkpoint(folder))
+    with staged(out) as staging:
+        run.model.save_pretrained(staging)
+        copy_tokenizer(job.ckpt, staging)
+        text = json.dumps({"job": job.to_dict(), **run.report.to_dict()}, indent=2)
+        (staging / REPORT_FILE).write_text(text, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    return run.report
+
+
+def _interrupted(job: Job, folder: Path, resume: bool, force: bool) -> list[Stage] | None:
+    """Return the stages that an interrupted run has behind it; None if it begins anew."""
+    file = folder / JOB_FILE
+    if not file.is_file():
+        if resume:
+            raise CheckpointError(f"There is no interrupted run in {folder}: leave out --resume.")
+        return None
+    if not resume:
+        if force:
+            return None
+        raise CheckpointError(
+            f"{folder} holds a run that was interrupted. Go on with it by --resume, or begin anew by --force."
+        )
+    state = json.loads(file.read_text(encoding="utf-8"))
+    wanted = job.to_dict()
+    if differing := [name for name in wanted if state["job"].get(name) != wanted[name]]:
+        raise ConfigError(
+            f"The run in {folder} was another one: it differs in {', '.join(differing)}. Give the same "
+            "options, or begin anew by --force."
+        )
+    return [Stage(**each) for each in state["stages"]]
+
+
+class _Run:
+    """A job under way.
+
+    Attributes:
+        model: The model to train.
+        report: What came of it up to now.
+    """
+
+    def __init__(self, job: Job, folder: Path, listener: Listener) -> None:
+        self._job, self._folder, self._listener = job, folder, listener
+        source = open_checkpoint(job.ckpt, job.task)
+        self._is_float = source.quantization is None
+        if not self._is_float and job.config is not None:
+            raise ConfigError(
+                f"{job.ckpt} is quantized already: leave out what is to be quantized, or train the float one."
+            )
+        kind = task_of(source.config) if job.task is None else TASKS[job.task]
+        if job.distillation is None and not kind.has_loss:
+            raise ConfigError(f"A model for {kind.name} has no loss of its own: train it with --distill.")
+        length = min(job.max_length or kind.default_length, config_limit(source.config))
+        self._task: Task[Any] = kind(load_tokenizer(job.ckpt), source.config, length)
+        self._read()
+        listener.say(f"Loading {job.ckpt}")
+        self.model, missing = source.load()
+        if missing and kind.has_loss:
+            listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
+        self._teacher = self._float_model()
+        if self._is_float:
+            quantize(self.model, job.config)
+        elif unset := [path for path, each in enabled_quantizers(self.model).items() if each.amax is None]:
+            raise ConfigError(
+                f"{job.ckpt} is not calibrated: {len(unset)} quantizers have no range. Convert it again with "
+                "--calib, or train the float checkpoint."
+            )
+
+    def _read(self) -> None:
+        """Read the data, hold out what there is to evaluate on, and tokenize."""
+        job, task = self._job, self._task
+        self._listener.say("Reading the data")
+        labelled = job.eval_data is None or job.distillation is None or job.distillation.labels > 0
+        examples = task.read(job.data, labelled)
+        if job.eval_data is None:
+            if len(examples) < 2:
+                raise ConfigError(
+                    f"{job.data.name} has one example: give others to evaluate on (--eval-data)."
+                )
+            places = draw(range(len(examples)), min(HELD_OUT, max(1, len(examples) // 10)), job.schedule.seed)
+            out = set(places)
+            self._examples = [examples[each] for each in places]
+            examples = [each for place, each in enumerate(examples) if place not in out]
+        else:
+            self._examples = task.read(job.eval_data)
+        self._examples = draw(self._examples, job.eval_samples)
+        self._eval_features = task.features(self._examples)
+        # Masked language modelling makes labels of its own.
+        self._features: list[Feature] = task.features(
+            examples, training=labelled or not task.needs_labels, seed=job.schedule.seed
+        )
+        self.report = Report(len(self._examples), job.eval_data is None, features=len(self._features))
+
+    def _float_model(self) -> PreTrainedModel:
+        """Return the model to compare with and to distil from."""
+        if self._job.teacher is None:
+            twin = copy.deepcopy(self.model)
+            floating = twin if self._is_float else dequantize(twin)
+            floating.eval()
+            return floating
+        source = open_checkpoint(self._job.teacher, self._job.task)
+        if source.quantization is not None:
+            raise ConfigError(f"The teacher {self._job.teacher} is quantized: name the float checkpoint.")
+        floating = source.load()[0]
+        floating.eval()
+        return floating
+
+    def calibrate(self) -> None:
+        """Set the ranges of a float checkpoint, and say what float and int8 are worth before training."""
+        self._add("float", self._teacher)
+        started = time.perf_counter()
+        if self._is_float:
+            self._listener.say("Calibrating")
+            chosen = draw(self._features, CALIBRATION, self._job.schedule.seed)
+            calibrate(
+                self.model, batches(self._task, chosen, self._job.schedule.batch_size), self._job.method
+            )
+        self._add("calibrated", self.model, time.perf_counter() - started)
+
+    def train(self, checkpoint: Path | None) -> None:
+        """Train, from a checkpoint of the run if there is one."""
+        job = self._job
+        if checkpoint is not None:
+            self.model = open_checkpoint(str(checkpoint), job.task).load()[0]
+        train_ranges(self.model, job.activations, job.weights)
+        self._listener.say(f"Training on {len(self._features)} sequences")
+        started = time.perf_counter()
+        teacher = None if job.distillation is None else self._teacher
+        self.report.loss = fit(
+            self.model,
+            self._features,
+            self._task.collate,
+            self._folder,
+            job.schedule,
+            teacher,
+            job.distillation,
+            checkpoint,
+            self._listener.step,
+        )
+        freeze_ranges(self.model)
+        name = "trained" if teacher is None else "distilled"
+        self._add(name, self.model, time.perf_counter() - started)
+
+    def _add(self, name: str, model: PreTrainedModel, seconds: float = 0.0) -> None:
+        """Evaluate a model and write it into the report."""
+        self._listener.say(f"Evaluating the {name} model")
+        outputs = self._outputs(model)
+        # Embeddings are worth what they are beside the float model's.
+        reference = None if self._task.has_loss else self._outputs(self._teacher)
+        metrics = self._task.score(self._examples, self._eval_features, outputs, reference)
+        self.report.stages.append(Stage(name, {each.name: each.value for each in metrics}, seconds))
+
+    def _outputs(self, model: PreTrainedModel) -> list[Arrays]:
+        return predict(torch_run(model.eval()), self._task, self._eval_features, step=self._listener.step)
