@@ -29,6 +29,7 @@ class FillMask(TextTask):
 
     name = "fill-mask"
     logits = by_token = ("logits",)
+    needs_labels = False
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, max_length: int | None = None

@@ -31,12 +31,14 @@ class QuestionAnswering(Task[Question]):
     Args:
         tokenizer: The model's, a fast one: windows need the places of tokens in the text.
         config: The model's.
-        max_length: Length of a window, in tokens.
-        stride: By how many tokens windows overlap.
+        max_length: Length of a window, in tokens. Questions are cut at half of what it leaves beside the
+            special tokens.
+        stride: By how many tokens windows overlap, at most: the overlap is no more than a third of
+            `max_length`, nor than half of what the longest question leaves for the paragraph.
         longest_answer: In tokens.
 
     Raises:
-        ConfigError: If the tokenizer is not a fast one, or windows would not get on.
+        ConfigError: If the tokenizer is not a fast one, or no window would hold anything.
     """
 
     name = "question-answering"
@@ -59,6 +61,13 @@ class QuestionAnswering(Task[Question]):
         self.longest_answer = longest_answer
         if not tokenizer.is_fast:
             raise ConfigError("Question answering needs a fast tokenizer (tokenizer.json).")
+        special = tokenizer.num_special_tokens_to_add(pair=True)
+        self._room = self.max_length - special
+        if self._room < 4:
+            raise ConfigError(
+                f"Windows of {self.max_length} tokens, {special} of them special ones, are too short for a "
+                "question and its paragraph."
+            )
 
     def read(self, source: Source, labelled: bool = True) -> list[Question]:
         """Read the questions of a file in SQuAD's layout, of a .jsonl file, or of a hub data set.
@@ -74,12 +83,14 @@ class QuestionAnswering(Task[Question]):
         `start_positions` and `end_positions` are the answer's first and last token; both are 0 where a
         window does not hold all of it.
         """
+        questions, longest = self._cut([each.text for each in examples])
         encoded = self.tokenizer(
-            [each.text for each in examples],
+            questions,
             [each.context for each in examples],
             truncation="only_second",
             max_length=self.max_length,
-            stride=min(self.stride, self.max_length // 3),
+            # The tokenizer panics if a window would not get on.
+            stride=min(self.stride, self.max_length // 3, (self._room - longest) // 2),
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
@@ -108,6 +119,19 @@ class QuestionAnswering(Task[Question]):
         answers = self.answers(examples, features, outputs)
         pairs = [scores(answer, example.answers) for answer, example in zip(answers, examples, strict=True)]
         return [mean("exact match", [exact for exact, _ in pairs]), mean("F1", [f1 for _, f1 in pairs])]
+
+    def _cut(self, questions: Sequence[str]) -> tuple[list[str], int]:
+        """Cut questions; return them and the number of tokens of the longest one."""
+        encoded = self.tokenizer(
+            list(questions),
+            add_special_tokens=False,
+            truncation=True,
+            max_length=self._room // 2,
+            return_offsets_mapping=True,
+        )
+        ends = [places[-1][1] if places else 0 for places in encoded["offset_mapping"]]
+        cut = [question[:end] for question, end in zip(questions, ends, strict=True)]
+        return cut, max(len(tokens) for tokens in encoded["input_ids"])
 
     def answers(
         self, examples: Sequence[Question], features: Sequence[Feature], outputs: Sequence[Arrays]

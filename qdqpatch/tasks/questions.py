@@ -48,11 +48,12 @@ def _squad_rows(source: Source) -> Iterator[Row]:
     with open_text(path) as file:
         text = file.read()
     try:
-        articles = json.loads(text)["data"]
-    except ValueError as error:
+        layout = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}).") from error
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is not in SQuAD's layout: it has no list 'data'.") from error
+    articles = layout.get("data") if isinstance(layout, dict) else None
+    if not isinstance(articles, list):
+        raise DataError(f"{path} is not in SQuAD's layout: it has no list 'data'.")
     found, place, line = 0, 0, 1
     for number, article in enumerate(articles):
         try:
@@ -61,14 +62,18 @@ def _squad_rows(source: Source) -> Iterator[Row]:
             ]
         except (KeyError, TypeError) as error:
             raise DataError(
-                f"{path} is not in SQuAD's layout: article {number} lacks {error} somewhere."
+                f"{path} is not in SQuAD's layout: article {number}, counted from 0, has no paragraphs with "
+                f"a context and qas each ({type(error).__name__}: {error})."
             ) from error
         for fields in questions:
             found += 1
-            # JSON has lines too, and an error is found faster by its line than by the id of its question.
-            before, place = place, max(place, text.find(json.dumps(fields.get("id")), place))
-            line += text.count("\n", before, place)
-            yield Row(f"{path}, line {line}, question {fields.get('id')!r},", fields)
+            where = f"{path}, question number {found},"
+            if isinstance(name := fields.get("id"), str):
+                # JSON has lines too, and an error is found faster by its line than by the id of its question.
+                before, place = place, max(place, text.find(json.dumps(name), place))
+                line += text.count("\n", before, place)
+                where = f"{path}, line {line}, question {name!r},"
+            yield Row(where, fields)
     if not found:
         raise DataError(f"{path} is empty: it has no question.")
 
@@ -82,6 +87,8 @@ def _question(row: Row, columns: Columns, labelled: bool) -> Question:
     if not pairs:
         raise DataError(f"{row.where} has no answer; questions without one (SQuAD v2) are not supported.")
     for answer, start in pairs:
+        if not answer:
+            raise DataError(f"{row.where} has an answer that is empty.")
         if context[start : start + len(answer)] != answer or start < 0:
             raise DataError(
                 f"{row.where} has the answer {answer!r}, which its context does not have at {start}."
@@ -98,7 +105,7 @@ def _answers(answers: Any, where: str) -> Iterator[tuple[str, int]]:
             found = ((each["text"], each["answer_start"]) for each in answers)  # type: ignore[assignment]
         for text, start in found:
             yield str(text), int(start)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{where} has answers in another form than SQuAD's: texts and answer_start are needed ({error})."
         ) from error
