@@ -1,0 +1,122 @@
+"""How much worse a model is than the float one: by the task's metric, or without labels by what changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qdqpatch.engines import Arrays
+from qdqpatch.errors import ConfigError
+from qdqpatch.evaluation.predicting import predict, torch_run
+from qdqpatch.sensitivity.cost import STATES, distributions
+from qdqpatch.sensitivity.running import Subject
+from qdqpatch.tasks.metrics import Metric
+
+UNCHANGED = "unchanged predictions"
+"""What is counted where there are no labels: for question answering each start and each end is one."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a model is worth.
+
+    Attributes:
+        value: The figure.
+        drop: How much worse than the float model's it is, in percent of that; below 0 if it is better.
+    """
+
+    value: float
+    drop: float
+
+
+class MetricJudge:
+    """Judges by the task's main metric. Made while the model is the float one.
+
+    Args:
+        subject: The model, in eval mode, and labelled examples. It is judged as it is at each call.
+
+    Attributes:
+        name: The metric's.
+        higher_is_better: Whether it is of the common kind.
+        reference: The float model's figure.
+
+    Raises:
+        ConfigError: If the float model's figure is 0, so that nothing can be a percentage of it.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._outputs = self._predict()
+        metric = self._metric(self._outputs)
+        self.name, self.reference = metric.name, metric.value
+        self.higher_is_better = metric.higher_is_better
+        if not self.reference:
+            raise ConfigError(
+                f"The float model's {self.name} on these {len(subject.examples)} examples is 0, of which "
+                "nothing can be a percentage. Check that model and data belong together, or take more "
+                "examples (--samples)."
+            )
+
+    def __call__(self) -> Judgement:
+        """Run the model on all examples."""
+        value = self._metric(self._predict()).value
+        loss = self.reference - value if self.higher_is_better else value - self.reference
+        return Judgement(value, 100 * loss / abs(self.reference))
+
+    def _predict(self) -> list[Arrays]:
+        subject = self._subject
+        return predict(torch_run(subject.model), subject.task, subject.features, subject.batch_size)
+
+    def _metric(self, outputs: list[Arrays]) -> Metric:
+        subject = self._subject
+        return subject.task.score(subject.examples, subject.features, outputs, reference=self._outputs)[-1]
+
+
+class ChangeJudge:
+    """Judges by the share of predictions that are the float model's. Made while the model is that one.
+
+    Args:
+        subject: The model, in eval mode, and any examples. It is judged as it is at each call.
+
+    Attributes:
+        name: `UNCHANGED`.
+        higher_is_better: True.
+        reference: 100.
+    """
+
+    name = UNCHANGED
+    higher_is_better = True
+    reference = 100.0
+
+    def __init__(self, subject: Subject) -> None:
+        self._run, self._task = torch_run(subject.model), subject.task
+        self._batches = subject.batches()
+        self._expected = self._predict()
+
+    def __call__(self) -> Judgement:
+        """Run the model on all features."""
+        changed = (self._predict() != self._expected).double().mean().item()
+        return Judgement(100 * (1 - changed), 100 * changed)
+
+    def _predict(self) -> Tensor:
+        """Return the likeliest outcome of every distribution."""
+        chosen = []
+        for batch in self._batches:
+            outputs = self._run(batch)
+            for name in self._task.logits:
+                rows = distributions(name, outputs[name], self._task, batch["attention_mask"])
+                chosen.append(rows.argmax(-1).cpu())
+        return torch.cat(chosen)
+
+
+Judge = MetricJudge | ChangeJudge
+
+
+def make_judge(subject: Subject, labelled: bool) -> Judge:
+    """Return the judge that the examples allow, made of a model whose quantizers are all off.
+
+    Models without a head predict nothing that could change; their metric needs no labels.
+    """
+    return MetricJudge(subject) if labelled or STATES in subject.task.logits else ChangeJudge(subject)

@@ -1,0 +1,77 @@
+"""What was measured and found, as rows of tables and sentences."""
+
+from __future__ import annotations
+
+from qdqpatch.sensitivity.judging import UNCHANGED
+from qdqpatch.sensitivity.measure import Sensitivity
+from qdqpatch.sensitivity.search import MixedPrecision, Trial
+
+COST_COLUMNS = ("Unit", "Quantizers", "Cost", "Share of all costs")
+
+
+def cost_title(sensitivity: Sensitivity) -> str:
+    """Say what the table of costs shows."""
+    return f"Cost of quantizing one unit alone: {sensitivity.measure}, {sensitivity.examples} examples"
+
+
+def cost_rows(sensitivity: Sensitivity) -> list[list[str]]:
+    """Return a row for each unit, costliest first; a share of costs that are below 0 has no meaning."""
+    costs = [each.cost for each in sensitivity.costs]
+    total = sum(costs) if min(costs) >= 0 else 0.0
+    return [
+        [
+            each.unit.name,
+            str(len(each.unit.quantizers)),
+            number(each.cost),
+            f"{100 * each.cost / total:.1f}%" if total else "-",
+        ]
+        for each in sensitivity.costs
+    ]
+
+
+def trial_columns(found: MixedPrecision) -> tuple[str, ...]:
+    """Return the names of the columns of `trial_rows`."""
+    return (
+        "Units in float",
+        found.metric.capitalize() if found.metric == UNCHANGED else found.metric,
+        "Drop",
+        "",
+    )
+
+
+def trial_rows(found: MixedPrecision) -> list[list[str]]:
+    """Return the best trial of each number of units in float, and last the float model."""
+    best: dict[int, Trial] = {}
+    for trial in sorted(found.trials, key=lambda each: (len(each.float_units), each.drop)):
+        best.setdefault(len(trial.float_units), trial)
+    best[len(found.best.float_units)] = found.best
+    rows = [
+        [
+            f"{count} of {found.units}",
+            number(trial.value),
+            f"{trial.drop:.2f}%",
+            "smallest within the limit" if trial is found.best else "",
+        ]
+        for count, trial in sorted(best.items())
+        if count < found.units
+    ]
+    chosen = "nothing else is within the limit" if found.config is None else ""
+    return [*rows, [f"{found.units} of {found.units}", number(found.float_value), "0.00%", chosen]]
+
+
+def conclusion(found: MixedPrecision) -> str:
+    """Say in a sentence what has to stay in float."""
+    if found.config is None:
+        return (
+            f"No unit can be quantized with a drop of at most {found.max_drop:g}%. Allow more, or give the "
+            "model better ranges or training first."
+        )
+    result = f"{found.metric} {number(found.best.value)}, float {number(found.float_value)}"
+    if not found.best.float_units:
+        return f"Everything can be quantized: {result}."
+    return f"To leave in float: {'; '.join(found.best.float_units)} ({result})."
+
+
+def number(value: float) -> str:
+    """Write a number with 2 decimals, or with 3 digits that count if it is small."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"

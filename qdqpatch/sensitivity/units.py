@@ -1,0 +1,126 @@
+"""The units that an engine fuses, and so those that are quantized or left in float as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from qdqpatch.config import PARTS, QDQConfig
+from qdqpatch.conversion import float_twin
+from qdqpatch.errors import ConfigError, UnsupportedModelError
+from qdqpatch.patch import enabled_quantizers
+from qdqpatch.plan import find_sites
+from qdqpatch.rules import RULES
+from qdqpatch.rules.linears import Linears
+from qdqpatch.rules.matmuls import AttentionMatmuls
+from qdqpatch.settings import Override
+
+Kind = Literal["attention", "feed-forward", "residual add", "embeddings", "pooler", "head"]
+
+IN_LAYERS = ("linears", "matmuls")
+"""The parts of a configuration whose rules look inside layers and their attentions."""
+
+OUTSIDE: dict[str, Kind] = {"embeddings": "embeddings", "pooler": "pooler", "head": "head"}
+"""What the quantizers outside of layers are units of, by their part of the configuration."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Quantizers that are worth turning off only together.
+
+    Attributes:
+        name: Such as `layer 3, attention`; no two units of a model have the same.
+        kind: What it computes.
+        quantizers: The paths of its quantizers that are on.
+    """
+
+    name: str
+    kind: Kind
+    quantizers: tuple[str, ...]
+
+    @property
+    def overrides(self) -> tuple[Override, ...]:
+        """What a `QDQConfig` leaves exactly these quantizers off by."""
+        return tuple(Override(path, enabled=False) for path in self.quantizers)
+
+
+def find_units(model: PreTrainedModel) -> tuple[Unit, ...]:
+    """Return the units of a quantized model, in the order of its modules.
+
+    In a layer, each child that holds an attention is a unit with all Linears and both matmuls in it; the
+    layer's other Linears are its feed-forward; each residual add is a unit of its own. Embeddings, pooler
+    and head are units where they are quantized.
+
+    Args:
+        model: A quantized model; it is only read.
+
+    Returns:
+        The units; each quantizer that is on belongs to exactly one of them.
+
+    Raises:
+        NotQuantizedError: If the model has no enabled quantizer, or was not quantized by qdqpatch.
+        ConfigError: If a quantizer is in no place that the rules know.
+    """
+    enabled = enabled_quantizers(model)
+    twin = float_twin(model)
+    parts = _parts(twin)
+    layers = tuple(_instances(twin, Linears))
+    attentions = tuple(_instances(twin, AttentionMatmuls))
+    found: dict[tuple[str, Kind], list[str]] = {}
+    for path in enabled:
+        if path not in parts:
+            raise ConfigError(
+                f"{path} was added, or its module hooked, after the model was quantized, so that no "
+                "configuration could turn it off. Measure the model as qdqpatch.quantize made it."
+            )
+        found.setdefault(_place(path, parts[path], layers, attentions), []).append(path)
+    return tuple(Unit(name, kind, tuple(paths)) for (name, kind), paths in found.items())
+
+
+def _parts(twin: PreTrainedModel) -> dict[str, str]:
+    """Return the part of the configuration that each quantizer belongs to, by its path."""
+    parts = {}
+    for part in PARTS:
+        alone: QDQConfig = QDQConfig.from_dict({name: name == part for name in PARTS})
+        try:
+            sites = find_sites(twin, alone).sites
+        except UnsupportedModelError:  # the model has no such part
+            continue
+        parts.update({f"{site.path}.{name}": part for site in sites for name in site.quantizers})
+    return parts
+
+
+def _instances(twin: PreTrainedModel, kind: type[Linears | AttentionMatmuls]) -> Iterator[str]:
+    """Yield the paths of the modules that the rules of a kind look inside: layers, or attentions."""
+    models = (module for module in twin.modules() if isinstance(module, PreTrainedModel))
+    rules = {rule for model in models for rule in RULES.get(model.config.model_type, ())}
+    classes = tuple(
+        each for rule in rules if isinstance(rule, kind) and rule.part in IN_LAYERS for each in rule.inside
+    )
+    for path, module in twin.named_modules():
+        if isinstance(module, classes):
+            yield path
+
+
+def _place(path: str, part: str, layers: tuple[str, ...], attentions: tuple[str, ...]) -> tuple[str, Kind]:
+    """Return name and kind of the unit that a quantizer belongs to."""
+    layer = next((each for each in layers if path.startswith(f"{each}.")), None)
+    if layer is None:
+        return OUTSIDE[part], OUTSIDE[part]
+    child = path.removeprefix(f"{layer}.").partition(".")[0]
+    in_attention = any(f"{each}.".startswith(f"{layer}.{child}.") for each in attentions)
+    block = child if in_attention else "feed-forward"
+    where = _layer_name(layer, layers)
+    if part == "residual_adds":
+        return f"{where}, {block} add", "residual add"
+    return f"{where}, {block}", "attention" if in_attention else "feed-forward"
+
+
+def _layer_name(layer: str, layers: tuple[str, ...]) -> str:
+    """Return `layer 3`, or the whole path where the model has several stacks of layers."""
+    stack, _, number = layer.rpartition(".")
+    alone = all(each.rpartition(".")[0] == stack for each in layers)
+    return f"layer {number}" if alone else layer
