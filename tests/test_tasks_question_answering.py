@@ -235,30 +235,30 @@ def test_other_layouts_than_squads(
     [
         (
             question("dog", 4, "q2"),
-            "line 17, question 'q2', has the answer 'dog', which its context does not have at 4.",
+            "line 19, question 'q2', has the answer 'dog', which its context does not have at 4.",
         ),
         (
             question("cat", -48, "q2"),
-            "line 17, question 'q2', has the answer 'cat', which its context does not have at -48.",
+            "line 19, question 'q2', has the answer 'cat', which its context does not have at -48.",
         ),
-        (question("", 4, "q2"), "line 17, question 'q2', has an answer that is empty."),
+        (question("", 4, "q2"), "line 19, question 'q2', has an answer that is empty."),
         (
             {"id": "q2", "question": "who", "answers": []},
-            "line 17, question 'q2', has no answer; questions without one (SQuAD v2) are not supported.",
+            "line 19, question 'q2', has no answer; questions without one (SQuAD v2) are not supported.",
         ),
         (
             {"id": "q2", "question": "who", "answers": [{"text": "cat"}]},
-            "line 17, question 'q2', has answers in another form than SQuAD's: texts and answer_start are "
+            "line 19, question 'q2', has answers in another form than SQuAD's: texts and answer_start are "
             "needed ('answer_start').",
         ),
-        ({"id": "q2", "question": "who"}, "line 17, question 'q2', has no field 'answers'."),
-        ({"id": "q2", "answers": []}, "line 17, question 'q2', has no field 'question'."),
+        ({"id": "q2", "question": "who"}, "line 19, question 'q2', has no field 'answers'."),
+        ({"id": "q2", "answers": []}, "line 19, question 'q2', has no field 'question'."),
         ({"answers": []}, "question number 2, has no field 'question'."),
     ],
 )
 def test_bad_questions(task: QuestionAnswering, write: Write, bad: dict[str, object], message: str) -> None:
     text = squad(question("cat", 4), bad)
-    assert '"q2"' not in text or '"q2"' in text.splitlines()[16]
+    assert '"q2"' not in text or '"q2"' in text.splitlines()[18]
     assert tiny_tasks.error_of(task, write("dev.json", text)) == f"dev.json, {message}"
 
 
