@@ -45,7 +45,7 @@ def difference(first: Metric, other: Metric, seed: int = 0) -> Difference:
         seed: Another one draws other examples.
     """
     value = other.value - first.value
-    worse = -value if first.higher_is_better else value
+    worse = first.value - other.value if first.higher_is_better else value  # and no -0.0
     drop = 100 * worse / abs(first.value) if first.value else None
     return Difference(value, _interval(first, other, seed), drop)
 
