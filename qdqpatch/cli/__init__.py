@@ -11,6 +11,8 @@ from qdqpatch.cli.eval import evaluate_models
 from qdqpatch.cli.export import export
 from qdqpatch.cli.inspect import inspect
 from qdqpatch.cli.lint import lint
+from qdqpatch.cli.sensitivity import sensitivity
+from qdqpatch.cli.train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -24,8 +26,10 @@ def main() -> None:
     See what would be quantized:      qdqpatch inspect CKPT
     Quantize, calibrate and save:     qdqpatch convert CKPT OUT --calib sentences.txt
     Write it for an engine:           qdqpatch export OUT ENGINE --target onnxruntime
+    Train it to the float model:      qdqpatch train CKPT OUT --distill --data train.tsv
     Check an ONNX file for an engine: qdqpatch lint FILE.onnx --target onnxruntime
     Compare speed, size and memory:   qdqpatch bench CKPT OUT
+    Find what to leave in float:      qdqpatch sensitivity CKPT --data dev.tsv --max-drop 1
     Compare metrics on labelled data: qdqpatch eval CKPT OUT --data dev.tsv
     """  # noqa: D301 - click takes the character, not a backslash
 
@@ -36,3 +40,5 @@ main.add_command(evaluate_models)
 main.add_command(export)
 main.add_command(inspect)
 main.add_command(lint)
+main.add_command(sensitivity)
+main.add_command(train)

@@ -78,8 +78,8 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     "--max-drop",
     metavar="PERCENT",
     type=click.FloatRange(min=0),
-    help="Find the fewest units to leave in float for the task's main metric to be worse than the float "
-    "model's by at most so many percent of it; without labels, for at most so many percent of the "
+    help="Find units to leave in float, as few as possible, for the task's main metric to be worse than the "
+    "float model's by at most so many percent of it; without labels, for at most so many percent of the "
     "predictions to change.",
 )
 @_mixing(
