@@ -13,6 +13,11 @@ SENTENCES = "The cat sat on the mat.\n\nA dog and the cats\nthe mat\n"
 def write_checkpoint(folder: Path) -> Path:
     """Write a BERT with a masked-LM head and its tokenizer into a folder; return the folder."""
     models.build("BertForMaskedLM").save_pretrained(folder)
+    return write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """Write the tokenizer alone; return the folder."""
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -57,6 +57,11 @@ class Distillation:
         if not self.temperature > 0:
             raise ConfigError(f"temperature must be positive, not {self.temperature}.")
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there is a part that compares with a teacher."""
+        return self.logits > 0 or self.hidden_states > 0 or self.attentions > 0
+
 
 def distillation_loss(
     student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Any], parts: Distillation

@@ -11,27 +11,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Batch, Feature
 from qdqpatch.training.distillation import Distillation
-from qdqpatch.training.ranges import parameter_groups
+from qdqpatch.training.sampling import LengthGroupedSampler
 from qdqpatch.training.trainer import DistillationTrainer
 
 Step = Callable[[int, int, float | None], None]
 """Called after each optimizer step: how many are done, of how many, and the last loss that was logged."""
 
+LABELS = Distillation(logits=0.0, labels=1.0)
+
 CHECKPOINTS = 10
 """How many are written in a run."""
-
-
-# Sequences of like length together, so that little is padding; transformers 5.0 has another name for it.
-BY_LENGTH: dict[str, Any] = (
-    {"train_sampling_strategy": "group_by_length"}
-    if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__
-    else {"group_by_length": True}
-)
 
 
 @dataclass(frozen=True)
@@ -130,20 +125,16 @@ def fit(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=model.device.type == "cpu",
-        **BY_LENGTH,
     )
-    options: dict[str, Any] = {
-        "model": model,
-        "args": arguments,
-        "train_dataset": features,
-        "data_collator": collate,
-        "callbacks": [_Progress(step)],
-    }
-    if teacher is None:
-        groups = parameter_groups(model, schedule.lr, schedule.weight_decay)
-        trainer = Trainer(**options, optimizers=(torch.optim.AdamW(groups), None))
-    else:
-        trainer = DistillationTrainer(**options, teacher=teacher, distillation=distillation)
+    trainer = _Trainer(
+        model,
+        arguments,
+        teacher=teacher,
+        distillation=distillation or (LABELS if teacher is None else None),
+        train_dataset=features,
+        data_collator=collate,
+        callbacks=[_Progress(step)],
+    )
     trainer.remove_callback(PrinterCallback)  # a library does not print
     with dropout(model, schedule.dropout):
         result = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -173,6 +164,29 @@ def dropout(model: nn.Module, on: bool) -> Iterator[None]:
     finally:
         for layer, p in zip(layers, before, strict=True):
             layer.p = p
+
+
+class _Trainer(DistillationTrainer):
+    """Takes sequences of like length together."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of an epoch."""
+        features: Any = self.train_dataset
+        lengths = [_length(each["input_ids"]) for each in features]
+        size = self.args.train_batch_size
+        loader = DataLoader(
+            features,
+            batch_size=size,
+            sampler=LengthGroupedSampler(lengths, size, self.args.seed),
+            collate_fn=self.data_collator,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+
+def _length(ids: list[Any]) -> int:
+    """Return how many tokens a feature has; of several choices, the longest one."""
+    return max(map(len, ids)) if isinstance(ids[0], list) else len(ids)
 
 
 class _Progress(TrainerCallback):

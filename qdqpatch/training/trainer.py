@@ -46,7 +46,9 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         parts = Distillation() if distillation is None else distillation
-        if teacher is None:
+        if not parts.needs_teacher:
+            teacher = None
+        elif teacher is None:
             teacher = dequantize(copy.deepcopy(model))
         elif is_quantized(teacher):
             raise ConfigError("The teacher is quantized: pass the float model.")
@@ -55,11 +57,11 @@ class DistillationTrainer(Trainer):
                 f"The teacher is a {type(teacher).__name__} and the student a {type(model).__name__}: both "
                 "need the same head."
             )
-        if parts.attentions and teacher.config._attn_implementation != "eager":
+        if teacher is not None and parts.attentions and teacher.config._attn_implementation != "eager":
             teacher = copy.deepcopy(teacher)
             teacher.set_attn_implementation("eager")  # another one gives no probabilities
         super().__init__(model, *args, **kwargs)
-        self.teacher = teacher.eval().to(self.args.device)
+        self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
         self.distillation = parts
         self.range_lr = range_lr
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
@@ -80,8 +82,10 @@ class DistillationTrainer(Trainer):
         }
         labels = ("labels", "start_positions", "end_positions", "next_sentence_label")
         bare = {name: value for name, value in inputs.items() if name not in labels}
-        with torch.no_grad():
-            theirs = self.teacher(**bare, **needed)
+        theirs = {}
+        if self.teacher is not None:
+            with torch.no_grad():
+                theirs = self.teacher(**bare, **needed)
         ours = model(**(inputs if parts.labels else bare), **needed)
         loss = distillation_loss(ours, theirs, inputs, parts)
         return (loss, ours) if return_outputs else loss

@@ -1,0 +1,254 @@
+"""The whole way of `qdqpatch train`: what it reports, what it saves, and going on after an interruption."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+import torch
+from checkpoints import write_tokenizer
+from transformers import AutoModelForSequenceClassification
+
+import qdqpatch
+from qdqpatch.errors import CheckpointError, ConfigError
+from qdqpatch.patch import named_quantizers
+from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.training.distillation import Distillation
+from qdqpatch.training.fit import Schedule, last_checkpoint
+from qdqpatch.training.job import Job
+from qdqpatch.training.run import Listener, run_job
+
+NAME = "BertForSequenceClassification"
+TEXTS = [
+    "the cat sat",
+    "a dog",
+    "the dog and the cat",
+    "a mat",
+    "cats",
+    "the mat .",
+    "dogs , cats",
+    "a cat sat on",
+]
+SCHEDULE = Schedule(epochs=3, lr=1e-3, batch_size=4, dropout=True)
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("float")
+    models.build(NAME, hidden_dropout_prob=0.1).save_pretrained(folder)
+    return str(write_tokenizer(folder))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Source:
+    lines = ["sentence\tlabel", *(f"{text}\t{place % 3}" for place, text in enumerate(TEXTS * 4))]
+    (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
+    return Source(str(tmp_path / "train.tsv"))
+
+
+def job(ckpt: str, data: Source, **changes: Any) -> Job:
+    return dataclasses.replace(Job(ckpt, data, eval_data=data, schedule=SCHEDULE), **changes)
+
+
+class Recording(Listener):
+    """Remembers what it is told, and can interrupt."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.said: list[str] = []
+        self.steps: list[tuple[int, int]] = []
+        self._stop_at = stop_at
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def step(self, done: int, total: int, loss: float | None = None) -> None:
+        if self.said[-1].startswith("Training"):
+            self.steps.append((done, total))
+            if done == self._stop_at:
+                raise KeyboardInterrupt
+
+
+def test_the_way_from_a_float_checkpoint_to_a_trained_one(ckpt: str, data: Source, tmp_path: Path) -> None:
+    out, listener = tmp_path / "out", Recording()
+    report = run_job(job(ckpt, data, distillation=Distillation()), out, listener=listener)
+    assert [stage.name for stage in report.stages] == ["float", "calibrated", "distilled"]
+    assert [list(stage.metrics) for stage in report.stages] == [["accuracy"]] * 3
+    assert (report.examples, report.held_out, report.features) == (32, False, 32)
+    assert listener.said == [
+        "Reading the data",
+        f"Loading {ckpt}",
+        "Evaluating the float model",
+        "Calibrating",
+        "Evaluating the calibrated model",
+        "Training on 32 sequences",
+        "Evaluating the distilled model",
+    ]
+    assert listener.steps == [(step, 24) for step in range(1, 25)]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["out", "train.tsv"]
+    assert {"config.json", "model.safetensors", "tokenizer_config.json", "training.json", "vocab.txt"} == {
+        each.name for each in out.iterdir()
+    }
+    saved = json.loads((out / "training.json").read_text())
+    assert saved["stages"] == [dataclasses.asdict(stage) for stage in report.stages]
+    assert saved["job"]["schedule"]["epochs"] == 3
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert {type(each) for _, each in named_quantizers(model)} == {TensorQuantizer}
+    assert all(each.amax is not None for _, each in named_quantizers(model))
+    right = 0
+    tokenizer = qdqpatch.checkpoint.tokenizer.load_tokenizer(str(out))
+    for place, text in enumerate(TEXTS * 4):
+        with torch.no_grad():
+            right += int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) == place % 3
+    assert report.stages[-1].metrics["accuracy"] == pytest.approx(100 * right / 32)
+
+
+def test_training_learns_the_labels(ckpt: str, data: Source, tmp_path: Path) -> None:
+    schedule = dataclasses.replace(SCHEDULE, epochs=100, lr=5e-3, dropout=False)
+    by_text = [f"{text}\t{place % 3}" for place, text in enumerate(TEXTS)]
+    Path(data.name).write_text("\n".join(["sentence\tlabel", *by_text]) + "\n")
+    report = run_job(job(ckpt, data, schedule=schedule), tmp_path / "out")
+    assert report.stages[-1].name == "trained"
+    assert report.stages[-1].metrics["accuracy"] == 100
+    assert report.stages[0].metrics["accuracy"] < 80
+    assert report.loss < 1.2
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: Source, tmp_path: Path) -> None:
+    wanted = job(ckpt, data, distillation=Distillation(hidden_states=0.1))
+    whole = run_job(wanted, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run_job(wanted, tmp_path / "out", listener=Recording(stop_at=13))
+    assert not (tmp_path / "out").exists()
+    folder = tmp_path / "out.training"
+    assert last_checkpoint(folder).name == "checkpoint-12"
+    (folder / "checkpoint-14").mkdir()  # one that was being written
+    with pytest.raises(CheckpointError, match=r"out.training holds a run that was interrupted.*--resume"):
+        run_job(wanted, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"was another one: it differs in schedule, method"):
+        run_job(dataclasses.replace(wanted, schedule=Schedule(), method="max"), tmp_path / "out", resume=True)
+    listener = Recording()
+    resumed = run_job(wanted, tmp_path / "out", resume=True, listener=listener)
+    assert listener.steps[0] == (13, 24)
+    assert "Calibrating" not in listener.said
+    assert [stage.metrics for stage in resumed.stages] == [stage.metrics for stage in whole.stages]
+    one, other = (
+        dict(AutoModelForSequenceClassification.from_pretrained(tmp_path / each).state_dict())
+        for each in ("whole", "out")
+    )
+    models.assert_equal(one, other)
+    assert not folder.exists()
+
+
+def test_a_run_that_was_interrupted_can_be_replaced(ckpt: str, data: Source, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job(ckpt, data), tmp_path / "out", listener=Recording(stop_at=1))
+    listener = Recording()
+    run_job(job(ckpt, data), tmp_path / "out", force=True, listener=listener)
+    assert listener.steps[0] == (1, 24)
+    assert (tmp_path / "out" / "training.json").is_file()
+
+
+def test_without_data_to_evaluate_on_some_is_held_out(ckpt: str, data: Source, tmp_path: Path) -> None:
+    schedule = dataclasses.replace(SCHEDULE, epochs=0.1)
+    report = run_job(job(ckpt, data, eval_data=None, schedule=schedule), tmp_path / "out")
+    assert (report.examples, report.held_out, report.features) == (3, True, 29)
+
+
+def test_a_calibrated_checkpoint_keeps_its_ranges_when_they_are_frozen(
+    ckpt: str, data: Source, tmp_path: Path
+) -> None:
+    model = qdqpatch.quantize(AutoModelForSequenceClassification.from_pretrained(ckpt))
+    qdqpatch.calibrate(model, [models.inputs(NAME)])
+    ranges = models.ranges(model)
+    model.save_pretrained(tmp_path / "calibrated")
+    write_tokenizer(tmp_path / "calibrated")
+    wanted = job(str(tmp_path / "calibrated"), data, activations="frozen", weights="frozen")
+    run_job(wanted, tmp_path / "out")
+    trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    models.assert_equal(models.ranges(trained), ranges)
+    assert not torch.equal(trained.classifier.weight, model.classifier.weight)
+
+
+def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: Source, tmp_path: Path) -> None:
+    quantized = tmp_path / "uncalibrated"
+    models.uncalibrated(NAME).save_pretrained(quantized)
+    write_tokenizer(quantized)
+    headless = tmp_path / "headless"
+    models.build().save_pretrained(headless)
+    write_tokenizer(headless)
+    out = tmp_path / "out"
+    for wanted, resume, message in (
+        (job(ckpt, data), True, f"There is no interrupted run in {out}.training: leave out --resume."),
+        (
+            job(str(quantized), data),
+            False,
+            f"{quantized} is not calibrated: 40 quantizers have no range. Convert it again with --calib, or "
+            "train the float checkpoint.",
+        ),
+        (
+            job(str(quantized), data, config=qdqpatch.QDQConfig()),
+            False,
+            f"{quantized} is quantized already: leave out what is to be quantized, or train the float one.",
+        ),
+        (
+            job(str(headless), data),
+            False,
+            "A model for feature-extraction has no loss of its own: train it with --distill.",
+        ),
+        (
+            job(ckpt, data, teacher=str(quantized), distillation=Distillation()),
+            False,
+            f"The teacher {quantized} is quantized: name the float checkpoint.",
+        ),
+        (
+            job(ckpt, Source(data.name, Columns(label="stars"))),
+            False,
+            f"{data.name} has no column 'stars'; it has sentence, label.",
+        ),
+    ):
+        with pytest.raises((ConfigError, CheckpointError, qdqpatch.QdqError)) as raised:
+            run_job(wanted, out, resume)
+        assert str(raised.value) == message
+        assert not list(tmp_path.glob("out*"))
+
+
+def test_an_embedding_model_is_distilled_without_labels(ckpt: str, tmp_path: Path) -> None:
+    headless = tmp_path / "headless"
+    models.build().save_pretrained(headless)
+    write_tokenizer(headless)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS * 2) + "\n")
+    source = Source(str(tmp_path / "texts.txt"))
+    wanted = job(str(headless), source, eval_data=source, distillation=Distillation())
+    report = run_job(wanted, tmp_path / "out")
+    before, after = report.stages[1].metrics["cosine"], report.stages[2].metrics["cosine"]
+    assert report.stages[0].metrics["cosine"] == pytest.approx(1)
+    assert 0 < before < 1
+    assert after != before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"epochs": 0},
+        {"lr": -1.0},
+        {"batch_size": 0},
+        {"warmup": 1.0},
+        {"weight_decay": -1.0},
+        {"accumulate": 0},
+    ],
+)
+def test_a_schedule_out_of_range_is_refused(setting: dict) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError) as raised:
+        Schedule(**setting)
+    assert str(raised.value) == f"{name} is out of range: {value}."
+
+
+def test_steps_of_a_schedule() -> None:
+    assert Schedule(epochs=0.3, batch_size=16).steps(1000) == 19
+    assert Schedule(epochs=0.3, batch_size=16, accumulate=2).steps(1000) == 10
+    assert Schedule(epochs=0.001).steps(10) == 1
