@@ -4,8 +4,8 @@
 
 A step is forward pass, backward pass and AdamW. The contenders: the float model; the quantized one with
 frozen ranges, with learned ones, and with the float model as its teacher; and pytorch-quantization's own
-quantizers. They run in turn, and the first round does not count. Memory: the largest resident set of a process
-that does nothing but build one contender and take two steps.
+quantizers. They run in turn, and the first round does not count. Memory: the largest resident set of a
+process that does nothing but build one contender and take two steps.
 """
 
 from __future__ import annotations

@@ -1,0 +1,129 @@
+"""`qdqpatch train` on the command line."""
+
+import importlib
+import json
+from pathlib import Path
+
+import models
+import pytest
+from checkpoints import write_tokenizer
+from commands import invoke
+
+from qdqpatch.training.distillation import Distillation
+from qdqpatch.training.job import Job, Report, Stage
+
+COMMAND = importlib.import_module("qdqpatch.cli.train")  # the package has the command under that name
+NAME = "BertForSequenceClassification"
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("float")
+    models.build(NAME).save_pretrained(folder)
+    return write_tokenizer(folder)
+
+
+@pytest.fixture
+def data(here: Path) -> Path:
+    rows = ["sentence\tlabel", *(f"the cat sat {'on ' * each}\t{each % 3}" for each in range(12))]
+    (here / "train.tsv").write_text("\n".join(rows) + "\n")
+    return here / "train.tsv"
+
+
+def test_training_prints_what_each_stage_gained(ckpt: Path, data: Path) -> None:
+    result = invoke("train", ckpt, "out", "--data", data, "--distill", "--batch-size", 4, "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("out/training.json").read_text())
+    table = [line.split() for line in result.stdout.splitlines()]
+    for stage in report["stages"]:
+        assert [stage["name"], f"{stage['metrics']['accuracy']:.2f}"] in [row[:2] for row in table]
+    assert [stage["name"] for stage in report["stages"]] == ["float", "calibrated", "distilled"]
+    assert "On 1 examples held out" in result.stdout
+    assert result.stderr.splitlines()[-1] == "Wrote out."
+    assert "loss" not in result.stdout  # of the Trainer's own lines
+    assert report["job"]["schedule"] == {
+        "epochs": 1.0, "lr": 2e-5, "batch_size": 4, "accumulate": 1, "warmup": 0.1, "weight_decay": 0.0,
+        "seed": 0, "dropout": False, "bf16": False,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that the command would have run."""
+    jobs: list[Job] = []
+
+    def run_job(job: Job, *rest: object) -> Report:
+        jobs.append(job)
+        return Report(1, False, [Stage("float", {"F1": 90.0}), Stage("trained", {"F1": 89.5}, 90.0)])
+
+    monkeypatch.setattr(COMMAND, "run_job", run_job)
+    return jobs
+
+
+def test_every_option_reaches_the_job(job: list[Job]) -> None:
+    result = invoke(
+        "train", "ckpt", "out", "--task", "question-answering", "--data", "train.json",
+        "--eval-data", "dev.json", "--max-length", 320, "--eval-samples", 9, "--epochs", 2, "--lr", 1e-4,
+        "--batch-size", 3, "--accumulate", 2, "--warmup", 0, "--weight-decay", 0.1, "--seed", 5, "--dropout",
+        "--bf16", "--distill", "--teacher", "big", "--temperature", 2, "--hidden-states", 3, "--attentions", 4,
+        "--labels", 5, "--activation-ranges", "clip", "--weight-ranges", "frozen", "--method", "max",
+        "--preset", "no-residual",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (found,) = (each.to_dict() for each in job)
+    assert found.pop("config")["residual_adds"] is False
+    columns = {"text": None, "text_pair": None, "label": None}
+    assert found == {
+        "ckpt": "ckpt", "task": "question-answering", "max_length": 320, "eval_samples": 9, "teacher": "big",
+        "data": {"name": "train.json", "columns": columns, "split": None, "subset": None},
+        "eval_data": {"name": "dev.json", "columns": columns, "split": None, "subset": None},
+        "distillation": {
+            "logits": 1.0, "hidden_states": 3.0, "attentions": 4.0, "labels": 5.0, "temperature": 2.0,
+        },
+        "schedule": {
+            "epochs": 2.0, "lr": 1e-4, "batch_size": 3, "accumulate": 2, "warmup": 0.0, "weight_decay": 0.1,
+            "seed": 5, "dropout": True, "bf16": True,
+        },
+        "method": "max", "activations": "clip", "weights": "frozen",
+    }  # fmt: skip
+    assert [line.split() for line in result.stdout.splitlines() if "trained" in line] == [
+        ["trained", "89.50", "-0.50", "1.5", "min"]
+    ]
+
+
+def test_without_options_it_is_the_librarys_defaults(job: list[Job]) -> None:
+    assert invoke("train", "ckpt", "out", "--data", "a.tsv").exit_code == 0
+    assert invoke("train", "ckpt", "out", "--data", "a.tsv", "--distill").exit_code == 0
+    plain, distilled = job
+    assert plain == Job("ckpt", plain.data)
+    assert distilled == Job("ckpt", plain.data, distillation=Distillation())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--temperature", 2], "--temperature is for learning from the float model: add --distill.", 2),
+        (["--teacher", "x"], "--teacher is for learning from the float model: add --distill.", 2),
+        (["--resume"], "There is no interrupted run in out.training: leave out --resume.", 1),
+        (["--label-column", "stars"], "train.tsv has no column 'stars'; it has sentence, label.", 1),
+        (["--text-pair-column", "x"], "--text-pair-column needs --text-column", 2),
+        (["--epochs", 0], "0.0 is not in the range x>0", 2),
+    ],
+    ids=str,
+)
+def test_mistakes(ckpt: Path, data: Path, arguments: list, message: str, code: int) -> None:
+    result = invoke("train", ckpt, "out", "--data", data.name, *arguments)
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert [each.name for each in Path().iterdir()] == ["train.tsv"]
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> Report:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMAND, "run_job", interrupted)
+    result = invoke("train", "ckpt", "out", "--data", "a.tsv")
+    assert result.exit_code == 1
+    assert "Interrupted. The same command with --resume goes on from the last checkpoint." in result.stderr
