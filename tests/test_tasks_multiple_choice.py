@@ -101,7 +101,7 @@ NONE = (
         {"startphrase": "a cat", "option1": "sat", "option2": "and", "label": 1},
         {"ctx": "a cat", "context": "x", "endings": ["sat", "and"], "gold_label": 1},
         {"prompt": "a cat", "choices": [" sat", "and "], "label": 1, "part1": "x", "part2": "y"},
-        {"prompt": "a cat", "B10": "x", "B12": "x", "part_0": "sat", "part_1": "and", "label": 1},
+        {"prompt": "a cat", "B0": "x", "C1": "x", "C3": "x", "part_0": "sat", "part_1": "and", "label": 1},
     ],
 )
 def test_finds_usual_columns(task: MultipleChoice, write: Write, row: dict[str, object]) -> None:

@@ -125,11 +125,11 @@ def test_training_labels_at_the_edges_of_windows() -> None:
 def test_a_batch_for_training_has_both_labels(task: QuestionAnswering) -> None:
     examples = [
         Question("the cat", "a dog sat", ("dog",), (2,)),
-        Question("on", "the mat", ("the mat",), (0,)),
+        Question("on", "the mat", ("mat",), (4,)),
     ]
     batch = task.collate(task.features(examples, training=True))
     assert batch["input_ids"].tolist() == [[2, 10, 6, 3, 5, 7, 8, 3], [2, 9, 3, 10, 11, 3, 0, 0]]
-    assert batch["start_positions"].tolist() == [5, 3]
+    assert batch["start_positions"].tolist() == [5, 4]
     assert batch["end_positions"].tolist() == [5, 4]
 
 
@@ -149,7 +149,7 @@ def test_the_answer_is_the_best_span_of_all_windows(task: QuestionAnswering) -> 
 
 
 @pytest.mark.parametrize("words", [1, 5, 10, 17, 40])
-@pytest.mark.parametrize("length", [8, 12, 32])
+@pytest.mark.parametrize("length", [8, 9, 12, 32])
 def test_long_questions_leave_room_for_the_paragraph(words: int, length: int) -> None:
     task = tiny_tasks.make(QuestionAnswering, HEAD, length)[0]
     features = task.features([Question("cat " * words, CONTEXT), Question("", CONTEXT)])
@@ -193,6 +193,14 @@ def test_best_span_is_that_of_all_spans(pairs: list[tuple[float, float]], longes
 )
 def test_official_scores(answer: str, references: list[str], expected: tuple[float, float]) -> None:
     assert scores(answer, references) == pytest.approx(expected, abs=1e-6)  # torchmetrics has them in fp32
+
+
+def test_blanks_around_a_paragraph_are_kept_for_answers_are_places_in_it(
+    task: QuestionAnswering, write: Write
+) -> None:
+    row = {"question": "who", "context": "\n a cat ", "answers": {"text": ["cat"], "answer_start": [4]}}
+    data = write("data.jsonl", json.dumps(row))
+    assert task.read(Source(str(data))) == [Question("who", "\n a cat ", ("cat",), (4,))]
 
 
 def test_reads_rows_of_the_hub_and_other_names_of_columns(task: QuestionAnswering, write: Write) -> None:

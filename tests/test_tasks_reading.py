@@ -4,11 +4,12 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import tiny_tasks
 from texts import Write
 
-from qdqpatch.errors import ConfigError
+from qdqpatch.errors import ConfigError, DataError
 from qdqpatch.tasks import TASKS
 from qdqpatch.tasks.base import Columns, Source, Task, draw
 
@@ -95,6 +96,25 @@ def test_format_without_a_reader(write: Write, case: tuple[Task[Any], str]) -> N
         "The name of data.xml does not tell its format: it must end in .txt, .csv, .tsv, .jsonl, and may "
         "have .gz after that."
     )
+
+
+def test_rows_of_the_hub_are_named_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load(name: str, subset: str | None, split: str) -> datasets.Dataset:
+        asked.append((name, subset, split))
+        return datasets.Dataset.from_dict({"tokens": [["a", "cat"], ["sat"]], "ner_tags": [[0, 1], [3]]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    task, _ = tiny_tasks.make(TASKS["token-classification"], HEADS["token-classification"])
+    with pytest.raises(DataError) as caught:
+        task.read(Source("some/tags", split="test", subset="en"))
+    assert asked == [("some/tags", "en", "test")]
+    assert str(caught.value) == (
+        "some/tags, row 1, word 1, has the label '3'; the model's are 0 (LABEL_0), 1 (LABEL_1), 2 (LABEL_2)."
+    )
+    unlabelled = task.read(Source("some/tags"), labelled=False)
+    assert [each.words for each in unlabelled] == [("a", "cat"), ("sat",)]
 
 
 def test_split_and_subset_are_for_the_hub(write: Write, case: tuple[Task[Any], str]) -> None:
