@@ -65,8 +65,8 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
         "train", "ckpt", "out", "--task", "question-answering", "--data", "train.json",
         "--eval-data", "dev.json", "--max-length", 320, "--eval-samples", 9, "--epochs", 2, "--lr", 1e-4,
         "--batch-size", 3, "--accumulate", 2, "--warmup", 0, "--weight-decay", 0.1, "--seed", 5, "--dropout",
-        "--bf16", "--distill", "--teacher", "big", "--temperature", 2, "--hidden-states", 3, "--attentions", 4,
-        "--labels", 5, "--activation-ranges", "clip", "--weight-ranges", "frozen", "--method", "max",
+        "--bf16", "--distill", "--teacher", "big", "--temperature", 2, "--hidden-states", 3, "--attentions",
+        4, "--labels", 5, "--activation-ranges", "clip", "--weight-ranges", "frozen", "--method", "max",
         "--preset", "no-residual",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
