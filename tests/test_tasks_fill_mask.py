@@ -82,6 +82,11 @@ def test_texts_are_masked_alike_whatever_else_is_read_and_anew_for_another_seed(
     assert len({tuple(each) for each in others}) > 10
 
 
+def test_texts_of_one_length_are_masked_at_different_places() -> None:
+    wanted = [mask_tokens([word] * 40, [0] * 40, MASK, 50, seed=0)[1] for word in range(5, 25)]
+    assert len({tuple(each != IGNORED for each in one) for one in wanted}) == 20
+
+
 def test_what_is_kept_is_no_view_of_the_logits(task: FillMask) -> None:
     (feature,) = task.features([Text("the cat")])
     logits = np.random.default_rng(0).normal(size=(4, 48)).astype(np.float32)
