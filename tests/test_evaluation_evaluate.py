@@ -141,6 +141,13 @@ def test_embeddings_are_compared_with_the_first_ones(here: Path) -> None:
         evaluate(["float"], None, Source("texts.txt"))
 
 
+def test_what_is_below_a_head_has_embeddings_too(here: Path) -> None:
+    write("masked", models.float_model("BertForMaskedLM"))  # without a pooler, which embeddings do not need
+    Path("texts.txt").write_text("the cat\nthe mat\n")
+    _, row = evaluate(["masked", "masked"], "feature-extraction", Source("texts.txt")).rows
+    assert row.metrics["cosine"].value == pytest.approx(1, abs=1e-12)
+
+
 def test_perplexity_of_masked_words(here: Path) -> None:
     write("float", models.float_model("BertForMaskedLM"))
     Path("texts.txt").write_text("the cat sat on the mat\na dog and the cats\nthe mat\n" * 5)
