@@ -13,10 +13,13 @@ from qdqpatch.errors import ConfigError, DataError, NotQuantizedError
 from qdqpatch.evaluation.predicting import batches
 from qdqpatch.patch import named_quantizers
 from qdqpatch.sensitivity import Sensitivity, find_units, measure, search
+from qdqpatch.sensitivity.running import Subject
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
 from qdqpatch.tasks.fill_mask import FillMask
+from qdqpatch.tasks.multiple_choice import Choice, MultipleChoice
 from qdqpatch.tasks.question_answering import Question, QuestionAnswering
 from qdqpatch.tasks.texts import Text
+from qdqpatch.tasks.token_classification import Sentence, TokenClassification
 
 Flags = dict[str, bool]
 
@@ -68,30 +71,34 @@ def test_a_cost_is_that_of_a_model_with_this_unit_alone_quantized(model: PreTrai
     assert found.costs[0].cost == pytest.approx(total / 5, rel=1e-3)
 
 
-def test_costs_of_each_head() -> None:
-    question = Question("the cat sat", "the cat sat on the mat", ("mat",), (19,))
-    text = Text("the cat sat on the mat")
-    for kind, head, example in (
-        (QuestionAnswering, "BertForQuestionAnswering", question),
-        (FillMask, "BertForMaskedLM", text),
-        (FeatureExtraction, "BertModel", text),
-    ):
-        task, float_model = make(kind, head, 24)
-        model = qdqpatch.quantize(float_model)
-        qdqpatch.calibrate(model, batches(task, task.features([example]), 1))
-        found = measure(model, task, [example])
-        assert len(found.costs) == 8
-        assert all(0 < each.cost < 0.1 for each in found.costs)
-        assert found.measure == ("1 - cosine" if head == "BertModel" else "KL divergence")
-        by_metric = search(model, task, [example], found, 1e6, labelled=head != "BertForQuestionAnswering")
-        assert (
-            by_metric.metric
-            == {
-                "BertForQuestionAnswering": "unchanged predictions",
-                "BertForMaskedLM": "perplexity",
-                "BertModel": "cosine",
-            }[head]
-        )
+QUESTION = Question("the cat sat", "the cat sat on the mat", ("mat",), (19,))
+TEXT = Text("the cat sat on the mat")
+HEADS = {
+    "BertForQuestionAnswering": (QuestionAnswering, QUESTION, "unchanged predictions"),
+    "BertForTokenClassification": (TokenClassification, Sentence(("the", "cat")), "unchanged predictions"),
+    "BertForMultipleChoice": (MultipleChoice, Choice("the", ("cat", "mat s"), None), "unchanged predictions"),
+    "BertForMaskedLM": (FillMask, TEXT, "perplexity"),
+    "BertModel": (FeatureExtraction, TEXT, "cosine"),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_costs_of_each_head(head: str) -> None:
+    kind, example, metric = HEADS[head]
+    task, float_model = make(kind, head, 24)
+    model = qdqpatch.quantize(float_model)
+    qdqpatch.calibrate(model, batches(task, task.features([example]), 1))
+    found = measure(model, task, [example])
+    assert len(found.costs) == 8
+    assert all(0 < each.cost < 0.1 for each in found.costs)
+    assert found.measure == ("1 - cosine" if head == "BertModel" else "KL divergence")
+    # Embeddings need no labels, so it makes no difference that there are none.
+    mixed = search(model, task, [example], found, 1e6, labelled=metric == "perplexity")
+    sign = -1 if metric == "perplexity" else 1
+    loss = sign * (mixed.float_value - mixed.trials[0].value)
+    assert mixed.metric == metric
+    assert mixed.trials[0].drop == pytest.approx(100 * loss / mixed.float_value, abs=1e-9)
+    assert mixed.limit == mixed.float_value - sign * 1e4 * mixed.float_value
 
 
 @pytest.mark.parametrize("by_metric", [False, True])
@@ -137,6 +144,12 @@ def test_the_texts_are_tokenized_once(model: PreTrainedModel, monkeypatch: pytes
     monkeypatch.setattr(task, "features", lambda examples: counts.append(len(examples)) or features(examples))
     measure(model, task, sensitivities.labelled())
     assert counts == [32]
+
+
+def test_texts_of_like_length_run_together(model: PreTrainedModel) -> None:
+    subject = Subject.of(model, sensitivities.task(), sensitivities.labelled(), 3)
+    lengths = [int(each) for batch in subject.batches() for each in batch["attention_mask"].sum(-1)]
+    assert lengths == sorted(len(each["input_ids"]) for each in subject.features)
 
 
 def test_progress_ends_at_its_total(model: PreTrainedModel) -> None:

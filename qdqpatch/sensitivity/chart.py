@@ -66,6 +66,7 @@ def _curve(axes: Any, sensitivity: Sensitivity, found: MixedPrecision) -> None:
     names = tuple(each.unit.name for each in sensitivity.costs)
     in_order = [each for each in found.trials if each.float_units == names[: len(each.float_units)]]
     points = sorted((len(each.float_units), each.value) for each in in_order)
+    points.append((found.units, found.float_value))
     others = [(len(each.float_units), each.value) for each in found.trials if each not in in_order]
     axes.axhline(found.float_value, color=LINE, linewidth=1)
     axes.axhline(found.limit, color=LINE, linewidth=1, linestyle="--")
