@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import models
 import pytest
+import torch
 from checkpoints import write_checkpoint
 from click.testing import CliRunner, Result
 from rich.console import Console
@@ -89,6 +90,23 @@ def test_the_ranges_are_those_of_the_library(convert, checkpoint: Path) -> None:
         qdqpatch.quantize(AutoModelForMaskedLM.from_pretrained(checkpoint)), batches, percentile=99
     )
     models.assert_equal(AutoModelForMaskedLM.from_pretrained("out").state_dict(), expected.state_dict())
+
+
+def test_ranges_are_adjusted_afterwards(convert, checkpoint: Path) -> None:
+    Path("data.txt").write_text("\n".join(TEXTS))
+    given = ("--method", "max", "--max-length", 32, "--fuse-qkv", "--clip-gelu", 0.25)
+    result = convert("--calib", "data.txt", *given)
+    assert result.exit_code == 0, result.output
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    batches = qdqpatch.calibration.text_batches(TEXTS, tokenizer, max_length=32)
+    expected = qdqpatch.quantize(AutoModelForMaskedLM.from_pretrained(checkpoint))
+    qdqpatch.calibrate(expected, batches, method="max")
+    before = models.ranges(expected)
+    qdqpatch.calibration.clip_gelu(qdqpatch.calibration.fuse_qkv(expected), 0.25)
+    found = models.ranges(AutoModelForMaskedLM.from_pretrained("out"))
+    models.assert_equal(found, models.ranges(expected))
+    changed = {path.rpartition(".")[2] for path in before if not torch.equal(found[path], before[path])}
+    assert changed >= {"_input_quantizer", "matmul_q_input_quantizer"}
 
 
 @pytest.mark.parametrize("method", ["max", "mse", "entropy", "auto"])
@@ -219,5 +237,5 @@ def test_help_has_a_section_for_calibration(convert) -> None:
     assert "--calib" not in options
     assert re.findall(r"^  (--[a-z-]+)", calibration, re.MULTILINE) == [
         *("--calib", "--text-column", "--text-pair-column", "--split", "--subset", "--samples", "--seed"),
-        *("--batch-size", "--max-length", "--method", "--percentile"),
+        *("--batch-size", "--max-length", "--method", "--percentile", "--fuse-qkv", "--clip-gelu"),
     ]

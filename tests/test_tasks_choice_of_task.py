@@ -1,10 +1,14 @@
+from pathlib import Path
+
 import models
 import pytest
+from checkpoints import write_tokenizer
 from transformers import BertConfig
 
 from qdqpatch.checkpoint.source import TASKS as AUTO_CLASSES
+from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.errors import ConfigError
-from qdqpatch.tasks import TASKS, task_of
+from qdqpatch.tasks import TASKS, make_task, task_of
 
 COVERED = {
     "BertForSequenceClassification": "text-classification",
@@ -46,3 +50,14 @@ def test_config_without_a_head() -> None:
         task_of(BertConfig())
     problem = "What task the model is for is not clear, because its config names no class"
     assert str(caught.value) == f"{problem}; {KNOWN}"
+
+
+def test_a_task_is_made_with_its_options_and_no_longer_than_the_model(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(write_tokenizer(tmp_path)))
+    config = BertConfig(architectures=["BertForQuestionAnswering"], max_position_embeddings=60)
+    task = make_task(None, tokenizer, config, None, {"stride": 5, "longest_answer": 2})
+    assert (task.name, task.max_length, task.stride, task.longest_answer) == ("question-answering", 60, 5, 2)
+    assert make_task("text-classification", tokenizer, config, 20).max_length == 20
+    with pytest.raises(ConfigError) as caught:
+        make_task("fill-mask", tokenizer, config, options={"stride": 5})
+    assert str(caught.value) == "stride is for question-answering, not for fill-mask."

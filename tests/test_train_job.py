@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: Source, t
         (
             job(str(headless), data),
             False,
-            "A model for feature-extraction has no loss of its own: train it with --distill.",
+            "A model for feature-extraction has no loss: train it with --distill.",
         ),
         (
             job(ckpt, data, teacher=str(quantized), distillation=Distillation()),

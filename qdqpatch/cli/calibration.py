@@ -16,7 +16,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qdqpatch.calibration import Statistics, calibrate, collect
+from qdqpatch.calibration import Statistics, calibrate, clip_gelu, collect, fuse_qkv
 from qdqpatch.calibration.methods import Method
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.cli.common import Command
@@ -88,6 +88,17 @@ OPTIONS = (
         type=click.FloatRange(0, 100, min_open=True),
         help="How many percent of the values a range takes in; sets --method percentile.",
     ),
+    _option(
+        "--fuse-qkv",
+        is_flag=True,
+        help="Give query, key and value of an attention one range, for engines with one GEMM for all three.",
+    ),
+    _option(
+        "--clip-gelu",
+        type=click.FloatRange(0, min_open=True),
+        metavar="VALUE",
+        help="Let the ranges after GELU end at VALUE, such as 10.",
+    ),
 )
 
 
@@ -107,6 +118,8 @@ class Calibration:
     length_given: bool
     method: Method
     percentile: float
+    fuse_qkv: bool
+    clip_gelu: float | None
 
     def prepare(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
         """Read the tokenizer and the texts, and return what calibrates the model with them.
@@ -144,6 +157,10 @@ class Calibration:
             warn_if_short(batches, served_length(tokenizer, model))
         statistics = collect(model, _Tracked(batches, console), compare=self.method == "auto")
         calibrate(model, statistics, method=self.method, percentile=self.percentile)
+        if self.fuse_qkv:
+            fuse_qkv(model)
+        if self.clip_gelu is not None:
+            clip_gelu(model, self.clip_gelu)
         return statistics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.cli.common import Command
 from qdqpatch.cli.sections import SectionOption
-from qdqpatch.data.lengths import config_limit
-from qdqpatch.tasks import TASKS, task_of
+from qdqpatch.tasks import TASKS, make_task
 from qdqpatch.tasks.base import Columns, Source, Task
 
 _option = functools.partial(click.option, cls=SectionOption, section="Data")
@@ -50,6 +50,18 @@ OPTIONS = (
         help="Where sequences are cut, in tokens; for question answering, the length of a window.  "
         "[default: 384 for question answering, else 128; at most what the model takes]",
     ),
+    _option(
+        "--doc-stride",
+        "stride",
+        type=click.IntRange(min=1),
+        help="For question answering: by how many tokens the windows of a long text overlap.  [default: 128]",
+    ),
+    _option(
+        "--max-answer-length",
+        "longest_answer",
+        type=click.IntRange(min=1),
+        help="For question answering: how many tokens an answer can have.  [default: 30]",
+    ),
 )
 
 
@@ -61,21 +73,21 @@ class Data:
         task: A key of `TASKS`; None for what the checkpoint's head is for.
         source: The data.
         max_length: Where sequences are cut; None for the task's default.
+        options: What else is set, by the names in the task's `options`.
     """
 
     task: str | None
     source: Source
     max_length: int | None
+    options: Mapping[str, int]
 
     def make_task(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Task[Any]:
         """Return the task of a model.
 
         Raises:
-            ConfigError: If it is not clear which it is.
+            ConfigError: If it is not clear which it is, or it has no such option.
         """
-        kind = task_of(config) if self.task is None else TASKS[self.task]
-        length = self.max_length or kind.default_length
-        return kind(tokenizer, config, min(length, config_limit(config)))
+        return make_task(self.task, tokenizer, config, self.max_length, self.options)
 
     def other(self, name: str) -> Source:
         """Return a source that is read like the data."""
@@ -95,12 +107,16 @@ def data_options(command: Command) -> Command:
         split: str | None,
         subset: str | None,
         max_length: int | None,
+        stride: int | None,
+        longest_answer: int | None,
         **arguments: Any,
     ) -> None:
         if text_pair_column and not text_column:
             raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
         columns = Columns(text_column, text_pair_column, label_column)
-        command(data=Data(task, Source(data, columns, split, subset), max_length), **arguments)
+        given = {"stride": stride, "longest_answer": longest_answer}
+        options = {name: value for name, value in given.items() if value is not None}
+        command(data=Data(task, Source(data, columns, split, subset), max_length, options), **arguments)
 
     for option in reversed(OPTIONS):
         with_data = option(with_data)

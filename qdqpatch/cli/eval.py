@@ -117,6 +117,7 @@ def evaluate_models(
             samples,
             seed=seed,
             max_length=data.max_length,
+            options=data.options,
             batch_size=batch_size,
             engines=engines,
             threads=threads,

@@ -159,6 +159,7 @@ def train(
         eval_data=None if eval_data is None else data.other(eval_data),
         task=data.task,
         max_length=data.max_length,
+        options=data.options,
         eval_samples=eval_samples,
         teacher=teacher,
         distillation=Distillation(**parts) if distill else None,

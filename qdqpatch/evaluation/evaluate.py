@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ def evaluate(
     *,
     seed: int = 0,
     max_length: int | None = None,
+    options: Mapping[str, int] | None = None,
     batch_size: int = 32,
     engines: Collection[str] = (),
     threads: int | None = None,
@@ -49,6 +50,7 @@ def evaluate(
         samples: How many of the examples to draw at random; None for all.
         seed: Another one draws other examples, and other ones in the bootstrap.
         max_length: Where sequences are cut; None for the task's default. At most what every model takes.
+        options: What else is set, by the names in the task's `options`.
         batch_size: How many sequences run at once; graphs that are made for another number get that one.
         engines: Some of `qdqpatch.contenders.RUNNERS`; empty for all that are installed. An engine that was
             not asked for and cannot load a model is skipped.
@@ -63,7 +65,7 @@ def evaluate(
     """
     contenders = find_contenders(models, engines)
     step("Reading", 0, 1)
-    settled = settle(models, task, max_length)
+    settled = settle(models, task, max_length, options)
     examples = draw(settled.read(source), samples, seed)
     features = settled.features(examples, seed=seed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.errors import ConfigError
-from qdqpatch.tasks import TASKS, task_of
+from qdqpatch.tasks import TASKS, make_task, task_of
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
 
@@ -41,13 +41,19 @@ class Described:
     tokenizer: PreTrainedTokenizerBase | None
 
 
-def settle(models: Sequence[str], task: str | None = None, max_length: int | None = None) -> Task[Any]:
+def settle(
+    models: Sequence[str],
+    task: str | None = None,
+    max_length: int | None = None,
+    options: Mapping[str, int] | None = None,
+) -> Task[Any]:
     """Return the task that all models are for, with the first config and the first tokenizer among them.
 
     Args:
         models: Files, folders, and names of checkpoints on the hub.
         task: A key of `TASKS`; None for what the first config's head is for.
         max_length: Where sequences are cut; None for the task's default. At most what every model takes.
+        options: What else is set, by the names in the task's `options`.
 
     Raises:
         CheckpointError: If a config or a tokenizer cannot be read.
@@ -70,7 +76,8 @@ def settle(models: Sequence[str], task: str | None = None, max_length: int | Non
         _check_labels(described)
     _check_vocabularies(described)
     limits = (config_limit(each.config) for each in described if each.config is not None)
-    return kind(tokenizer, config, min(max_length or kind.default_length, *limits))
+    length = min(max_length or kind.default_length, *limits)
+    return make_task(kind.name, tokenizer, config, length, options)
 
 
 def _describe(name: str) -> Described:

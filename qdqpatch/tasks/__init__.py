@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.checkpoint.source import TASKS as AUTO_CLASSES
+from qdqpatch.data.lengths import config_limit
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
@@ -54,3 +56,31 @@ def task_of(config: PreTrainedConfig) -> type[Task[Any]]:
         f"{problem}; next-sentence prediction, text generation and pretraining are not covered. Name one "
         f"that is with task (--task): {', '.join(TASKS)}."
     )
+
+
+def make_task(
+    name: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    max_length: int | None = None,
+    options: Mapping[str, int] | None = None,
+) -> Task[Any]:
+    """Return the task of a model.
+
+    Args:
+        name: A key of `TASKS`; None for what the head that the config names is for.
+        tokenizer: The model's.
+        config: The model's.
+        max_length: Where sequences are cut; None for the task's default. At most what the model takes.
+        options: What else is set, by the names in the task's `options`.
+
+    Raises:
+        ConfigError: If it is not clear which task it is, or it has no such option.
+    """
+    kind = task_of(config) if name is None else TASKS[name]
+    for option in options or {}:
+        if option not in kind.options:
+            owners = " and ".join(each.name for each in TASKS.values() if option in each.options)
+            raise ConfigError(f"{option} is for {owners}, not for {kind.name}.")
+    length = min(max_length or kind.default_length, config_limit(config))
+    return kind(tokenizer, config, length, **(options or {}))

@@ -69,6 +69,7 @@ class Task(ABC, Generic[Example]):
         by_token: Those of them that have an entry for each token.
         formats: What `read` takes, for help texts.
         default_length: Where sequences are cut unless told otherwise.
+        options: What else can be set, by the names of the constructor's arguments: whole numbers.
         needs_labels: Whether training and the metric need labels in the data.
         has_loss: Whether such a model has a loss of its own, so that it can be trained without a teacher.
     """
@@ -78,6 +79,7 @@ class Task(ABC, Generic[Example]):
     by_token: ClassVar[tuple[str, ...]] = ()
     formats: ClassVar[str]
     default_length: ClassVar[int] = 128
+    options: ClassVar[tuple[str, ...]] = ()
     needs_labels: ClassVar[bool] = True
     has_loss: ClassVar[bool] = True
 
@@ -154,7 +156,9 @@ class Task(ABC, Generic[Example]):
         names = [name for name in MODEL_INPUTS if name in features[0]]
         batch: Batch = dict(
             self.tokenizer.pad(
-                [{name: each[name] for name in names} for each in features], return_tensors="pt"
+                [{name: each[name] for name in names} for each in features],
+                padding_side="right",  # positions are counted from the left
+                return_tensors="pt",
             )
         )
         length = batch["input_ids"].shape[-1]

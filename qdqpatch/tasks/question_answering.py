@@ -47,6 +47,7 @@ class QuestionAnswering(Task[Question]):
         "JSON in SQuAD's layout, or JSONL with the fields question, context and answers (text, answer_start)"
     )
     default_length = 384
+    options = ("stride", "longest_answer")
 
     def __init__(
         self,

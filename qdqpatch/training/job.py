@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ class Job:
         eval_data: What the metrics are computed on; None holds a tenth of the training data out.
         task: A key of `qdqpatch.tasks.TASKS`; None for what the checkpoint's head is for.
         max_length: Where sequences are cut; None for the task's default.
+        options: What else of the task is set, by the names in its `options`.
         eval_samples: At most so many examples are evaluated on, drawn at random; None for all.
         teacher: The float checkpoint to distil from; None for `ckpt` itself, without its quantizers.
         distillation: The parts of the loss with a teacher; None to learn from labels alone.
@@ -40,6 +42,7 @@ class Job:
     eval_data: Source | None = None
     task: str | None = None
     max_length: int | None = None
+    options: Mapping[str, int] = field(default_factory=dict)
     eval_samples: int | None = None
     teacher: str | None = None
     distillation: Distillation | None = None

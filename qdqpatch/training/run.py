@@ -8,7 +8,6 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -17,13 +16,12 @@ from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
 from qdqpatch.conversion import dequantize, quantize
-from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines import Arrays
 from qdqpatch.errors import CheckpointError, ConfigError
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
 from qdqpatch.patch import enabled_quantizers
-from qdqpatch.tasks import TASKS, task_of
-from qdqpatch.tasks.base import Feature, Task, draw
+from qdqpatch.tasks import make_task
+from qdqpatch.tasks.base import Feature, draw
 from qdqpatch.training.fit import fit, last_checkpoint
 from qdqpatch.training.job import Job, Report, Stage
 from qdqpatch.training.ranges import freeze_ranges, train_ranges
@@ -131,15 +129,15 @@ class _Run:
             raise ConfigError(
                 f"{job.ckpt} is quantized already: leave out what is to be quantized, or train the float one."
             )
-        kind = task_of(source.config) if job.task is None else TASKS[job.task]
-        if job.distillation is None and not kind.has_loss:
-            raise ConfigError(f"A model for {kind.name} has no loss of its own: train it with --distill.")
-        length = min(job.max_length or kind.default_length, config_limit(source.config))
-        self._task: Task[Any] = kind(load_tokenizer(job.ckpt), source.config, length)
+        tokenizer = load_tokenizer(job.ckpt)
+        self._task = make_task(job.task, tokenizer, source.config, job.max_length, job.options)
+        has_loss = self._task.has_loss
+        if job.distillation is None and not has_loss:
+            raise ConfigError(f"A model for {self._task.name} has no loss: train it with --distill.")
         self._read()
         listener.say(f"Loading {job.ckpt}")
         self.model, missing = source.load()
-        if missing and kind.has_loss:
+        if missing and has_loss:
             listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
         self._teacher = self._float_model()
         if self._is_float:
