@@ -137,8 +137,9 @@ def test_one_model_cannot_fall_behind(evaluate: Eval) -> None:
 def test_options_reach_the_library(idle: list[Any]) -> None:
     columns = ("--text-column", "t", "--text-pair-column", "p", "--label-column", "l")
     running = ("--engine", "torch", "--engine", "openvino", "--batch-size", 4, "--threads", 2)
-    drawn = ("--samples", 7, "--seed", 3, "--max-length", 64, "--task", "question-answering")
-    assert invoke("eval", "a", "b", "--data", "d.csv", *columns, *running, *drawn).exit_code == 0
+    drawn = ("--samples", 7, "--seed", 3, "--max-length", 64)
+    task = ("--task", "question-answering", "--doc-stride", 16, "--max-answer-length", 9)
+    assert invoke("eval", "a", "b", "--data", "d.csv", *columns, *running, *drawn, *task).exit_code == 0
     (arguments, options), *_ = idle
     source = Source("d.csv", Columns("t", "p", "l"))
     assert arguments == (("a", "b"), "question-answering", source, 7)
@@ -146,6 +147,7 @@ def test_options_reach_the_library(idle: list[Any]) -> None:
     assert options == {
         "seed": 3,
         "max_length": 64,
+        "options": {"stride": 16, "longest_answer": 9},
         "batch_size": 4,
         "engines": ("torch", "openvino"),
         "threads": 2,
@@ -161,7 +163,14 @@ def test_defaults(idle: list[Any]) -> None:
     assert hub[2] == Source("nyu-mll/glue", Columns(), "validation", "sst2")
     assert split[2].split == "test"
     del options["step"]
-    assert options == {"seed": 0, "max_length": None, "batch_size": 32, "engines": (), "threads": None}
+    assert options == {
+        "seed": 0,
+        "max_length": None,
+        "options": {},
+        "batch_size": 32,
+        "engines": (),
+        "threads": None,
+    }
 
 
 def test_errors_are_one_line(evaluate: Eval) -> None:

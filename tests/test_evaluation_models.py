@@ -1,5 +1,6 @@
 """Models that are loaded to be evaluated: in batches of any size, in graphs of one shape, in both engines."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from qdqpatch.evaluation.fixed import filled
 from qdqpatch.evaluation.models import Model
 from qdqpatch.evaluation.predicting import predict
 from qdqpatch.tasks.base import Batch, Task
+from qdqpatch.tasks.feature_extraction import FeatureExtraction
 from qdqpatch.tasks.fill_mask import FillMask
 from qdqpatch.tasks.question_answering import QuestionAnswering
 from qdqpatch.tasks.text_classification import TextClassification
@@ -68,6 +70,15 @@ def test_padding_does_not_change_what_tokens_get(here: Path) -> None:
     lengths = [len(each["input_ids"]) for each in features(task, *TEXTS)]
     assert [len(each["end_logits"]) for each in together] == lengths
     assert_close(together, alone)
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says(here: Path) -> None:
+    write("qa", models.float_model("BertForQuestionAnswering"))
+    tokenizer = copy.deepcopy(tiny_tasks.tokenizer())
+    tokenizer.padding_side = "left"
+    task = QuestionAnswering(tokenizer, models.config("BertForQuestionAnswering"))
+    model = loaded("qa", task)
+    assert_close(outputs(model, task, 4), outputs(model, task, 1))
 
 
 def test_a_checkpoint_is_run_in_eval_mode(task: Task[Any]) -> None:
@@ -132,6 +143,16 @@ def test_a_checkpoint_without_the_head(task: Task[Any]) -> None:
         r"classifier\.bias, classifier\.weight\.$",
     ):
         loaded("bare", task)
+
+
+def test_a_checkpoint_without_some_weights(here: Path) -> None:
+    model = models.float_model("BertForMaskedLM")
+    lost = "bert.encoder.layer.1.output.dense.weight"
+    weights = {name: each for name, each in model.state_dict().items() if name != lost}
+    model.save_pretrained("part", state_dict=weights)
+    task = FeatureExtraction(tiny_tasks.tokenizer(), model.config)
+    with pytest.raises(CheckpointError, match=r"lacks encoder\.layer\.1\.output\.dense\.weight\.$"):
+        loaded("part", task)
 
 
 def test_a_graph_without_the_outputs(here: Path) -> None:
