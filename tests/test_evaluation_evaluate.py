@@ -197,7 +197,7 @@ def test_what_an_engine_cannot_load_is_skipped_unless_it_was_asked_for(
         ("b.onnx", "openvino", "openvino cannot load it")
     ]
     with pytest.raises(EngineError, match=r"^openvino cannot load it$"):
-        evaluate(["a", "b.onnx"], None, data, engines=["torch", "openvino"])
+        evaluate(["a", "b.onnx"], None, data, engines=["torch", "onnxruntime", "openvino"])
 
 
 def test_progress(data: Source) -> None:
