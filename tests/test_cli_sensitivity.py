@@ -90,12 +90,12 @@ def test_the_tables(run) -> None:
     result = run("--data", "dev.tsv", "--config", "bad.json", "--max-drop", 0)
     assert result.exit_code == 0, result.output
     lines = [" ".join(line.split()) for line in result.stdout.splitlines() if line.strip()]
-    assert lines[0] == "Cost of quantizing one unit alone: KL divergence, 32 examples"
+    assert lines[0] == "Cost of quantizing each alone: KL divergence, 32 examples"
     assert lines[1] == "Unit Quantizers Cost Share of all costs"
     assert {re.sub(r" \d+ \S+ \S+$", "", line) for line in lines[3:5]} == set(BAD)
-    assert lines[11] == "Units in float for a drop of at most 0%, 32 examples"
+    assert lines[11] == "Drop of at most 0%, 32 examples"
     assert lines[12] == "Units in float accuracy Drop"
-    assert "2 of 8 100.00 0.00% smallest within the limit" in lines
+    assert "2 of 8 100.00 0.00% chosen" in lines
     assert lines[-2] == "8 of 8 100.00 0.00%"
     assert re.fullmatch("To leave in float: .*; .* \\(accuracy 100.00, float 100.00\\).", lines[-1])
     assert all(name in lines[-1] for name in BAD)

@@ -56,7 +56,7 @@ def test_readme_commands(folder: Path) -> None:
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines]
     ours = [command[1:] for command in commands if command[0] == "qdqpatch"]
-    assert len(ours) == 12
+    assert len(ours) == 14
     for command in ours:
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, (command, result.output)

@@ -219,7 +219,7 @@ def _stepping(bar: Progress) -> Step:
 def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
     print_table(cost_title(costs), COST_COLUMNS, cost_rows(costs))
     if found is not None:
-        title = f"Units in float for a drop of at most {found.max_drop:g}%, {found.examples} examples"
+        title = f"Drop of at most {found.max_drop:g}%, {found.examples} examples"
         print_table(title, trial_columns(found), trial_rows(found))
         if found.config is not None:
             click.echo(conclusion(found))

@@ -11,7 +11,7 @@ COST_COLUMNS = ("Unit", "Quantizers", "Cost", "Share of all costs")
 
 def cost_title(sensitivity: Sensitivity) -> str:
     """Say what the table of costs shows."""
-    return f"Cost of quantizing one unit alone: {sensitivity.measure}, {sensitivity.examples} examples"
+    return f"Cost of quantizing each alone: {sensitivity.measure}, {sensitivity.examples} examples"
 
 
 def cost_rows(sensitivity: Sensitivity) -> list[list[str]]:
@@ -44,19 +44,17 @@ def trial_rows(found: MixedPrecision) -> list[list[str]]:
     best: dict[int, Trial] = {}
     for trial in sorted(found.trials, key=lambda each: (len(each.float_units), each.drop)):
         best.setdefault(len(trial.float_units), trial)
-    best[len(found.best.float_units)] = found.best
     rows = [
         [
             f"{count} of {found.units}",
             number(trial.value),
             f"{trial.drop:.2f}%",
-            "smallest within the limit" if trial is found.best else "",
+            "chosen" if trial is found.best else "",
         ]
-        for count, trial in sorted(best.items())
-        if count < found.units
+        for count, trial in best.items()
     ]
-    chosen = "nothing else is within the limit" if found.config is None else ""
-    return [*rows, [f"{found.units} of {found.units}", number(found.float_value), "0.00%", chosen]]
+    only = "nothing else is within the limit" if found.config is None else ""
+    return [*rows, [f"{found.units} of {found.units}", number(found.float_value), "0.00%", only]]
 
 
 def conclusion(found: MixedPrecision) -> str:
