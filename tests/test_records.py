@@ -149,3 +149,16 @@ def test_paths_that_are_no_files(write: Write) -> None:
 def test_jsonl_fields_with_other_bytes_do_no_harm(write: Write) -> None:
     content = json.dumps({"text": "the cat", "name": "X"}).encode().replace(b"X", b"\xe9")
     assert rows(write("a.jsonl", content)) == [("the cat", None)]
+
+
+def test_questions_of_squad_are_pairs(write: Write) -> None:
+    paragraphs = [
+        {"context": "the cat sat", "qas": [{"id": "a", "question": "who"}, {"id": "b", "question": "what"}]},
+        {"context": "a dog", "qas": [{"id": "c", "question": "who"}]},
+    ]
+    text = json.dumps({"data": [{"paragraphs": paragraphs}]})
+    wanted = [("who", "the cat sat"), ("what", "the cat sat"), ("who", "a dog")]
+    assert rows(write("a.json", text)) == wanted
+    assert rows(write("a.json.gz", text)) == wanted
+    with pytest.raises(CalibrationError, match=r"b\.json is not in SQuAD's layout: it has no list 'data'"):
+        rows(write("b.json", "{}"))

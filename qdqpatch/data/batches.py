@@ -100,8 +100,9 @@ def text_batches(
     texts are less than half as long as what the model takes.
 
     Args:
-        data: A .txt, .csv, .tsv or .jsonl file, also gzipped; the name of a data set on the Hugging Face
-            hub, which a string is that names no file; a `datasets.Dataset`; a list of texts, or of pairs.
+        data: A .txt, .csv, .tsv, .jsonl or SQuAD .json file, also gzipped; the name of a data set on
+            the Hugging Face hub, which a string is that names no file; a `datasets.Dataset`; a list of texts,
+            or of pairs.
         tokenizer: The model's tokenizer.
         text_column: The column of the texts; None chooses columns by their usual names.
         text_pair_column: The column of the second texts, if the model reads two together.

@@ -1,4 +1,4 @@
-"""Files of texts as records: lines of .txt, rows of .csv and .tsv, objects of .jsonl; gzipped or not."""
+"""Files of texts as records: lines of .txt, rows of .csv and .tsv, objects of .jsonl, SQuAD's questions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qdqpatch.data.files import open_text
+from qdqpatch.data.squad import read_squad
 from qdqpatch.errors import DataError
 
 
@@ -33,7 +34,7 @@ class Record:
 def file_format(path: Path) -> str:
     """Return the format of a file by its name: a key of `FORMATS`, or an empty string for another one."""
     name = path.name.lower().removesuffix(".gz")
-    return next((suffix for suffix in FORMATS if name.endswith(suffix)), "")
+    return next((suffix for suffix in (*FORMATS, SQUAD) if name.endswith(suffix)), "")
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -41,7 +42,8 @@ def read_records(path: Path) -> Iterator[Record]:
 
     Args:
         path: A UTF-8 file, with or without a byte order mark and with any line ends. A .csv or .tsv file
-            names its columns in the first line. Quotes mean something in .csv and nothing in .tsv.
+            names its columns in the first line. Quotes mean something in .csv and nothing in .tsv. A .json
+            file has SQuAD's layout.
 
     Raises:
         DataError: If it cannot be opened, has another format, names no columns, or is a damaged gzip
@@ -50,9 +52,12 @@ def read_records(path: Path) -> Iterator[Record]:
     suffix = file_format(path)
     if not suffix:
         raise DataError(
-            f"The name of {path} does not tell its format: it must end in {', '.join(FORMATS)}, and may have "
-            ".gz after that."
+            f"The name of {path} does not tell its format: it must end in {', '.join((*FORMATS, SQUAD))}, and "
+            "may have .gz after that."
         )
+    if suffix == SQUAD:
+        yield from (Record(line, fields) for line, fields in read_squad(path))
+        return
     try:
         # Bytes that are not UTF-8 become lone surrogates, so that one bad line does not end the reading.
         with open_text(path, errors="surrogateescape") as file:
@@ -127,4 +132,7 @@ def _read_objects(file: Iterable[str]) -> Iterator[Record]:
 
 
 FORMATS = {".txt": _read_lines, ".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_objects}
-"""The reader of each format, by the suffix of its files."""
+"""The reader of each format that is read line by line, by the suffix of its files."""
+
+SQUAD = ".json"
+"""The suffix of files in SQuAD's layout."""

@@ -48,8 +48,9 @@ def read_texts(
     Lines and rows that cannot be read are left out, and told of in one `CalibrationWarning`.
 
     Args:
-        data: A .txt, .csv, .tsv or .jsonl file, also gzipped; the name of a data set on the Hugging Face
-            hub, which a string is that names no file; a `datasets.Dataset`; a list of texts, or of pairs.
+        data: A .txt, .csv, .tsv, .jsonl or SQuAD .json file, also gzipped; the name of a data set on
+            the Hugging Face hub, which a string is that names no file; a `datasets.Dataset`; a list of texts,
+            or of pairs.
         text_column: The column of the texts; None chooses columns by their usual names.
         text_pair_column: The column of the second texts, if the model reads two together.
         samples: How many to draw; None, or more than there are, for all.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qdqpatch.data.files import open_text
+from qdqpatch.data.squad import read_squad
 from qdqpatch.errors import DataError
 from qdqpatch.tasks.base import Columns, Source
 from qdqpatch.tasks.reading import Row, checked_file, is_format, read_rows
@@ -39,43 +38,11 @@ def read_questions(source: Source, labelled: bool) -> list[Question]:
 
 
 def _squad_rows(source: Source) -> Iterator[Row]:
-    """Yield the questions of a file in SQuAD's layout.
-
-    Raises:
-        DataError: If the file is damaged or has another layout.
-    """
     path = checked_file(source)
-    with open_text(path) as file:
-        text = file.read()
-    try:
-        layout = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}).") from error
-    articles = layout.get("data") if isinstance(layout, dict) else None
-    if not isinstance(articles, list):
-        raise DataError(f"{path} is not in SQuAD's layout: it has no list 'data'.")
-    found, place, line = 0, 0, 1
-    for number, article in enumerate(articles):
-        try:
-            questions = [
-                {"context": part["context"], **each} for part in article["paragraphs"] for each in part["qas"]
-            ]
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is not in SQuAD's layout: article {number}, counted from 0, has no paragraphs with "
-                f"a context and qas each ({type(error).__name__}: {error})."
-            ) from error
-        for fields in questions:
-            found += 1
-            where = f"{path}, question number {found},"
-            if isinstance(name := fields.get("id"), str):
-                # JSON has lines too, and an error is found faster by its line than by the id of its question.
-                before, place = place, max(place, text.find(json.dumps(name), place))
-                line += text.count("\n", before, place)
-                where = f"{path}, line {line}, question {name!r},"
-            yield Row(where, fields)
-    if not found:
-        raise DataError(f"{path} is empty: it has no question.")
+    for number, (line, fields) in enumerate(read_squad(path), start=1):
+        name = fields.get("id")
+        place = f"line {line}, question {name!r}" if isinstance(name, str) else f"question number {number}"
+        yield Row(f"{path}, {place},", fields)
 
 
 def _question(row: Row, columns: Columns, labelled: bool) -> Question:
