@@ -34,9 +34,9 @@ OPTIONS = (
         "source",
         metavar="FILE|NAME",
         help="Set the ranges from the texts in FILE: lines of .txt, rows of .csv or .tsv (the first line "
-        "names the columns), objects of .jsonl, questions of SQuAD's .json; also gzipped (.gz). A NAME that is "
-        "no file is a data set on the Hugging Face hub. Without --calib, ranges are computed from each input, "
-        "and engines that need fixed ones cannot take the model.",
+        "names the columns), objects of .jsonl, questions of SQuAD's .json; also gzipped (.gz). A NAME that "
+        "is no file is a data set on the Hugging Face hub. Without --calib, ranges are computed from each "
+        "input, and engines that need fixed ones cannot take the model.",
     ),
     _option(
         "--text-column",

@@ -52,8 +52,8 @@ def read_records(path: Path) -> Iterator[Record]:
     suffix = file_format(path)
     if not suffix:
         raise DataError(
-            f"The name of {path} does not tell its format: it must end in {', '.join((*FORMATS, SQUAD))}, and "
-            "may have .gz after that."
+            f"The name of {path} does not tell its format: it must end in "
+            f"{', '.join((*FORMATS, SQUAD))}, and may have .gz after that."
         )
     if suffix == SQUAD:
         yield from (Record(line, fields) for line, fields in read_squad(path))
