@@ -64,11 +64,6 @@ def distance(expected: Tensor, actual: Tensor) -> float:
     return float((1 - cosines).sum())
 
 
-def changes(expected: Tensor, actual: Tensor) -> float:
-    """Return in how many rows the likeliest outcome is another."""
-    return float((expected.argmax(-1) != actual.argmax(-1)).sum())
-
-
 class Cost:
     """The mean of a distance over all distributions of an output, summed over the outputs.
 
