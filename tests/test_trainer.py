@@ -6,9 +6,12 @@ from typing import Any
 import models
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
+
+from qdqpatch.training import freeze_ranges, parameter_groups, train_ranges
 
 NAME = "BertForSequenceClassification"
 STEPS = 12
@@ -95,3 +98,55 @@ def test_an_uncalibrated_model_trains_too(uncalibrated, tmp_path: Path) -> None:
     losses = [entry["loss"] for entry in training.state.log_history if "loss" in entry]
     assert losses[-1] < 0.5 * losses[0]
     assert set(models.ranges(model).values()) == {None}
+
+
+@pytest.mark.parametrize("options", [{}, {CHECKPOINTING: True}, {"bf16": True}], ids=str)
+def test_learned_ranges_train_in_any_mode(options: dict[str, Any], calibrated, tmp_path: Path) -> None:
+    model = train_ranges(calibrated(NAME))
+    ranges = models.ranges(model)
+    training = trainer(model, tmp_path, **options)
+    training.train()
+    losses = [entry["loss"] for entry in training.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+    changed = [path for path, amax in models.ranges(model).items() if not torch.equal(amax, ranges[path])]
+    assert sorted(changed) == sorted(ranges)  # a rate of 2e-2 moves every one
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"checkpoint-{STEPS}")
+    models.assert_equal(dict(loaded.state_dict()), dict(freeze_ranges(model).state_dict()))
+
+
+def test_checkpointing_changes_no_gradient(calibrated) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = train_ranges(calibrated(NAME)).train()
+        if checkpointing:
+            getattr(model, f"{CHECKPOINTING}_enable")()
+        found.append(models.gradients(model, NAME))
+    models.assert_equal(*found)
+    assert any(name.endswith("_amax") for name in found[0])
+
+
+def test_training_with_learned_ranges_resumes_where_it_stopped(calibrated, tmp_path: Path) -> None:
+    model = train_ranges(calibrated(NAME))
+    trainer(model, tmp_path).train()
+    resumed = train_ranges(calibrated(NAME))
+    trainer(resumed, tmp_path).train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS // 2}"))
+    models.assert_equal(dict(resumed.state_dict()), dict(model.state_dict()))
+
+
+def test_a_loop_by_hand_and_one_of_accelerate_are_the_same(calibrated) -> None:
+    batch = models.inputs(NAME) | models.labels(NAME)
+    found = []
+    for accelerated in (False, True):
+        model = train_ranges(calibrated(NAME)).train()
+        optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3))
+        accelerator = Accelerator(cpu=True)
+        if accelerated:
+            model, optimizer = accelerator.prepare(model, optimizer)
+        for _ in range(3):
+            loss = model(**batch).loss
+            accelerator.backward(loss) if accelerated else loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(dict(accelerator.unwrap_model(model).state_dict()))
+    models.assert_equal(*found)
+    assert not torch.equal(found[0]["classifier.weight"], calibrated(NAME).classifier.weight)
