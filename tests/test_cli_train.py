@@ -93,6 +93,18 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("glue", ("glue", "validation", "sst2")), ("dev.tsv", ("dev.tsv", None, None))],
+)
+def test_evaluation_has_a_split_of_its_own(given: str, found: tuple, job: list[Job]) -> None:
+    options = ("--data", "glue", "--split", "train[:9]", "--subset", "sst2", "--eval-data", given)
+    assert invoke("train", "ckpt", "out", *options).exit_code == 0
+    (source,) = (each.eval_data for each in job)
+    assert (source.name, source.split, source.subset) == found
+    assert job[0].data.split == "train[:9]"
+
+
 def test_without_options_it_is_the_librarys_defaults(job: list[Job]) -> None:
     assert invoke("train", "ckpt", "out", "--data", "a.tsv").exit_code == 0
     assert invoke("train", "ckpt", "out", "--data", "a.tsv", "--distill").exit_code == 0

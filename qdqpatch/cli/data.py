@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.cli.common import Command
 from qdqpatch.cli.sections import SectionOption
+from qdqpatch.data.texts import is_hub_name
 from qdqpatch.tasks import TASKS, make_task
 from qdqpatch.tasks.base import Columns, Source, Task
 
@@ -89,9 +90,11 @@ class Data:
         """
         return make_task(self.task, tokenizer, config, self.max_length, self.options)
 
-    def other(self, name: str) -> Source:
-        """Return a source that is read like the data."""
-        return replace(self.source, name=name)
+    def to_evaluate_on(self, name: str) -> Source:
+        """Return another source with the same columns; of a data set on the hub, what it has for that."""
+        if is_hub_name(name):
+            return replace(self.source, name=name, split="validation")
+        return replace(self.source, name=name, split=None, subset=None)
 
 
 def data_options(command: Command) -> Command:

@@ -36,7 +36,8 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
     metavar="FILE|NAME",
     cls=SectionOption,
     section="Data",
-    help="What the metric is computed on.  [default: a tenth of the data, at most 1000, held out]",
+    help="What the metric is computed on; of a hub data set, its split validation.  [default: a tenth of the "
+    "data, at most 1000, held out]",
 )
 @click.option(
     "--eval-samples",
@@ -156,7 +157,7 @@ def train(
     job = Job(
         ckpt=ckpt,
         data=data.source,
-        eval_data=None if eval_data is None else data.other(eval_data),
+        eval_data=None if eval_data is None else data.to_evaluate_on(eval_data),
         task=data.task,
         max_length=data.max_length,
         options=data.options,
