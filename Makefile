@@ -4,7 +4,7 @@
 #     make help         this list
 #     make test         formatting, lint, types, every test, then the quick ones with the oldest transformers
 #     make lint         formatting, lint and types alone
-#     make benchmark    what quantizing, a forward pass and calibration cost, and how fast exported models are
+#     make benchmark    what quantizing, calibrating and training cost, and how fast exported models are
 #     make notebooks    run the notebooks again and keep what they print
 #     make reference    record again what the original QDQBERT computes (Python 3.10 to 3.12)
 #     make clean        remove everything that these made
@@ -43,6 +43,8 @@ benchmark: $(VENV)/installed .peers/installed
 	$(VENV)/bin/python benchmarks/calibration_time.py
 	$(VENV)/bin/python benchmarks/export_speed.py
 	$(VENV)/bin/python benchmarks/accuracy.py
+	$(VENV)/bin/python benchmarks/training_cost.py
+	$(VENV)/bin/python benchmarks/training.py
 
 notebooks: $(VENV)/installed
 	$(VENV)/bin/python notebooks/execute.py

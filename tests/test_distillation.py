@@ -55,7 +55,7 @@ def pair(name: str, **needed: bool) -> tuple[Any, Any, dict[str, Tensor]]:
 def by_hand(name: str, student: Any, teacher: Any, inputs: dict[str, Tensor]) -> Tensor:
     mask = inputs["attention_mask"].bool()
     if name in ("BertForSequenceClassification", "BertForMultipleChoice"):
-        return kl(student.logits, teacher.logits).mean()
+        return 16 * kl(student.logits / 4, teacher.logits / 4).mean()
     if name in ("BertForTokenClassification", "BertForMaskedLM"):
         return kl(student.logits, teacher.logits)[mask].mean()
     if name == "BertForQuestionAnswering":

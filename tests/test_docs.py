@@ -2,16 +2,18 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import models
 import pytest
 import torch
 import transformers
-from checkpoints import SENTENCES, write_checkpoint
+from checkpoints import SENTENCES, write_checkpoint, write_tokenizer
 from click.testing import CliRunner
 
 import qdqpatch
@@ -37,13 +39,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # a GPU would want it
 def test_readme_python(folder: Path) -> None:
-    assert len(blocks("python")) == 6
+    assert len(blocks("python")) == 7
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
     written = {
         "int8",
         "int8-attention",
+        "trained-here",
         "modern",
         "for-transformers-4.40.2",
         "statistics.safetensors",
@@ -56,12 +60,33 @@ def test_readme_commands(folder: Path) -> None:
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines]
     ours = [command[1:] for command in commands if command[0] == "qdqpatch"]
-    assert len(ours) == 14
+    assert len(ours) == 15
     for command in ours:
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, (command, result.output)
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {command[1] for command in commands if command[0] == "make"} <= targets
+
+
+@pytest.mark.slow
+def test_the_readmes_example_of_question_answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    models.build("BertForQuestionAnswering", max_position_embeddings=128).save_pretrained("bert")
+    write_tokenizer(Path("bert"))
+    context = "the cat sat on the mat and a dog sat on the cat . " * 8
+    answers = [{"text": "mat", "answer_start": context.index("mat")}]
+    questions = [{"id": str(each), "question": "the dog sat on", "answers": answers} for each in range(6)]
+    layout = {"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}
+    for name in ("train.json", "dev.json"):
+        Path(name).write_text(json.dumps(layout))
+    (block,) = blocks("shell")
+    for line in block.splitlines():
+        command = shlex.split(line.removeprefix("$ "))
+        assert command[0] == "qdqpatch"
+        result = CliRunner().invoke(main, command[1:])
+        assert result.exit_code == 0, (command, result.output)
+    rows = re.findall(r"^ (bert|int8|qat|engine) ", result.output, re.MULTILINE)
+    assert rows == ["bert", "int8", "qat", "engine", "engine"]  # an ONNX file runs in two engines
 
 
 def test_readme_names_what_is_there() -> None:

@@ -25,6 +25,9 @@ CLASSES = ("logits", "prediction_logits", "seq_relationship_logits")
 POSITIONS = ("start_logits", "end_logits")
 """Outputs with a logit for each position."""
 
+SOFT = 4.0
+"""The temperature of distributions over a few classes; Hinton found 2.5 to 4 best for small students."""
+
 IGNORED = -100
 
 
@@ -38,7 +41,9 @@ class Distillation:
         hidden_states: The mean squared difference of the states after the embeddings and every layer.
         attentions: The mean squared difference of the attention probabilities of every layer.
         labels: The model's own loss, for which batches need labels.
-        temperature: Divides the logits of both; the divergence is multiplied by its square.
+        temperature: Divides the logits of both; the divergence is multiplied by its square. None for 4 where
+            there is one distribution over a few classes, of which a teacher is nearly sure on the texts that
+            it learned from, and 1 where there is one for each token or over positions.
 
     Raises:
         ConfigError: If a weight is negative, all of them are 0, or the temperature is not positive.
@@ -48,13 +53,13 @@ class Distillation:
     hidden_states: float = 0.0
     attentions: float = 0.0
     labels: float = 0.0
-    temperature: float = 1.0
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         weights = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)[:-1]}
         if min(weights.values()) < 0 or not any(weights.values()):
             raise ConfigError(f"The weights must not be negative, nor all of them 0: {weights}.")
-        if not self.temperature > 0:
+        if self.temperature is not None and not self.temperature > 0:
             raise ConfigError(f"temperature must be positive, not {self.temperature}.")
 
     @property
@@ -105,13 +110,14 @@ def _of_outputs(
     teacher: Mapping[str, Any],
     inputs: Mapping[str, Any],
     mask: Tensor,
-    temperature: float,
+    temperature: float | None,
 ) -> Tensor:
     losses = []
     for name in CLASSES:
         if student.get(name) is not None:
-            divergence = _divergence(student[name], teacher[name], temperature)
-            if divergence.dim() == 2 and name != "seq_relationship_logits":  # one for each token
+            by_token = student[name].dim() == 3
+            divergence = _divergence(student[name], teacher[name], temperature or (1.0 if by_token else SOFT))
+            if by_token:
                 counted = mask
                 labels = inputs.get("labels")
                 if labels is not None and labels.shape == mask.shape:
@@ -123,7 +129,7 @@ def _of_outputs(
         if student.get(name) is not None:
             hidden = torch.finfo(torch.float32).min / 2
             one, other = (each[name].float().masked_fill(~mask, hidden) for each in (student, teacher))
-            losses.append(_divergence(one, other, temperature).mean() / len(POSITIONS))
+            losses.append(_divergence(one, other, temperature or 1.0).mean() / len(POSITIONS))
     if losses:
         return torch.stack(losses).sum()
     if student.get("last_hidden_state") is None:
