@@ -37,8 +37,8 @@ class LearnedQuantizer(TensorQuantizer):
         learning = torch.is_grad_enabled() and amax is not None and amax.requires_grad
         if self._disabled or self._if_calib or not self._if_quant or not learning:
             return super().forward(inputs)
-        # A range is never negative, and one of 0 could not grow again.
-        amax = amax.clamp_min(SMALLEST_AMAX)
+        # A range is never negative; the gradient goes past the bound, so that one that fell to it can grow.
+        amax = amax + (amax.clamp_min(SMALLEST_AMAX) - amax).detach()
         outputs: Tensor = self.function.apply(inputs, amax, self)
         return outputs
 

@@ -87,7 +87,8 @@ def test_a_range_that_falls_to_zero_stays_alive(cls: type) -> None:
     made, inputs = quantizer(cls, 0.0), values(2, 3)
     outputs, _ = through(made, inputs)
     assert torch.equal(outputs, torch.zeros(2, 3))
-    assert made._amax.grad is not None
+    assert torch.isfinite(made._amax.grad)
+    assert made._amax.grad != 0  # it can grow again
     with torch.no_grad():
         made._amax.fill_(-1.0)
     assert torch.isfinite(made(inputs)).all()
