@@ -66,7 +66,7 @@ SETTINGS = {
     each.name: each
     for each in (
         Setting("sst2", "text-classification", 128, "tsv.gz", epochs=0.1),
-        Setting("squad", "question-answering", 320, "json.gz", epochs=0.1, questions=500),
+        Setting("squad", "question-answering", 320, "json.gz", epochs=0.1, questions=400),
     )
 }
 
