@@ -146,6 +146,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: Source, tm
 def test_a_run_that_was_interrupted_can_be_replaced(ckpt: str, data: Source, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_job(job(ckpt, data), tmp_path / "out", listener=Recording(stop_at=1))
+    (tmp_path / "out.training" / "job.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"job\.json is damaged \(.*\): begin anew by --force\."):
+        run_job(job(ckpt, data), tmp_path / "out", resume=True)
     listener = Recording()
     run_job(job(ckpt, data), tmp_path / "out", force=True, listener=listener)
     assert listener.steps[0] == (1, 24)

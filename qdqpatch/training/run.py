@@ -9,6 +9,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import calibrate
@@ -25,6 +27,8 @@ from qdqpatch.tasks.base import Feature, draw
 from qdqpatch.training.fit import fit, last_checkpoint
 from qdqpatch.training.job import Job, Report, Stage
 from qdqpatch.training.ranges import freeze_ranges, train_ranges
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 CALIBRATION = 256
 """How many sequences a float checkpoint is calibrated with."""
@@ -103,7 +107,10 @@ def _interrupted(job: Job, folder: Path, resume: bool, force: bool) -> list[Stag
         raise CheckpointError(
             f"{folder} holds a run that was interrupted. Go on with it by --resume, or begin anew by --force."
         )
-    state = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}): begin anew by --force.") from error
     wanted = job.to_dict()
     if differing := [name for name in wanted if state["job"].get(name) != wanted[name]]:
         raise ConfigError(
@@ -137,6 +144,7 @@ class _Run:
         self._read()
         listener.say(f"Loading {job.ckpt}")
         self.model, missing = source.load()
+        nn.Module.to(self.model, DEVICE)
         if missing and has_loss:
             listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
         self._teacher = self._float_model()
@@ -184,6 +192,7 @@ class _Run:
         if source.quantization is not None:
             raise ConfigError(f"The teacher {self._job.teacher} is quantized: name the float checkpoint.")
         floating = source.load()[0]
+        nn.Module.to(floating, DEVICE)
         floating.eval()
         return floating
 
@@ -204,6 +213,7 @@ class _Run:
         job = self._job
         if checkpoint is not None:
             self.model = open_checkpoint(str(checkpoint), job.task).load()[0]
+            nn.Module.to(self.model, DEVICE)
         train_ranges(self.model, job.activations, job.weights)
         self._listener.say(f"Training on {len(self._features)} sequences")
         started = time.perf_counter()
