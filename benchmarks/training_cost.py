@@ -27,8 +27,8 @@ from qdqpatch.patch import named_quantizers
 from qdqpatch.training import Distillation, distillation_loss, parameter_groups, train_ranges
 
 FLOAT = "float"
-SHAPE = (8, 128)
-ROUNDS = 5
+SHAPE = (4, 128)
+ROUNDS = 3
 
 Step = Callable[[], None]
 
