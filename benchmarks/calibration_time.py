@@ -12,16 +12,23 @@ nothing but build the model and run one of these.
 from __future__ import annotations
 
 import copy
-import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from common import BERT_BASE, Row, prepare, seconds, show, spread, surroundings
+from common import (
+    BERT_BASE,
+    Row,
+    largest_resident_set,
+    prepare,
+    run_alone,
+    seconds,
+    show,
+    spread,
+    surroundings,
+)
 from pytorch_quantization.calib import HistogramCalibrator
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedModel
@@ -43,7 +50,7 @@ def main() -> None:
     """Measure BERT-base and print three tables."""
     prepare()
     if len(sys.argv) > 1:  # a process whose memory is measured
-        print(json.dumps(peak_memory(BERT_BASE, sys.argv[1])))
+        print(peak_memory(BERT_BASE, sys.argv[1]))
         return
     models = contenders(BERT_BASE)
     batches = inputs(BERT_BASE, *SHAPE)
@@ -51,7 +58,7 @@ def main() -> None:
     show(title, ("", "median", "fastest", "to float"), measure_collection(models, batches, ROUNDS))
     found = collect(models[OURS], batches)
     show("Searching the ranges of 168 quantizers", ("", "time"), measure_searches(models, found))
-    rows = [(name, f"{run_alone(name):.0f} MB") for name in models]
+    rows = [(name, f"{run_alone(__file__, name):.0f} MB") for name in models]
     show("Largest resident set", ("", "memory"), rows)
     print(surroundings())
 
@@ -121,22 +128,13 @@ def measure_searches(models: Mapping[str, PreTrainedModel], found: Statistics) -
     return rows
 
 
-def run_alone(name: str) -> float:
-    """Return the largest resident set of one contender in a process of its own, in MB."""
-    command = [sys.executable, __file__, name]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(json.loads(output))
-
-
 def peak_memory(config: BertConfig, name: str) -> float:
     """Return this process's largest resident set, in MB, after one contender's collection (Linux)."""
     model = BertModel(config).eval()
     if name != FLOAT:
         qdqpatch.quantize(model)
     RUNS[name](model, inputs(config, *SHAPE))
-    # Not getrusage: what that says is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return largest_resident_set()
 
 
 if __name__ == "__main__":

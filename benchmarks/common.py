@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -56,6 +57,19 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     result = call()
     return time.perf_counter() - start, result
+
+
+def run_alone(script: str, name: str) -> float:
+    """Return what a script prints when it is called with the name of a contender, in a process of its own."""
+    command = [sys.executable, script, name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def largest_resident_set() -> float:
+    """Return this process's largest resident set, in MB (Linux)."""
+    # Not getrusage: what that says is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def spread(times: list[float]) -> tuple[str, str, str]:

@@ -10,15 +10,22 @@ process that does nothing but build one contender and take two steps.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from common import BERT_BASE, Row, prepare, seconds, show, spread, surroundings
+from common import (
+    BERT_BASE,
+    Row,
+    largest_resident_set,
+    prepare,
+    run_alone,
+    seconds,
+    show,
+    spread,
+    surroundings,
+)
 from pytorch_quantization.nn import TensorQuantizer as ToolkitQuantizer
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
@@ -37,12 +44,12 @@ def main() -> None:
     """Measure BERT-base and print two tables."""
     prepare()
     if len(sys.argv) > 1:  # a process whose memory is measured
-        print(json.dumps(peak_memory(BERT_BASE, sys.argv[1])))
+        print(peak_memory(BERT_BASE, sys.argv[1]))
         return
     rows = measure({name: make(BERT_BASE) for name, make in CONTENDERS.items()}, ROUNDS)
     title = f"A training step: BERT-base, fp32, {SHAPE[0]}x{SHAPE[1]}, {ROUNDS} rounds"
     show(title, ("", "median", "fastest", "to float"), rows)
-    memory = {name: run_alone(name) for name in CONTENDERS}
+    memory = {name: run_alone(__file__, name) for name in CONTENDERS}
     rows = [(name, f"{taken:.0f} MB", f"{taken / memory[FLOAT]:.2f}") for name, taken in memory.items()]
     show("Largest resident set", ("", "memory", "to float"), rows)
     print(surroundings())
@@ -137,21 +144,12 @@ def measure(steps: dict[str, Step], rounds: int) -> list[Row]:
     ]
 
 
-def run_alone(name: str) -> float:
-    """Return the largest resident set of one contender in a process of its own, in MB."""
-    command = [sys.executable, __file__, name]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return float(json.loads(output))
-
-
 def peak_memory(config: BertConfig, name: str) -> float:
     """Return this process's largest resident set, in MB, after one contender's steps (Linux)."""
     step = CONTENDERS[name](config)
     step()
     step()
-    # Not getrusage: what that says is inherited from the process that started this one.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return largest_resident_set()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """The benchmarks run, here on a tiny BERT, and their tables have every row that the README quotes."""
 
+import gzip
 import importlib
 from pathlib import Path
 
+import models
 import onnx
 import pytest
 import torch
+from checkpoints import write_tokenizer
 from models import config
 from pytorch_quantization.calib import HistogramCalibrator
 from transformers import BertModel
@@ -234,3 +237,43 @@ def test_contenders_run_in_turn_and_the_first_of_four_runs_is_not_timed(benchmar
     runs = {name: (lambda name=name: order.append(name)) for name in "ab"}
     assert export_speed.in_turn(runs, 1) == {"a": 3, "b": 20}
     assert order == ["a"] * 4 + ["b"] * 4
+
+
+def test_cost_of_a_training_step(benchmark_module, monkeypatch):
+    training_cost = benchmark_module("training_cost")
+    monkeypatch.setattr(training_cost, "SHAPE", (2, 8))
+    steps = {name: make(config()) for name, make in training_cost.CONTENDERS.items()}
+    rows = training_cost.measure(steps, rounds=1)
+    assert [row[0] for row in rows] == list(training_cost.CONTENDERS)
+    assert rows[0][-1] == "1.00"
+
+
+@pytest.mark.slow
+def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
+    training = benchmark_module("training")
+    setting = training.Setting("tiny", "text-classification", 16, "tsv.gz", epochs=0.5)
+    for name, value in (("SETTINGS", {"tiny": setting}), ("METHODS", ("max", "auto"))):
+        monkeypatch.setattr(training, name, value)
+    model = tmp_path / "models" / "minilm-tiny"
+    models.build("BertForSequenceClassification").save_pretrained(model)
+    write_tokenizer(model)
+    data = tmp_path / "data" / "tiny"
+    data.mkdir(parents=True)
+    lines = ["sentence\tlabel", *(f"the cat sat {'on ' * (each % 5)}\t{each % 3}" for each in range(24))]
+    for part in ("train", "dev"):
+        (data / f"{part}.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    work = tmp_path / "work"
+    work.mkdir()
+    made = training.make(setting, tmp_path, work, seeds=[0, 1])
+    assert sorted(each.name for each in work.iterdir() if "." not in each.name) == [
+        "QAT-0", "QAT-1", "auto", "distilled-QAT-0", "distilled-QAT-1", "max",
+    ]  # fmt: skip
+    found = training.measure(setting, tmp_path, work, made)
+    rows = {row[0]: row[1:] for row in training.rows_of(made, found)}
+    assert list(rows) == ["float", "PTQ, max", "PTQ, auto", "QAT", "distilled QAT"]
+    by_path = {row.path: row.metrics["accuracy"].value for row in found.rows}
+    expected = [by_path[str(work / f"QAT-{seed}")] for seed in (0, 1)]
+    assert rows["QAT"][0] == f"{sum(expected) / 2:.1f} ({min(expected):.1f}-{max(expected):.1f})"
+    floating = by_path[str(model)]
+    assert rows["float"] == (f"{floating:.1f}", "", "", "")
+    assert rows["PTQ, max"][2] == f"{100 * (by_path[str(work / 'max')] / floating - 1):+.1f}%"
