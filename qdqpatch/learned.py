@@ -39,6 +39,7 @@ class LearnedQuantizer(TensorQuantizer):
             return super().forward(inputs)
         # A range is never negative; the gradient goes past the bound, so that one that fell to it can grow.
         amax = amax + (amax.clamp_min(SMALLEST_AMAX) - amax).detach()
+        amax = amax if self._scale_amax is None else amax * self._scale_amax
         outputs: Tensor = self.function.apply(inputs, amax, self)
         return outputs
 

@@ -36,7 +36,9 @@ def through(made: TensorQuantizer, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("cls", [*LEARNED, FollowingQuantizer])
-@pytest.mark.parametrize("settings", [{}, {"num_bits": 4}, {"narrow_range": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_bits": 4}, {"narrow_range": True}, {"scale_amax": 0.5}], ids=str
+)
 def test_values_are_those_of_a_frozen_range(cls: type, settings: dict, arithmetic: str) -> None:
     inputs = values(4, 5, 6)
     amax = float(inputs.detach().abs().max()) if cls is FollowingQuantizer else 1.5
