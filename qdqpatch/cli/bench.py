@@ -7,12 +7,11 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qdqpatch.bench.chart import write_chart
 from qdqpatch.bench.report import Report
 from qdqpatch.bench.side_by_side import compare
-from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.contenders import RUNNERS
 from qdqpatch.errors import ConfigError
@@ -104,15 +103,7 @@ def bench(
     """
     if plot is not None:
         check_can_plot(plot)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        auto_refresh=False,  # a thread that draws would take time from what is timed
-        disable=console.quiet or not console.is_terminal,
-    )
+    bar = progress_bar(console, auto_refresh=False)  # a thread that draws would take time from what is timed
     task = bar.add_task("Reading", total=None)
 
     def show(text: str, done: int, total: int) -> None:

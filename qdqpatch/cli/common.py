@@ -16,6 +16,7 @@ import click
 import transformers
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from qdqpatch.checkpoint.source import TASKS
@@ -125,6 +126,19 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[str]
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
     console.print(table)
     console.print()
+
+
+def progress_bar(console: Console, auto_refresh: bool = True) -> Progress:
+    """Return a bar on the console, which stays away where that is quiet or no terminal."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        auto_refresh=auto_refresh,
+        disable=console.quiet or not console.is_terminal,
+    )
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from dataclasses import replace
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qdqpatch.cli.common import print_table, verbosity_options
+from qdqpatch.cli.common import print_table, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.contenders import RUNNERS
@@ -100,14 +99,7 @@ def evaluate_models(
     exported folder has them beside the file. Differences are in the metric's own units and come with a 95%
     confidence interval: one that holds 0 means that these examples cannot tell the two models apart.
     """
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=console.quiet or not console.is_terminal,
-    )
+    bar = progress_bar(console)
     task = bar.add_task("Reading", total=None)
     with bar:
         evaluation = evaluate(

@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import calibrate
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
-from qdqpatch.cli.common import placement_options, print_table, verbosity_options
+from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.config import QDQConfig
@@ -194,14 +194,7 @@ def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:
 
 
 def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=console.quiet or not console.is_terminal,
-    )
+    return progress_bar(console)
 
 
 def _stepping(bar: Progress) -> Step:

@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from qdqpatch.calibration.methods import Method
-from qdqpatch.cli.common import placement_options, print_table, verbosity_options
+from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.config import QDQConfig
@@ -168,14 +168,7 @@ def train(
         activations=activation_ranges,
         weights=weight_ranges,
     )
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=console.quiet or not console.is_terminal,
-    )
+    bar = progress_bar(console)
     with bar:
         try:
             report = run_job(job, out, resume, force, _Bar(bar, console))
