@@ -146,7 +146,7 @@ def sensitivity(
             calibrate(model, batches(task, task.features(chosen), batch_size), method="auto")
         console.print(f"Calibrated with {len(chosen)} of {len(everything)} examples of the data.")
     _check_calibrated(ckpt, model)
-    with _bar(console) as bar:
+    with progress_bar(console) as bar:
         step = _stepping(bar)
         costs = measure(model, task, examples, by_metric=by_metric, batch_size=batch_size, step=step)
         found = None
@@ -191,10 +191,6 @@ def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:
             f"{ckpt} is not calibrated: {len(unset)} quantizers have no range. Convert it again with "
             "--calib, or name the float checkpoint, which is calibrated here."
         )
-
-
-def _bar(console: Console) -> Progress:
-    return progress_bar(console)
 
 
 def _stepping(bar: Progress) -> Step:
