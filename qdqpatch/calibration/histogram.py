@@ -9,6 +9,9 @@ its float32 ones stop growing at 2^24.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +26,9 @@ SMALLEST_EXPONENT = -40
 UNSEEN = -1.0
 """The largest magnitude of nothing."""
 
-CHUNK = 2**16
-"""Values counted at a time on a CPU: what is derived from them stays in its cache."""
+CHUNK = 2**15
+"""Values counted at a time by a thread of a CPU: what is derived from them stays in its cache, and PyTorch
+does not share so few out to threads of its own."""
 
 LARGEST_CALL = 2**24
 """Values counted at a time elsewhere, where the counts of one call are float32."""
@@ -82,9 +86,11 @@ class Histogram:
     def add(self, other: Histogram) -> None:
         """Take another histogram's counts into this one."""
         exponent = torch.maximum(self.exponent, other.exponent)
-        self.counts = self.coarsened(exponent) + other.coarsened(exponent)
-        self.exponent = exponent
-        self.amax = torch.maximum(self.amax, other.amax)
+        # Into the memory that is there: new memory that outlives what the model computes meanwhile would be
+        # scattered over the heap, and keep it from shrinking.
+        self.counts.copy_(self.coarsened(exponent).add_(other.coarsened(exponent)))
+        self.exponent.copy_(exponent)
+        torch.maximum(self.amax, other.amax, out=self.amax)
 
     def coarsened(self, exponent: Tensor) -> Tensor:
         """Return the counts in bins of another width, not smaller than the present one."""
@@ -101,13 +107,29 @@ def _exponent_for(amax: Tensor) -> Tensor:
 
 
 def _count_on_cpu(flat: Tensor, bins_per_unit: Tensor, amax: Tensor) -> Tensor:
-    counts = torch.zeros(BINS, dtype=torch.int64)
+    """Count in as many threads as PyTorch has: `bincount`, which takes the most of the time, uses one."""
     if not amax.isfinite():  # NaN has no bin, and the caller refuses such a histogram by its amax
-        return counts
-    for chunk in flat.split(CHUNK):
+        return torch.zeros(BINS, dtype=torch.int64)
+    threads = torch.get_num_threads()
+    chunks = flat.split(CHUNK)
+    shares = [chunks[first::threads] for first in range(min(threads, len(chunks)))]
+    count = functools.partial(_count_chunks, bins_per_unit)
+    if len(shares) == 1:
+        return count(chunks)
+    return torch.stack(list(_threads(threads).map(count, shares))).sum(0)
+
+
+def _count_chunks(bins_per_unit: Tensor, chunks: Sequence[Tensor]) -> Tensor:
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    for chunk in chunks:
         index = (chunk.float() * bins_per_unit).to(torch.int16).abs_()
         counts += torch.bincount(index, minlength=BINS)
     return counts
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="qdqpatch-histogram")
 
 
 def _count(flat: Tensor, bins_per_unit: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -73,9 +74,13 @@ class BatchCounts:
         known = self._counted.get((id(tensor), layout))
         if known is not None and known[0]() is tensor and known[1] == tensor._version:
             return known[2]
-        histogram = self._count(tensor, name)
-        self._counted[id(tensor), layout] = weakref.ref(tensor), tensor._version, histogram
+        histogram, key = self._count(tensor, name), (id(tensor), layout)
+        forget = functools.partial(self._forget, key)
+        self._counted[key] = weakref.ref(tensor, forget), tensor._version, histogram
         return histogram
+
+    def _forget(self, key: tuple[int, str], _: weakref.ref[Tensor]) -> None:
+        self._counted.pop(key, None)
 
     def shown(self, tensor: Tensor, name: str) -> Tensor:
         """Return the tensor that the quantizer `name` sees with zeros for what is no data."""
