@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from qdqpatch.errors import EngineError
+from qdqpatch.saturation import saturates
 
 Array = npt.NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -45,11 +46,14 @@ class Session:
     Attributes:
         inputs: What it takes.
         precision: What the engine computes in where the model says fp32: `float32` or `bfloat16`.
+        float_matmuls: Whether it multiplies the levels in fp32, because the engine's integer kernels saturate
+            on this processor.
     """
 
     inputs: tuple[Input, ...]
     _run: Callable[[Arrays], dict[str, Array]]
     precision: str = "float32"
+    float_matmuls: bool = False
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -104,7 +108,9 @@ class Engine:
         Args:
             path: The file.
             threads: How many threads one run may use; None for the engine's own choice.
-            exact: Whether what is in fp32 must be computed so; where the CPU has bf16, OpenVINO takes that.
+            exact: Whether the file's own numbers are wanted, at whatever speed. OpenVINO takes bf16 for fp32
+                where the CPU has it; and where its products of uint8 and int8 saturate (`saturates`), ONNX
+                Runtime takes constants of int8 as uint8, and OpenVINO multiplies in fp32.
 
         Raises:
             EngineError: If the engine is not installed, or refuses the file.
@@ -124,6 +130,8 @@ def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) ->
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")  # nothing where there is VNNI
     # Threads that wait for the next run by spinning would take the time of whatever runs meanwhile.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -143,8 +151,11 @@ def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) ->
 
 def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) -> Session:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    float_matmuls = exact and saturates()
     if exact:
         settings["INFERENCE_PRECISION_HINT"] = "f32"
+    if float_matmuls:
+        settings["LP_TRANSFORMS_MODE"] = False  # leaves FakeQuantize and MatMul as they stand in the file
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
@@ -166,6 +177,7 @@ def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) 
         ),
         run,
         _dtype(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+        float_matmuls,
     )
 
 

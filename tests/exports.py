@@ -10,6 +10,7 @@ from typing import Any
 import models
 import numpy as np
 import onnx_ir as ir
+import pytest
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
@@ -23,6 +24,7 @@ from qdqpatch.exporter.graph import Rewriter
 from qdqpatch.exporter.operators import DOMAIN
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import Rule, apply
+from qdqpatch.saturation import saturates
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="qdqpatch-exports-")
 
@@ -31,6 +33,8 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="qdqpatch-exports-")
 # small part of a step.
 MEAN, LARGEST = 0.15, 3.0
 
+needs_vnni = pytest.mark.skipif(saturates(), reason="this processor's products of uint8 and int8 saturate")
+
 OFF = (
     "*.layer.0.attention.self.query._input_quantizer=off",
     "*.layer.0.intermediate.dense._weight_quantizer=off",
@@ -38,6 +42,8 @@ OFF = (
     "*.layer.1.attention.self.matmul_q*=off",
     "*.layer.1.attention.output.dense*=off",
 )
+
+UNSIGNED = ("*matmul_a_*=unsigned:true", "*.output.dense._input*=unsigned:true")
 
 
 def calibrated(name: str, config: QDQConfig) -> PreTrainedModel:
@@ -84,14 +90,29 @@ VARIANTS: dict[str, tuple[str, Callable[[], PreTrainedModel], dict[str, Any]]] =
     ),
     "unsigned": (
         TOKENS,
-        lambda: calibrated(
-            TOKENS, QDQConfig(overrides=("*matmul_a_*=unsigned:true", "*.output.dense._input*=unsigned:true"))
-        ),
+        lambda: calibrated(TOKENS, QDQConfig(overrides=UNSIGNED)),
         STATIC,
     ),
     "some off": (TOKENS, lambda: calibrated(TOKENS, QDQConfig(overrides=OFF)), {}),
     "zero ranges": (TOKENS, lambda: with_zero_ranges(models.calibrated(TOKENS)), STATIC),
     "fp32 weights": (TOKENS, lambda: models.calibrated(TOKENS), {"float_weights": True, "shape": (2, 8)}),
+    "with VNNI": (TOKENS, lambda: models.calibrated(TOKENS), {"vnni": True, "check": not saturates()}),
+    "without VNNI": (TOKENS, lambda: models.calibrated(TOKENS), {"vnni": False}),
+    "Linears without VNNI": (
+        BASE,
+        lambda: calibrated(BASE, QDQConfig.preset("linear-only")),
+        STATIC | {"vnni": False},
+    ),
+    "some off, without VNNI": (
+        TOKENS,
+        lambda: calibrated(TOKENS, QDQConfig(overrides=OFF)),
+        STATIC | {"vnni": False},
+    ),
+    "unsigned, without VNNI": (
+        TOKENS,
+        lambda: calibrated(TOKENS, QDQConfig(overrides=("*_weight_quantizer=unsigned:true", *UNSIGNED))),
+        STATIC | {"vnni": False},
+    ),
 }
 """Head, model and options."""
 
@@ -119,8 +140,8 @@ class Made:
 
     @functools.cached_property
     def session(self) -> Session:
-        """The file, loaded in ONNX Runtime."""
-        return ONNX_RUNTIME.load(self.result.file, threads=1)
+        """The file, loaded in ONNX Runtime; as users load it, if it is for ONNX Runtime."""
+        return ONNX_RUNTIME.load(self.result.file, threads=1, exact=self.result.target != "onnxruntime")
 
 
 def made(variant: str, target: str = "onnxruntime") -> Made:

@@ -19,7 +19,12 @@ from qdqpatch.lint import check_file
 pytestmark = pytest.mark.slow
 
 TOKENS = "BertForTokenClassification"
-FILES = [(TOKENS, "onnxruntime"), (TOKENS, "tensorrt"), ("fp32 weights", "tensorrt")]
+FILES = [
+    ("with VNNI", "onnxruntime"),
+    ("without VNNI", "onnxruntime"),
+    (TOKENS, "tensorrt"),
+    ("fp32 weights", "tensorrt"),
+]
 
 
 def linears() -> dict[str, qdqpatch.linear.QuantLinear]:
@@ -101,8 +106,10 @@ def test_weights_are_the_quantizers_integers(variant: str, target: str) -> None:
         else:
             stored = constant(graph.initializers[f"{path}.weight_quantized"])
             integers = linear._weight_quantizer.integers(weight).numpy()
-            assert stored.dtype == np.int8
-            assert (stored == (integers if target == "tensorrt" else integers.T)).all()
+            zero = constant(graph.initializers[f"{path}.weight_zero_point"])
+            assert stored.dtype == zero.dtype == (np.uint8 if variant == "without VNNI" else np.int8)
+            assert set(zero.tolist()) == {128 if variant == "without VNNI" else 0}
+            assert (stored.astype(int) - zero[0] == (integers if target == "tensorrt" else integers.T)).all()
             assert f"{path}.weight" not in graph.initializers
         scale = constant(graph.initializers[f"{path}.weight_scale"])
         amax = linear._weight_quantizer.amax.flatten().numpy()

@@ -61,6 +61,18 @@ REFUSED: list[tuple[Callable[[], PreTrainedModel], dict[str, Any], type[Exceptio
     ),
     (
         models.calibrated,
+        {"target": "tensorrt", "vnni": True},
+        ExportError,
+        r"^tensorrt gets the same file for every processor; vnni is for onnxruntime alone\.$",
+    ),
+    (
+        models.calibrated,
+        {"target": "openvino", "vnni": False},
+        ExportError,
+        r"^openvino gets the same file for every processor; vnni is for onnxruntime alone\.$",
+    ),
+    (
+        models.calibrated,
         {"shape": (1, 33)},
         ExportError,
         "^The model has 32 positions; sequences of 33 do not",

@@ -4,7 +4,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from exports import MEAN, VARIANTS, assert_close, calibrated, made
+from exports import MEAN, VARIANTS, assert_close, calibrated, made, needs_vnni
 from pytorch_quantization.nn import TensorQuantizer
 from transformers import PreTrainedModel
 
@@ -16,7 +16,11 @@ from qdqpatch.exporter.targets.onnxruntime import kernels
 
 pytestmark = pytest.mark.slow
 
-ON_ONNX_RUNTIME = [variant for variant in VARIANTS if variant != "fp32 weights"]
+ON_ONNX_RUNTIME = [
+    pytest.param(variant, marks=[needs_vnni] if variant == "with VNNI" else [])
+    for variant in VARIANTS
+    if variant != "fp32 weights"
+]
 LAYERS = [f"bert.encoder.layer.{index}" for index in range(2)]
 
 

@@ -4,7 +4,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from exports import constant, rewritten, run, types
+from exports import constant, needs_vnni, rewritten, run, types
 from torch import nn
 
 from qdqpatch.attention import qdq_attention
@@ -21,7 +21,12 @@ RESULTS = "float[B, S, 2, 3] context, float[B, 2, S, S] probabilities"
 ATTENTION = f"""g (float[B, S, 2, 3] q, float[B, S, 2, 3] k, float[B, S, 2, 3] v, float[B, 1, 1, S] mask)
 => ({RESULTS}) {{ {MOVED} context, probabilities = {OPERATOR} (q_t, k_t, v_t, mask) }}"""
 RANGES = {"q": 2.0, "k": 1.7, "v": 2.2, "a": 1.0}
-RULES = {"integer": IntegerAttention(), "QDQ": QDQAttention()}
+RULES = {
+    "integer": IntegerAttention(),
+    "integer in uint8": IntegerAttention(offset=True),
+    "QDQ": QDQAttention(),
+}
+OFF = ["", "q", "k", "v", "a", "qk", "av", "qkva"]
 
 
 def module(off: str = "") -> nn.Module:
@@ -55,8 +60,14 @@ def assert_equal(found: list, wanted: list) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * np.abs(other).max())
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("off", ["", "q", "k", "v", "a", "qk", "av", "qkva"])
+@pytest.mark.parametrize(
+    ("rule", "off"),
+    [
+        pytest.param(rule, off, marks=[needs_vnni] if (rule, off) == ("integer", "") else [])
+        for rule in RULES
+        for off in OFF
+    ],
+)
 def test_attention_computes_the_same(rule: str, off: str) -> None:
     attention = module(off)
     graph = rewritten(ATTENTION, attention, (RULES[rule],))
@@ -66,24 +77,27 @@ def test_attention_computes_the_same(rule: str, off: str) -> None:
         assert types(graph.graph).count("QuantizeLinear") == 4 - len(off)
 
 
-def test_attention_without_a_mask() -> None:
+@pytest.mark.parametrize("rule", [pytest.param("integer", marks=needs_vnni), "integer in uint8", "QDQ"])
+def test_attention_without_a_mask(rule: str) -> None:
     text = ATTENTION.replace(", float[B, 1, 1, S] mask)", ")").replace("v_t, mask)", "v_t)")
     tensors = {name: tensor for name, tensor in inputs().items() if name != "mask"}
-    for rule in RULES.values():
-        graph = rewritten(text, module(), (rule,))
-        assert "Add" not in types(graph.graph)
-        assert_equal(run(graph, tensors), expected(module()["self"], **tensors, mask=None))
+    graph = rewritten(text, module(), (RULES[rule],))
+    assert "Add" not in types(graph.graph)
+    assert_equal(run(graph, tensors), expected(module()["self"], **tensors, mask=None))
 
 
-def test_onnx_runtime_gets_unsigned_times_signed() -> None:
-    graph = rewritten(ATTENTION, module(), (IntegerAttention(),)).graph
+@pytest.mark.parametrize(("offset", "dtype", "zero"), [(False, np.int8, 0), (True, np.uint8, 128)])
+def test_onnx_runtime_gets_unsigned_times_signed_if_there_is_vnni(
+    offset: bool, dtype: type, zero: int
+) -> None:
+    graph = rewritten(ATTENTION, module(), (IntegerAttention(offset=offset),)).graph
     names = ("self.query_x_key", "self.probabilities_x_value")
     products = [node for node in graph if node.op_type == "MatMulIntegerToFloat"]
     assert [node.name for node in products] == list(names)
     for node in products:
         left, right = constant(node.inputs[4]), constant(node.inputs[5])
         assert (left.dtype, int(left)) == (np.uint8, 128)
-        assert (right.dtype, int(right)) == (np.int8, 0)
+        assert (right.dtype, int(right)) == (dtype, zero)
     scales = [[constant(each) for each in node.inputs[2:4]] for node in products]
     step = {name: np.float32(amax) / np.float32(127) for name, amax in RANGES.items()}
     assert scales == [[step["q"] * np.float32(SCALING), step["k"]], [step["a"], step["v"]]]
@@ -105,6 +119,17 @@ def test_qdq_has_a_pair_on_every_operand_of_a_matmul() -> None:
     quantize = products[0].inputs[0].producer().inputs[0].producer()
     assert quantize.inputs[0].producer().op_type == "Mul"  # 1/sqrt(d), before the first matmul
     assert constant(quantize.inputs[1]) == np.float32(RANGES["q"]) / np.float32(127) * np.float32(SCALING)
+
+
+def test_keys_and_values_have_the_same_levels_without_vnni() -> None:
+    levels = []
+    for offset in (False, True):
+        graph = rewritten(ATTENTION, module(), (IntegerAttention(offset=offset),))
+        rights = [node.inputs[1].name for node in graph.graph if node.op_type == "MatMulIntegerToFloat"]
+        levels.append([each.astype(int) - 128 * offset for each in run(graph, inputs(), *rights)[2:]])
+    for usual, stored_higher in zip(*levels, strict=True):
+        assert (usual == stored_higher).all()
+        assert len(np.unique(usual)) > 10
 
 
 def test_the_levels_of_the_query_are_the_models() -> None:

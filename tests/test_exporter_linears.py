@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from exports import arrays, constant, rewritten, run, types
+from exports import arrays, constant, needs_vnni, rewritten, run, types
 from torch import nn
 
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
@@ -20,11 +20,13 @@ RELATIVE = 1e-6  # of fp32 sums of eight products, in whatever order
 
 RULES = {
     "integer": IntegerLinear(),
+    "integer in uint8": IntegerLinear(offset=True),
     "QDQ": QDQLinear(),
     "QDQ by row": QDQLinear(transposed=False),
     "QDQ of fp32": QDQLinear(float_weights=True),
     "QDQ of fp32 by row": QDQLinear(float_weights=True, transposed=False),
 }
+COMPUTED = [pytest.param(rule, marks=[needs_vnni] if rule == "integer" else []) for rule in RULES]
 
 
 def model(bias: bool = True, per_tensor: bool = False, **inputs: bool) -> nn.Module:
@@ -46,7 +48,7 @@ def values(seed: int = 0) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("per_tensor", [False, True])
 @pytest.mark.parametrize("unsigned", [False, True])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", COMPUTED)
 def test_a_linear_computes_the_same(rule: str, unsigned: bool, per_tensor: bool, bias: bool) -> None:
     module = model(bias, per_tensor, unsigned=unsigned)
     (found,) = run(rewritten(LINEAR, module, (RULES[rule],)), values())
@@ -91,6 +93,29 @@ def test_onnx_runtime_gets_one_kernel(unsigned: bool) -> None:
     assert (zero.dtype, int(zero)) == (np.uint8, 0 if unsigned else 128)
     assert (constant(b_zero).dtype, constant(b_zero).tolist()) == (np.int8, [0] * 4)
     assert constant(bias).tolist() == module["dense"].bias.tolist()
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_without_vnni_the_weights_levels_are_stored_as_uint8(unsigned: bool, per_tensor: bool) -> None:
+    module = model(per_tensor=per_tensor)
+    if unsigned:
+        axis = None if per_tensor else 0
+        module["dense"]._weight_quantizer = TensorQuantizer(QuantDescriptor(axis=axis, unsigned=True))
+        module["dense"].weight.data.abs_()
+    graphs = [rewritten(LINEAR, module, (IntegerLinear(offset=offset),)).graph for offset in (False, True)]
+    usual, offset = (graph.node("dense").inputs for graph in graphs)
+    zero = 0 if unsigned else 128
+    assert constant(offset[1]).dtype == constant(offset[5]).dtype == np.uint8
+    assert np.unique(constant(offset[5])).tolist() == [zero]
+    assert constant(offset[5]).shape == constant(offset[3]).shape == (() if per_tensor else (4,))
+    assert (constant(offset[1]).astype(int) - zero == constant(usual[1])).all()
+    for place in (2, 3, 4, 6):  # scales, the input's zero point, bias
+        assert constant(offset[place]).tolist() == constant(usual[place]).tolist()
+    (found,) = run(rewritten(LINEAR, module, (IntegerLinear(offset=True),)), values())
+    with torch.no_grad():
+        expected = module["dense"](values()["x"]).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
 
 
 def test_signed_levels_are_stored_128_higher() -> None:
@@ -148,14 +173,15 @@ def test_linears_with_one_grid_share_the_integers() -> None:
     assert first["a"] is first["b"] is not first["c"]
 
 
-def test_integers_are_moved_and_not_floats() -> None:
+@pytest.mark.parametrize("offset", [True, pytest.param(False, marks=needs_vnni)])
+def test_integers_are_moved_and_not_floats(offset: bool) -> None:
     text = """g (float[N, 2, 4] x, int64[2] size) => (float[N, 4] y) {
         t = Transpose <perm = [0, 2, 1]> (x)
         flat = Reshape (t, size)
         y = qdqpatch.QuantLinear <path = "dense"> (flat)
     }"""
     module = model()
-    graph = rewritten(text, module, (IntegerLinear(),))
+    graph = rewritten(text, module, (IntegerLinear(offset=offset),))
     assert types(graph.graph) == ["QuantizeLinear", "Transpose", "Reshape", "MatMulIntegerToFloat"]
     x = values()["x"].view(16, 2, 4)
     (found,) = run(graph, {"x": x, "size": torch.tensor([-1, 8])})

@@ -55,6 +55,12 @@ if TYPE_CHECKING:
     help="How weights are stored; fp32 is for TensorRT alone, and four times the size.",
 )
 @click.option(
+    "--vnni/--no-vnni",
+    default=None,
+    help="Whether the processors that will run a file for ONNX Runtime have VNNI, or are Arm; the default is "
+    "as this one. Without it all integers are uint8: exact on all, but slower where there is VNNI.",
+)
+@click.option(
     "--int8-embeddings", is_flag=True, help="Store the embeddings in int8 too. Outputs change a bit."
 )
 @click.option(
@@ -72,6 +78,7 @@ def export(
     task: str | None,
     shape: tuple[int, int] | None,
     weights: str,
+    vnni: bool | None,
     int8_embeddings: bool,
     opset: int | None,
     check: bool,
@@ -99,6 +106,7 @@ def export(
             target,
             shape=shape,
             float_weights=weights == "fp32",
+            vnni=vnni,
             int8_embeddings=int8_embeddings,
             opset=opset,
             check=check,
@@ -133,6 +141,11 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
             f"Compared with the model in {result.engine}: {each.output} differs by {each.mean:.2f} steps in "
             f"the mean and {each.largest:.1f} at most (a step is 1/127 of its range)"
             + (f"; {each.changed} of {each.predictions} predictions differ." if each.predictions else ".")
+        )
+    if result.float_matmuls:
+        console.print(
+            f"It was compared with products in fp32: {result.engine}'s integer kernels saturate on this "
+            "processor, which has no VNNI. Run the file where there is VNNI."
         )
 
 

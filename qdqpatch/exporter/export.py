@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from qdqpatch.checkpoint.staging import check_output
 from qdqpatch.errors import ExportError
 from qdqpatch.patch import enabled_quantizers
+from qdqpatch.saturation import saturates
 from qdqpatch.shapes import Shape
 
 if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
@@ -31,6 +32,7 @@ def export(
     *,
     shape: tuple[int, int] | None = None,
     float_weights: bool = False,
+    vnni: bool | None = None,
     int8_embeddings: bool = False,
     opset: int | None = None,
     check: bool = True,
@@ -43,7 +45,8 @@ def export(
 
     The numbers are the same for every engine; the graph is what each one needs to run integer kernels. The
     file is run in the target's own engine where that is installed (TensorRT's in ONNX Runtime), on batches
-    of several shapes, and compared with the model, before anything is kept.
+    of several shapes, and compared with the model, before anything is kept. On x86 without VNNI, OpenVINO's
+    integer kernels saturate: there its file is compared with products in fp32 in their place.
 
     Args:
         model: A quantized model with a range on every enabled quantizer. It is not changed.
@@ -52,6 +55,9 @@ def export(
         target: `tensorrt`, `onnxruntime` or `openvino`.
         shape: Batch and sequence length, if the file shall take no other; None for any.
         float_weights: For TensorRT: store the weights in fp32 and quantize them in the graph.
+        vnni: For ONNX Runtime: whether the processors that will run the file multiply uint8 by int8 exactly,
+            as x86 with VNNI and Arm do. If not, weights, keys and values are uint8: the same levels, exact on
+            every processor, but slower where there is VNNI. None for what this machine does.
         int8_embeddings: Store the embeddings' tables in int8 too, with a range for each row. Numbers change
             by that; those of a model whose `QDQConfig` has `embeddings=True` are stored so anyway.
         opset: Version of ONNX's operators; None for what the target does best.
@@ -78,7 +84,7 @@ def export(
     from qdqpatch.exporter.pipeline import Pipeline
     from qdqpatch.exporter.preparing import prepared
 
-    engine_target = _target(target, float_weights)
+    engine_target = _target(target, float_weights, vnni, check)
     _check_ranges(model)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
@@ -88,11 +94,13 @@ def export(
         return pipeline.run(Path(out), opset, tokenizer, check, batches)
 
 
-def _target(name: str, float_weights: bool) -> Target:
+def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> Target:
     if name not in TARGETS:
         raise ExportError(f"There is no target {name!r}; there are {', '.join(TARGETS)}.")
     if float_weights and name != "tensorrt":
         raise ExportError(f"{name} needs the weights in int8; float_weights is for TensorRT alone.")
+    if vnni is not None and name != "onnxruntime":
+        raise ExportError(f"{name} gets the same file for every processor; vnni is for onnxruntime alone.")
     if name == "openvino":
         _require(("openvino",))
         from qdqpatch.exporter.targets import openvino
@@ -101,7 +109,13 @@ def _target(name: str, float_weights: bool) -> Target:
     if name == "onnxruntime":
         from qdqpatch.exporter.targets import onnxruntime
 
-        return onnxruntime.TARGET
+        if vnni and check and saturates():
+            raise ExportError(
+                "This processor has no VNNI: its products of uint8 and int8 saturate, so that a file for "
+                "processors with VNNI cannot be compared with the model here. Leave vnni out for a file that "
+                "is exact on every processor, or export unchecked, with check=False or --no-check."
+            )
+        return onnxruntime.target(not saturates() if vnni is None else vnni)
     from qdqpatch.exporter.targets import tensorrt
 
     return tensorrt.target(float_weights)

@@ -72,15 +72,18 @@ class Pipeline:
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             file, comparisons, operations = folder / self.target.file, None, None
+            float_matmuls = False
             if check and self.engine.version is not None:
                 self.say(f"Comparing with the model in {self.engine.name}")
                 kept = list(self.inputs.batches(tokenizer) if batches is None else batches)
-                comparisons = self._compared(file, out, kept)
+                comparisons, float_matmuls = self._compared(file, out, kept)
             if self.target.kernels is not None and self.engine.version is not None:
                 self.say("Counting integer kernels")
                 operations = match(self.model, names, self.target.kernels(file))
         ran = f"{self.engine.name} {self.engine.version}" if comparisons is not None else None
-        return Export(out, out / file.name, self.target.name, size, operations, comparisons, ran)
+        return Export(
+            out, out / file.name, self.target.name, size, operations, comparisons, ran, float_matmuls
+        )
 
     def _graph(self, opset: int | None) -> ir.Model:
         """Return the target's graph."""
@@ -97,15 +100,20 @@ class Pipeline:
         graph.producer_name = "qdqpatch"
         return graph
 
-    def _compared(self, file: Path, out: Path, batches: list[dict[str, Tensor]]) -> list[Comparison]:
-        """Return the differences between file and model, if they are small enough."""
+    def _compared(
+        self, file: Path, out: Path, batches: list[dict[str, Tensor]]
+    ) -> tuple[list[Comparison], bool]:
+        """Return the differences between file and model, if they are small enough, and `float_matmuls`."""
+        # A file for ONNX Runtime is to be exact as its users run it, without settings of ours.
+        exact = self.target.engine is not ONNX_RUNTIME
         try:
-            session = self.engine.load(file, exact=True)
+            session = self.engine.load(file, exact=exact)
         except EngineError as error:
             reason = str(error).replace(str(file.parent), str(out))
             raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
         reference = outputs_of(self.model)
         comparisons = compare(reference, session.run_tensors, batches)
+        float_matmuls = session.float_matmuls
         del session
         require_equal(comparisons, lambda: own_noise(self.model, reference, batches))
-        return comparisons
+        return comparisons, float_matmuls

@@ -21,6 +21,8 @@ class Export:
         operations: The model's matmuls and how the engine computes them; None where it is not known.
         comparisons: The differences to the patched model; None if it was not checked.
         engine: Name and version of the engine that it was checked in.
+        float_matmuls: Whether it was checked with the products in fp32, because the engine's integer kernels
+            saturate on this processor: the file is right where there is VNNI, and its outputs are not here.
     """
 
     folder: Path
@@ -30,3 +32,4 @@ class Export:
     operations: list[Operation] | None
     comparisons: list[Comparison] | None
     engine: str | None
+    float_matmuls: bool = False

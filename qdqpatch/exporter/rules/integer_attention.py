@@ -1,7 +1,7 @@
 """Attention on ONNX Runtime: both matmuls from integers to fp32, and only integers transposed.
 
 1/sqrt(d) is in the scale with which the first product leaves its integers, at no cost. The left operands are
-uint8 and the right ones int8: two tensors of uint8 take twice the time.
+uint8 and the right ones int8, for processors with VNNI: two tensors of uint8 take twice the time there.
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ from qdqpatch.exporter.rules.qdq_attention import (
 
 @dataclass(frozen=True)
 class IntegerAttention:
-    """Attention whose four operands are all quantized; others are left to `QDQAttention`."""
+    """Attention whose four operands are all quantized; others are left to `QDQAttention`.
 
+    Attributes:
+        offset: Whether keys and values are uint8 too, 128 higher, for processors without VNNI: their products
+            of uint8 and int8 saturate (`qdqpatch.saturation`).
+    """
+
+    offset: bool = False
     operator: str = ATTENTION
     domain: str = DOMAIN
 
@@ -42,11 +48,11 @@ class IntegerAttention:
         query, key, value, mask = operands(node)
         integers, _, offset = self._operand(rewriter, query, q, HEADS_FIRST, offset=True)
         left = integers, q.times(node.attributes["scaling"].as_float()), offset
-        right = self._operand(rewriter, key, k, KEYS_LAST)
+        right = self._operand(rewriter, key, k, KEYS_LAST, self.offset)
         scores = multiply(rewriter, left, right, None, f"{name}.query_x_key")
         probabilities = softmax(rewriter, scores, mask)
         left = rewriter.quantize(probabilities, a, offset=True), a, True
-        right = self._operand(rewriter, value, v, HEADS_FIRST)
+        right = self._operand(rewriter, value, v, HEADS_FIRST, self.offset)
         context = multiply(rewriter, left, right, None, f"{name}.probabilities_x_value")
         context = rewriter.op("Transpose", [context], {"perm": HEADS_FIRST})
         rewriter.replace(node, [context, probabilities])

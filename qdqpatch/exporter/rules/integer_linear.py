@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from qdqpatch.exporter.graph import MICROSOFT, Rewriter, path
@@ -21,8 +22,14 @@ from qdqpatch.linear import QuantLinear
 
 @dataclass(frozen=True)
 class IntegerLinear:
-    """A Linear with both quantizers on; others are left to `QDQLinear`."""
+    """A Linear with both quantizers on; others are left to `QDQLinear`.
 
+    Attributes:
+        offset: Whether to store the weight as uint8, 128 higher, for processors without VNNI: their products
+            of uint8 and int8 saturate (`qdqpatch.saturation`).
+    """
+
+    offset: bool = False
     operator: str = LINEAR
     domain: str = DOMAIN
 
@@ -37,6 +44,9 @@ class IntegerLinear:
             return
         inputs = activation_grid(linear._input_quantizer, f"{name}._input_quantizer")
         weights, integers = weight_grid(linear._weight_quantizer, linear.weight, f"{name}._weight_quantizer")
+        stored = integers.T
+        if self.offset and not weights.unsigned:
+            stored = (stored.astype(np.int16) + 128).astype(np.uint8)
         tensor = node.inputs[0]
         assert tensor is not None
         bias = None
@@ -45,7 +55,7 @@ class IntegerLinear:
         product = multiply(
             rewriter,
             (quantize_before_moves(rewriter, tensor, inputs, offset=True), inputs, True),
-            (rewriter.constant(integers.T, f"{name}.weight_quantized"), weights, False),
+            (rewriter.constant(stored, f"{name}.weight_quantized"), weights, self.offset),
             bias,
             name,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -62,3 +63,18 @@ TARGET = Target(
     kernels=kernels,
     domains={MICROSOFT: 1},
 )
+"""For processors that multiply uint8 by int8 exactly: x86 with VNNI, and Arm."""
+
+
+def target(vnni: bool = True) -> Target:
+    """Return the target, or the one whose right operands are uint8: exact on any processor, but slower."""
+    if vnni:
+        return TARGET
+    passes = tuple(
+        tuple(
+            replace(rule, offset=True) if isinstance(rule, IntegerLinear | IntegerAttention) else rule
+            for rule in rules
+        )
+        for rules in TARGET.passes
+    )
+    return replace(TARGET, passes=passes)
