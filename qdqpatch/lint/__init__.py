@@ -76,8 +76,9 @@ class Report:
 def check_sites(sites: Sequence[Site], target: str) -> Report:
     """Hold every operation against the rules of an engine."""
     findings = []
+    rules = [rule for rule in RULES[target] if rule.concerns is None or rule.concerns(sites)]
     for site in sites:
-        for rule in RULES[target]:
+        for rule in rules:
             detail = rule.check(site) if site.operation in rule.operations else None
             if detail is not None:
                 findings.append(Finding(site, rule, detail))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +37,7 @@ class Rule:
         mend: What to change in the graph.
         documents: Where it is written down.
         check: Returns what breaks it at an operation; None where it is kept.
+        concerns: Says of all operations of a file whether the rule is about such a file; None if about any.
     """
 
     name: str
@@ -46,3 +47,4 @@ class Rule:
     mend: str
     documents: tuple[Document, ...]
     check: Callable[[Site], str | None]
+    concerns: Callable[[Sequence[Site]], bool] | None = None

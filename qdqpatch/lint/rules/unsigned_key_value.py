@@ -1,9 +1,17 @@
-"""ONNX Runtime on x64: the second operand of attention's matmuls is faster signed."""
+"""ONNX Runtime on x64 with VNNI: the second operand of attention's matmuls is faster signed."""
+
+from collections.abc import Sequence
 
 from qdqpatch.lint.rules import signed_input
 from qdqpatch.lint.rules.base import Rule
 from qdqpatch.lint.rules.documents import ORT_QUANTIZATION, ORT_S8_TO_U8
 from qdqpatch.lint.sites import Operand, Site, operand_names
+
+
+def is_for_vnni(sites: Sequence[Site]) -> bool:
+    """Say whether a weight is signed: in a file for processors without VNNI, which would saturate, none is."""
+    weights = [site.operands[1] for site in sites if site.operation == "linear" and site.is_quantized]
+    return not weights or any(each.dtype != "uint8" for each in weights)
 
 
 def check(site: Site) -> str | None:
@@ -28,9 +36,11 @@ RULE = Rule(
     name="unsigned-key-value",
     effect="slower",
     operations=("query x key", "probabilities x value"),
-    reason="The kernel for unsigned times signed was measured at twice the speed of unsigned times unsigned.",
+    reason="With VNNI the kernel for unsigned times signed was measured at twice the speed of unsigned times "
+    "unsigned.",
     mend="Quantize key and value to int8 with zero point 0, and multiply by MatMulIntegerToFloat of "
-    "com.microsoft, which takes uint8 and int8: qdqpatch export --target onnxruntime.",
+    "com.microsoft, which takes uint8 and int8: qdqpatch export --target onnxruntime --vnni.",
     documents=(ORT_QUANTIZATION, ORT_S8_TO_U8),
     check=check,
+    concerns=is_for_vnni,
 )
