@@ -9,7 +9,7 @@ from qdqpatch.lint.sites import Operand, Site, operand_names
 
 
 def is_for_vnni(sites: Sequence[Site]) -> bool:
-    """Say whether a weight is signed: in a file for processors without VNNI, which would saturate, none is."""
+    """Say whether a weight is signed: none is in a file for processors without VNNI, which would saturate."""
     weights = [site.operands[1] for site in sites if site.operation == "linear" and site.is_quantized]
     return not weights or any(each.dtype != "uint8" for each in weights)
 
