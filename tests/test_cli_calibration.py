@@ -225,7 +225,7 @@ def test_a_progress_bar_on_terminals_each_time() -> None:
     for terminal, quiet, bars in ((True, False, 2), (True, True, 0), (False, False, 0)):
         screen = io.StringIO()
         console = Console(file=screen, force_terminal=terminal, quiet=quiet, width=80)
-        tracked = qdqpatch.cli.calibration._Tracked([1, 2], console)
+        tracked = qdqpatch.cli.calibration._Tracked([1, 2], console, "Calibrating")
         assert [list(tracked), list(tracked), len(tracked)] == [[1, 2], [1, 2], 2]
         assert (screen.getvalue().count("100%") > 0) == bool(bars)
         assert screen.getvalue().count("\x1b[?25h") == bars  # the cursor comes back
@@ -238,4 +238,61 @@ def test_help_has_a_section_for_calibration(convert) -> None:
     assert re.findall(r"^  (--[a-z-]+)", calibration, re.MULTILINE) == [
         *("--calib", "--text-column", "--text-pair-column", "--split", "--subset", "--samples", "--seed"),
         *("--batch-size", "--max-length", "--method", "--percentile", "--fuse-qkv", "--clip-gelu"),
+        *("--smooth", "--shift", "--refine", "--correct-biases"),
     ]
+
+
+STEPS = (
+    "smooth",
+    "shift",
+    "collect",
+    "calibrate",
+    "refine_ranges",
+    "fuse_qkv",
+    "clip_gelu",
+    "correct_biases",
+)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is done to the model, in order: name, number of batches or None, options; all of it is run."""
+    done: list[Any] = []
+    for name in STEPS:
+        step = getattr(qdqpatch.cli.calibration, name)
+
+        def record(model: Any, *given: Any, name: str = name, step: Any = step, **options: Any) -> Any:
+            is_data = name not in ("calibrate", "fuse_qkv", "clip_gelu")
+            done.append((name, len(list(given[0])) if is_data else None, options))
+            return step(model, *given, **options)
+
+        monkeypatch.setattr(qdqpatch.cli.calibration, name, record)
+    return done
+
+
+def test_every_step_can_be_switched_on(convert, steps: list[Any], checkpoint: Path) -> None:
+    Path("data.txt").write_text("\n".join(TEXTS))
+    given = ("--calib", "data.txt", "--max-length", 20, "--batch-size", 8, "--preset", "no-residual")
+    result = convert(*given)
+    assert result.exit_code == 0, result.output
+    assert [name for name, *_ in steps] == ["collect", "calibrate"]
+    steps.clear()
+    switches = ("--smooth", "--shift", "--refine", 3, "--correct-biases", "--fuse-qkv", "--clip-gelu", 10)
+    result = convert(*given, *switches, "--force")
+    assert result.exit_code == 0, result.output
+    assert [name for name, *_ in steps] == list(STEPS)
+    assert {count for _, count, _ in steps} == {5, None}
+    assert {name: options for name, _, options in steps}["refine_ranges"] == {"epochs": 3}
+    model = AutoModelForMaskedLM.from_pretrained("out")
+    before = AutoModelForMaskedLM.from_pretrained(checkpoint).state_dict()
+    changed = {
+        name.rpartition(".")[2] for name, each in before.items() if (each != model.state_dict()[name]).any()
+    }
+    assert changed == {"weight", "bias"}
+
+
+def test_a_step_that_cannot_be_done_is_an_error(convert) -> None:
+    Path("data.txt").write_text("\n".join(TEXTS))
+    options = ("--calib", "data.txt", "--max-length", 20, "--preset", "linear-only", "--smooth")
+    assert_fails(convert(*options), "nothing to smooth")
+    assert_fails(convert("--refine", 2), "--refine: this is for calibration", code=2)

@@ -4,6 +4,8 @@ from qdqpatch.calibration.adjust import clip_gelu, expand_amax, fuse_qkv, recali
 from qdqpatch.calibration.bias_correction import correct_biases
 from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.loop import calibrate, set_ranges
+from qdqpatch.calibration.refining import refine_ranges
+from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.data.batches import text_batches
@@ -17,7 +19,9 @@ __all__ = [
     "expand_amax",
     "fuse_qkv",
     "recalibrate_weights",
+    "refine_ranges",
     "set_ranges",
+    "shift",
     "smooth",
     "text_batches",
 ]

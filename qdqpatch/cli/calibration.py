@@ -16,7 +16,17 @@ from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qdqpatch.calibration import Statistics, calibrate, clip_gelu, collect, fuse_qkv
+from qdqpatch.calibration import (
+    Statistics,
+    calibrate,
+    clip_gelu,
+    collect,
+    correct_biases,
+    fuse_qkv,
+    refine_ranges,
+    shift,
+    smooth,
+)
 from qdqpatch.calibration.methods import Method
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.cli.common import Command
@@ -99,6 +109,30 @@ OPTIONS = (
         metavar="VALUE",
         help="Let the ranges after GELU end at VALUE, such as 10.",
     ),
+    _option(
+        "--smooth",
+        is_flag=True,
+        help="First rescale values, queries and keys, so that no channel is an outlier (SmoothQuant). What "
+        "the float model computes stays the same.",
+    ),
+    _option(
+        "--shift",
+        is_flag=True,
+        help="First move the channels of values and LayerNorms around zero (Outlier Suppression+), by way of "
+        "the biases. What the float model computes stays the same but for rounding.",
+    ),
+    _option(
+        "--refine",
+        type=click.IntRange(min=1),
+        metavar="EPOCHS",
+        help="Then let all ranges learn together to keep the layers' outputs. Takes about five times as long "
+        "as running the texts through the model, for each of the EPOCHS; 2 to 4 are enough.",
+    ),
+    _option(
+        "--correct-biases",
+        is_flag=True,
+        help="Last take the mean error of each Linear out of its bias. Changes the float model too.",
+    ),
 )
 
 
@@ -120,6 +154,10 @@ class Calibration:
     percentile: float
     fuse_qkv: bool
     clip_gelu: float | None
+    smooth: bool
+    shift: bool
+    refine: int | None
+    correct_biases: bool
 
     def prepare(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
         """Read the tokenizer and the texts, and return what calibrates the model with them.
@@ -155,21 +193,32 @@ class Calibration:
         )
         if not self.length_given:
             warn_if_short(batches, served_length(tokenizer, model))
-        statistics = collect(model, _Tracked(batches, console), compare=self.method == "auto")
+        with_bar = functools.partial(_Tracked, batches, console)
+        if self.smooth:
+            smooth(model, with_bar("Smoothing"))
+        if self.shift:
+            shift(model, with_bar("Shifting"))
+        statistics = collect(model, with_bar("Calibrating"), compare=self.method == "auto")
         calibrate(model, statistics, method=self.method, percentile=self.percentile)
+        if self.refine is not None:
+            with console.status("Refining the ranges"):
+                refine_ranges(model, batches, epochs=self.refine)
         if self.fuse_qkv:
             fuse_qkv(model)
         if self.clip_gelu is not None:
             clip_gelu(model, self.clip_gelu)
+        if self.correct_biases:
+            correct_biases(model, with_bar("Correcting biases"))
         return statistics
 
 
 class _Tracked:
     """Batches that show a progress bar each time that they are iterated over."""
 
-    def __init__(self, batches: TextBatches, console: Console) -> None:
+    def __init__(self, batches: TextBatches, console: Console, title: str) -> None:
         self._batches = batches
         self._console = console
+        self._title = title
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -177,7 +226,7 @@ class _Tracked:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         console = self._console
         hidden = console.quiet or not console.is_terminal
-        yield from track(self._batches, "Calibrating", console=console, disable=hidden, transient=True)
+        yield from track(self._batches, self._title, console=console, disable=hidden, transient=True)
 
 
 def calibration_options(command: Command) -> Command:

@@ -1,0 +1,256 @@
+"""Shift the channels of activations before they are quantized; the float function stays.
+
+As in Outlier Suppression+ (Wei et al., arXiv 2304.09145): a tensor whose channels do not lie around zero
+wastes a part of its symmetric range. Where all that reads it is known, a constant can be taken from each
+channel and put back into the biases behind. A post-LN encoder such as BERT has two such places in every
+layer:
+
+- LayerNorm -> Linear and residual add, inside a layer. Outliers of BERTs are one-sided: a channel that
+  reaches from -2 to 28 needs half the range once it reaches from -15 to 15. What is taken from the
+  LayerNorm's bias goes through the weight into the bias of the Linear that reads it, and into that of the
+  Linear whose output is added to it, so that the sum is what it was. The range of that output grows, which
+  costs what the shift gains, so it is done only where that operand of the add is left float.
+- value -> output Linear. Many probabilities are so small that quantizing makes them 0, and what is left
+  does not add up to 1. That takes a share of the mean value from every context; where it is 0 there is
+  nothing to take.
+
+The LayerNorm at a layer's end is left alone: its output is one of the model's hidden states.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from qdqpatch.calibration import distributed
+from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
+from qdqpatch.calibration.smoothing import find_attentions
+from qdqpatch.errors import CalibrationError, NotQuantizedError, UnsupportedModelError
+from qdqpatch.linear import QuantLinear
+from qdqpatch.patch import is_quantized
+from qdqpatch.quantizer import TensorQuantizer, at_least_fp32
+from qdqpatch.rules import RULES
+from qdqpatch.rules.adds import LOCAL, RESIDUAL, ResidualAdds
+from qdqpatch.toolkit import QuantDescriptor
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+VALUE = "matmul_v_input_quantizer"
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A tensor whose channels can be shifted.
+
+    Attributes:
+        path: The name of the module that computes it.
+        source: That module, a LayerNorm or a Linear; its bias loses what is shifted.
+        readers: The Linears that read it, or a mean of it; their biases get that through their weights.
+        added: The Linears whose output is added to it; their biases get it as it is.
+        quantizers: Those whose ranges depend on it.
+    """
+
+    path: str
+    source: nn.LayerNorm | nn.Linear
+    readers: tuple[nn.Linear, ...]
+    added: tuple[nn.Linear, ...]
+    quantizers: tuple[TensorQuantizer, ...]
+
+
+def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: bool = True) -> Model:
+    """Move the channels of each layer's values and inner LayerNorms around zero, in place.
+
+    The float model runs once on the batches and computes the same afterwards, but for rounding in the last
+    bits of fp32. Calibration must follow: ranges that no longer fit are dropped, and a quantizer without one
+    computes it from each tensor.
+
+    Args:
+        model: A quantized model, calibrated or not.
+        batches: Keyword arguments for the model, as a tokenizer returns them; moved to its device.
+        padding_aware: Whether positions that the attention mask hides are left out.
+
+    Returns:
+        The same model. `find_shifts` lists what is shifted.
+
+    Raises:
+        NotQuantizedError: If the model has no quantizer.
+        UnsupportedModelError: If there is nothing to shift.
+        CalibrationError: If there is no batch, or a tensor saw no data, NaN or infinity.
+        Whatever is raised, the model is as it was.
+    """
+    if not is_quantized(model):
+        raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
+    shifts = find_shifts(model)
+    if not shifts:
+        raise UnsupportedModelError(f"There is nothing to shift in {type(model).__name__}.")
+    channels = _channels(model, shifts, batches, padding_aware)
+    changes: dict[nn.Parameter, Tensor] = {}
+    for each in shifts:
+        for bias, change in _changes(each, channels[each.path]):
+            before = changes.get(bias)
+            changes[bias] = change if before is None else before + change
+    with torch.no_grad():
+        for bias, change in changes.items():
+            bias.copy_(bias.double() + change)
+    for quantizer in (quantizer for each in shifts for quantizer in each.quantizers):
+        if quantizer.amax is not None:
+            del quantizer._amax
+    return model
+
+
+def find_shifts(model: nn.Module) -> tuple[Shift, ...]:
+    """Return what `shift` moves in a quantized model."""
+    users = Counter(id(each) for module in model.modules() for each in module._parameters.values())
+
+    def usable(module: nn.Module) -> bool:
+        # A subclass, as of an adapter or with a parametrization, may compute something else from its bias.
+        is_plain = type(module) in (nn.LayerNorm, nn.Linear, QuantLinear)
+        parameters = list(module._parameters.values())
+        return is_plain and None not in parameters and all(users[id(each)] == 1 for each in parameters)
+
+    return tuple(
+        each
+        for each in (*_values(model), *_inside_layers(model))
+        if all(usable(module) for module in (each.source, *each.readers, *each.added))
+    )
+
+
+def _values(model: nn.Module) -> Iterator[Shift]:
+    """Yield the values of every attention that `smooth` knows."""
+    for each in find_attentions(model)[0]:
+        quantizers = _quantizers((model.get_submodule(each.path), VALUE), (each.output, "_input_quantizer"))
+        yield Shift(f"{each.path}.value", each.value, (each.output,), (), quantizers)
+
+
+def _inside_layers(model: nn.Module) -> Iterator[Shift]:
+    """Yield the LayerNorm in the middle of each layer, where nothing else can read it and it pays.
+
+    A layer has two blocks with a residual add, the attention's and the feed-forward's, and one Linear between
+    them; with cross-attention, which may be there or not from call to call, it has more.
+    """
+    models = (each for each in model.modules() if isinstance(each, PreTrainedModel))
+    rules = {rule for each in models for rule in RULES.get(each.config.model_type, ())}
+    blocks = tuple(each for rule in rules if isinstance(rule, ResidualAdds) for each in rule.inside)
+    for path, layers in model.named_modules():
+        for index, layer in layers.named_children() if isinstance(layers, nn.ModuleList) else ():
+            adds = {name: each for name, each in layer.named_modules() if isinstance(each, blocks)}
+            if len(adds) != 2:
+                continue
+            (first_name, first), (last_name, last) = adds.items()
+            attention = first_name.rpartition(".")[0]
+            between = [
+                each
+                for name, each in layer.named_modules()
+                if isinstance(each, nn.Linear) and not name.startswith((f"{attention}.", f"{last_name}."))
+            ]
+            norms = {name: each for name, each in first.named_children() if isinstance(each, nn.LayerNorm)}
+            added = [each for each in last.children() if isinstance(each, nn.Linear)]
+            is_float = all(each._disabled for each in _quantizers((last, LOCAL)))
+            if len(norms) == len(between) == len(added) == 1 and is_float:
+                ((name, norm),) = norms.items()
+                quantizers = _quantizers((between[0], "_input_quantizer"), (last, RESIDUAL))
+                where = f"{path}.{index}.{first_name}.{name}"
+                yield Shift(where, norm, tuple(between), tuple(added), quantizers)
+
+
+def _quantizers(*places: tuple[nn.Module, str]) -> tuple[TensorQuantizer, ...]:
+    """Return those of the quantizers that are there, each named by its module and its name in it."""
+    found = (module._modules.get(name) for module, name in places)
+    return tuple(each for each in found if isinstance(each, TensorQuantizer))
+
+
+class Channels(Observer):
+    """The smallest, the largest and the mean value of each channel.
+
+    Args:
+        device: Where to compute them.
+
+    Attributes:
+        bounds: The negated smallest values and the largest, fp32, shape `(2, channels)`; None before data.
+        sums: The sums of the values, then their number, float64, shape `(channels + 1,)`; None likewise.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__("", TensorQuantizer(QuantDescriptor(axis=-1)), device)
+        self.bounds: Tensor | None = None
+        self.sums: Tensor | None = None
+
+    def collect(self, inputs: Tensor) -> None:
+        """Take a tensor of shape `(batch, positions, channels)` into account."""
+        self.was_reached = True
+        values = at_least_fp32(self.batch.data(inputs)).flatten(0, -2)
+        if not len(values):
+            return
+        low, high = torch.aminmax(values, dim=0)
+        bounds = torch.stack([-low, high])
+        sums = values.sum(0, dtype=torch.float64)
+        sums = torch.cat([sums, sums.new_full((1,), len(values))])
+        if self.bounds is None or self.sums is None:
+            self.bounds, self.sums = bounds, sums
+        else:
+            self.bounds, self.sums = torch.maximum(self.bounds, bounds), self.sums + sums
+
+
+def _channels(
+    model: PreTrainedModel,
+    shifts: Iterable[Shift],
+    batches: Iterable[Mapping[str, Any]],
+    padding_aware: bool,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the bounds and the mean of each tensor's channels, of all batches and processes."""
+    observers = {each.path: Channels(model.device) for each in shifts}
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(observing(model, {}))
+        for each in shifts:
+            hook = each.source.register_forward_hook(
+                lambda _, __, output, seen=observers[each.path]: seen.collect(output)
+            )
+            stack.callback(hook.remove)
+        count = distributed.together(
+            lambda: feed_batches(model, batches, observers, padding_aware, None), model.device
+        )
+    bounds = [each.bounds for each in observers.values()]
+    sums = {path: each.sums for path, each in observers.items()}
+    if distributed.is_distributed():
+        bounds = distributed.merge_maxima(bounds)
+        empty = {
+            path: torch.zeros(each.source.bias.numel() + 1, dtype=torch.float64)
+            for path, each in zip(observers, shifts, strict=True)
+        }
+        sums = dict(
+            distributed.sum_over_processes(
+                {path: empty[path] if each is None else each for path, each in sums.items()}, model.device
+            )
+        )
+    found = {}
+    for (path, total), limits in zip(sums.items(), bounds, strict=True):
+        if limits is None or total is None:
+            raise no_batch() if not count else not_reached(path, count)
+        if not bool(limits.isfinite().all()):
+            raise CalibrationError(f"{path} computed NaN or infinity. Check weights and inputs.")
+        found[path] = limits.double().cpu(), (total[:-1] / total[-1]).cpu()
+    return found
+
+
+def _changes(each: Shift, channels: tuple[Tensor, Tensor]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Yield the biases that change, with what is added to each, in float64."""
+    (negated_low, high), mean = channels
+    if each.added:
+        # As far as it takes for no channel to reach beyond the widest one's half.
+        half = ((high + negated_low) / 2).max()
+        constant = (high - half).clamp(min=0) - (negated_low - half).clamp(min=0)
+    else:
+        constant = mean
+    constant = constant.to(each.source.bias.device)
+    yield each.source.bias, -constant
+    for reader in each.readers:
+        yield reader.bias, reader.weight.detach().double() @ constant
+    for linear in each.added:
+        yield linear.bias, constant
