@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py [FOLDER] [--questions 1000] [--methods auto percentile-99.99 ...]
 
 The models and data are those of `tasks.py`. Each model is calibrated on 256 training examples without their
-labels; one collection pass serves all methods. `change` is relative to float.
+labels; one collection pass serves all methods. `auto-shift` shifts channels first; `auto-shift-refine` lets
+the ranges learn afterwards. `change` is relative to float. Runs on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from tasks import SHARED, TASKS, Task
 from transformers import PreTrainedModel
 
 import qdqpatch
-from qdqpatch.calibration import Statistics, calibrate, collect
+from qdqpatch.calibration import Statistics, calibrate, collect, refine_ranges, shift
 
 PLACEMENTS = {"full placement": "qdqbert", "residual adds float": "no-residual"}
-METHODS = ("max", "percentile-99.9", "percentile-99.99", "percentile-99.999", "mse", "entropy", "auto")
+METHODS = (
+    *("max", "percentile-99.9", "percentile-99.99", "percentile-99.999", "mse", "entropy", "auto"),
+    *("auto-shift", "auto-shift-refine"),
+)
 EXAMPLES = 256
+EPOCHS = 4
+"""Of refining."""
 
 
 def main() -> None:
@@ -49,24 +55,27 @@ def main() -> None:
 
 def measure(task: Task, methods: tuple[str, ...], limit: int | None) -> list[Row]:
     """Return the names of the columns, then a row for the float model and for each method and placement."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     batches = shuffled(task.calibration_batches(EXAMPLES, batch_size=16))
-    floating = task.evaluate(task.load(), limit)
+    floating = task.evaluate(task.load().to(device), limit)
     rows: list[Row] = [(*floating, "change", "calibration")]
     rows.append(("float", *(f"{figure:.1f}" for figure in floating.values()), "", ""))
     for title, preset in PLACEMENTS.items():
-        model = qdqpatch.quantize(task.load(), qdqpatch.QDQConfig.preset(preset))
-        statistics = {}
+        collected: dict[tuple[bool, bool], tuple[float, PreTrainedModel, Statistics]] = {}
         for method in methods:
-            compare = method == "auto"
-            if compare not in statistics:
-                statistics[compare] = seconds(functools.partial(collect, model, batches, compare=compare))
-            taken, found = statistics[compare]
-            searching, _ = seconds(functools.partial(search, model, found, method))
+            name, *steps = method.split("-")
+            key = "shift" in steps, name == "auto"
+            if key not in collected:
+                model = qdqpatch.quantize(task.load().to(device), qdqpatch.QDQConfig.preset(preset))
+                collecting, found = seconds(functools.partial(gather, model, batches, *key))
+                collected[key] = collecting, model, found
+            collecting, model, found = collected[key]
+            searching, _ = seconds(functools.partial(search, model, found, method, batches))
             figures = task.evaluate(model, limit)
             main_metric = list(figures)[-1]
             change = 100 * (figures[main_metric] / floating[main_metric] - 1)
             texts = (f"{figure:.1f}" for figure in figures.values())
-            rows.append((f"{title}, {method}", *texts, f"{change:+.1f}%", f"{taken + searching:.0f} s"))
+            rows.append((f"{title}, {method}", *texts, f"{change:+.1f}%", f"{collecting + searching:.0f} s"))
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -77,10 +86,24 @@ def shuffled(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Ten
     return [batches[place] for place in order]
 
 
-def search(model: PreTrainedModel, found: Statistics, method: str) -> None:
+def gather(
+    model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], shifted: bool, compare: bool
+) -> Statistics:
+    """Return what the model's quantizers see, after shifting its channels if asked for."""
+    if shifted:
+        shift(model, batches)
+    return collect(model, batches, compare=compare)
+
+
+def search(
+    model: PreTrainedModel, found: Statistics, method: str, batches: list[dict[str, torch.Tensor]]
+) -> None:
     """Set the model's ranges by the method."""
-    name, _, percentile = method.partition("-")
-    calibrate(model, found, name, percentile=float(percentile or 99.99))  # type: ignore[arg-type]  # a literal
+    name, *details = method.split("-")
+    percentile = float(details[0]) if name == "percentile" else 99.99
+    calibrate(model, found, name, percentile=percentile)  # type: ignore[arg-type]  # a literal
+    if "refine" in details:
+        refine_ranges(model, batches, epochs=EPOCHS)
 
 
 if __name__ == "__main__":
