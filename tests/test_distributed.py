@@ -19,13 +19,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, quantize
-from qdqpatch.calibration import collect
+from qdqpatch.calibration import collect, refine_ranges, refining, shift
+from qdqpatch.calibration.observing import observing
 
 ENVIRONMENT = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 """The arithmetic of this process, which conftest.py has set before torch read it."""
 
 METHODS = ["max", "percentile", "mse", "entropy"]
 AUTO = "*_input_quantizer=off", "*.intermediate.dense._input_quantizer=on", "*.matmul_v_input_quantizer=on"
+WIDE = "encoder.layer.0.attention.self.query._input_quantizer"
 PROMPTLY = 10
 """Seconds until every process has failed; waiting for a process that is gone would take the group's 20."""
 
@@ -48,13 +50,13 @@ def embedded(scale: float) -> dict[str, Tensor]:
 
 def shards(name: str) -> list[list[Any]]:
     match name:
-        case "empty" | "auto with an empty shard":
+        case "empty" | "auto with an empty shard" | "refine with an empty shard":
             return [data(), []]
         case "nothing":
             return [[], []]
         case "batch":
             return [data(), [data()[0], 3]]
-        case "comparing":
+        case "comparing" | "refining":
             return [data()[:2], [data()[2], {"input_idz": 1}]]
         case "activation":
             return [data(), [data()[0], embedded(float("nan"))]]
@@ -86,6 +88,23 @@ def with_nan_in_a_weight(shard: list[Any], rank: int) -> Any:
     return models.ranges(calibrate(broken, shard))
 
 
+def shifted(shard: list[Any], rank: int) -> Any:
+    each = shift(quantize(models.build(num_hidden_layers=1), QDQConfig.preset("no-residual")), shard)
+    return {name: bias.detach() for name, bias in each.named_parameters() if name.endswith("bias")}
+
+
+def spoilt() -> PreTrainedModel:
+    """A calibrated model with a range that is far too wide."""
+    each = calibrate(model(), data(), method="max")
+    quantizer = each.get_submodule(WIDE)
+    quantizer.amax = quantizer.amax * 40
+    return each
+
+
+def refined(shard: list[Any], rank: int) -> Any:
+    return models.ranges(refine_ranges(spoilt(), shard, epochs=3))
+
+
 SCENARIOS: dict[str, Callable[[list[Any], int], Any]] = {
     "shards": ranges_by_method,
     "empty": ranges_by_method,
@@ -97,6 +116,10 @@ SCENARIOS: dict[str, Callable[[list[Any], int], Any]] = {
     "auto": automatic,
     "auto with an empty shard": automatic,
     "comparing": automatic,
+    "shift": shifted,
+    "refine": refined,
+    "refine with an empty shard": refined,
+    "refining": refined,
 }
 
 
@@ -179,9 +202,50 @@ def test_auto_compares_what_all_processes_held_back(
         assert len(errors) > 1, path
 
 
+def test_channels_are_shifted_by_what_all_processes_saw(results: list[dict[str, Any]]) -> None:
+    mine, other = (result(results, "shift", rank) for rank in (0, 1))
+    models.assert_equal(mine, other)
+    expected = shifted(data(), 0)
+    for name, bias in expected.items():
+        # The means are float64 sums of the same terms in another order, rounded to fp32 once.
+        torch.testing.assert_close(mine[name], bias, rtol=2**-23, atol=2**-26, msg=name)
+    assert any(not torch.equal(bias, shifted(data()[:2], 0)[name]) for name, bias in expected.items())
+
+
+@pytest.mark.parametrize("name", ["refine", "refine with an empty shard"])
+def test_ranges_become_the_mean_of_what_the_processes_learned(
+    name: str, results: list[dict[str, Any]]
+) -> None:
+    mine, other = (result(results, name, rank) for rank in (0, 1))
+    models.assert_equal(mine, other)
+    start = models.ranges(spoilt())
+    assert mine[WIDE] < 0.9 * start[WIDE]
+    learned: dict[str, Any] = dict.fromkeys(start, 0.0)
+    counts = [sum(place % 8 != 1 for place in range(len(shard))) for shard in shards(name)]
+    for shard, count in zip(shards(name), counts, strict=True):
+        if count:
+            moved = moves(spoilt(), shard)
+            learned = {path: total + count * moved.get(path, 0.0) for path, total in learned.items()}
+    for path, total in learned.items():
+        expected = start[path] * torch.exp(torch.as_tensor(total / sum(counts)))
+        torch.testing.assert_close(mine[path], expected, rtol=1e-5, atol=0, msg=path)
+
+
+def moves(each: PreTrainedModel, shard: list[Any]) -> dict[str, Tensor]:
+    """What is added to the logarithm of each range in one process."""
+    paths = {id(quantizer): path for path, quantizer in models.named_quantizers(each)}
+    quantizers = refining._learnable(each)
+    with observing(each, {}):
+        reconstruction = refining._Reconstruction(each, refining._layers(each), True)
+        given = [batch for place, batch in enumerate(shard) if place % 8 != 1]
+        moved = refining._learn(reconstruction, quantizers, given, 3)
+    return {paths[id(quantizer)]: change for quantizer, change in zip(quantizers, moved, strict=True)}
+
+
 FAILURES = {
     "batch": r"Batch 2 is a int",
     "comparing": r"input_ids",
+    "refining": r"input_ids",
     "weight": r"encoder\.layer\.0\.output\.dense\._weight_quantizer saw NaN",
 }
 
