@@ -62,7 +62,7 @@ class _LSQ(torch.autograd.Function):
         slope = torch.where(inside, steps.round() - steps, steps.clamp(low, high))
         elements = inputs.numel() / inputs.shape[0] if inputs.dim() else 1
         to_step = (at_least_fp32(gradient) * slope).sum() / (elements * high) ** 0.5
-        return torch.where(inside, gradient, torch.zeros_like(gradient)), to_step / high, None
+        return torch.where(inside, gradient, gradient.new_zeros(())), to_step / high, None
 
 
 class _Clip(torch.autograd.Function):
@@ -80,7 +80,7 @@ class _Clip(torch.autograd.Function):
         inside = (values > -amax) & (values < amax)
         sides = torch.where(inside, torch.zeros_like(values), values.sign())
         to_range = (at_least_fp32(gradient) * sides).sum()
-        return torch.where(inside, gradient, torch.zeros_like(gradient)), to_range, None
+        return torch.where(inside, gradient, gradient.new_zeros(())), to_range, None
 
 
 class LSQQuantizer(LearnedQuantizer):

@@ -173,7 +173,7 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
         (gradient,) = gradients
-        return torch.where(inside, gradient, torch.zeros_like(gradient)), None, None, None, None
+        return torch.where(inside, gradient, gradient.new_zeros(())), None, None, None, None
 
 
 def _fake_quantize(

@@ -136,12 +136,21 @@ def test_padding_counts_only_if_asked_for() -> None:
     assert [torch.equal(biases[i], biases[i + 1]) for i in (0, 2)] == [True, False]
 
 
-def test_ranges_that_no_longer_fit_are_dropped() -> None:
-    model = calibrate(uncalibrated(), [models.inputs()])
+@pytest.mark.parametrize(
+    ("config", "of_the_add"),
+    [
+        (QDQConfig.preset("no-residual"), ()),
+        (QDQConfig(overrides=["*.add_local_input_quantizer=off"]), ("output.add_residual_input_quantizer",)),
+    ],
+    ids=["residual adds float", "one operand float"],
+)
+def test_ranges_that_no_longer_fit_are_dropped(config: QDQConfig, of_the_add: tuple[str, ...]) -> None:
+    model = calibrate(quantize(models.float_model(), config), [models.inputs()])
+    without = {path for path, amax in models.ranges(model).items() if amax is None}
     shift(model, [models.inputs()])
-    dropped = {path for path, amax in models.ranges(model).items() if amax is None}
+    dropped = {path for path, amax in models.ranges(model).items() if amax is None} - without
     names = ("attention.self.matmul_v_input_quantizer", "attention.output.dense._input_quantizer")
-    names += ("intermediate.dense._input_quantizer",)
+    names += ("intermediate.dense._input_quantizer", *of_the_add)
     assert dropped == {f"encoder.layer.{i}.{name}" for i in (0, 1) for name in names}
 
 
