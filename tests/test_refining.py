@@ -96,11 +96,12 @@ def test_what_gains_nothing_on_the_batches_held_back_is_not_kept(monkeypatch: py
 def test_one_batch_in_eight_is_held_back(
     count: int, held: list[int], learned: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, taught, judged = batches(count), [], []
+    model, data, taught, judged = spoilt(), batches(count), [], []
     loss, error = refining._Reconstruction.loss, refining._Reconstruction.error
 
     def watch_loss(self: Any, batch: Any) -> Tensor:
         if torch.is_grad_enabled():
+            assert all(each.grad is None for each in model.parameters()), "a step's gradient is of its batch"
             taught.append(batch)
         return loss(self, batch)
 
@@ -110,7 +111,7 @@ def test_one_batch_in_eight_is_held_back(
 
     monkeypatch.setattr(refining._Reconstruction, "loss", watch_loss)
     monkeypatch.setattr(refining._Reconstruction, "error", watch_error)
-    refine_ranges(spoilt(), data, epochs=1)
+    refine_ranges(model, data, epochs=1)
     places = [next(i for i, each in enumerate(data) if each is batch) for batch in taught]
     assert set(places) >= set(learned)
     assert set(places) == set(range(count)) - (set(held) if count > 1 else set())
