@@ -21,7 +21,7 @@ Arrays = Mapping[str, Array]
 """Tensors by name: ids and masks as int64, the rest as fp32."""
 
 REDUCED = "computes in bfloat16, which this processor has, what the model leaves in float"
-"""What a reader of figures has to know of a session whose `precision` is `bfloat16`."""
+SATURATED = "loses accuracy here: this processor has no VNNI, and sums of products of integers saturate"
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,20 @@ class Session:
         precision: What the engine computes in where the model says fp32: `float32` or `bfloat16`.
         float_matmuls: Whether it multiplies the levels in fp32, because the engine's integer kernels saturate
             on this processor.
+        saturated: Whether it does use such kernels there, and so computes something else than the model says.
     """
 
     inputs: tuple[Input, ...]
     _run: Callable[[Arrays], dict[str, Array]]
     precision: str = "float32"
     float_matmuls: bool = False
+    saturated: bool = False
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of its figures has to know; None for nothing."""
+        notes = [REDUCED] * (self.precision == "bfloat16") + [SATURATED] * self.saturated
+        return "; ".join(notes) or None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -159,7 +167,9 @@ def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) 
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    model = core.read_model(path)
+    is_quantized = any(each.get_type_name() == "FakeQuantize" for each in model.get_ops())
+    compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(inputs: Arrays) -> dict[str, Array]:
@@ -178,6 +188,7 @@ def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) 
         run,
         _dtype(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
         float_matmuls,
+        is_quantized and not float_matmuls and saturates(),
     )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, quantize
-from qdqpatch.calibration import collect
+from qdqpatch.calibration import collect, observing
+from qdqpatch.calibration.observing import first_rows
 from qdqpatch.patch import named_quantizers
 from qdqpatch.quantizer import TensorQuantizer
 
@@ -132,6 +133,36 @@ def test_one_batch_in_eight_is_held_back(count: int, held: list[int]) -> None:
     (path, tensor), *_ = statistics.items()
     assert tensor.counts.sum() == 24 * tokens
     expected = errors_by_hand(one_layer(), path, list(tensor.errors), [data[i] for i in held], padding=True)
+    assert list(tensor.errors.values()) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "rows"),
+    [
+        *(("BertModel", 1, 1), ("BertModel", 15, 1), ("BertModel", 16, 2), ("BertModel", 999, 2)),
+        *(("BertForMultipleChoice", 47, 1), ("BertForMultipleChoice", 48, 2), (models.CROSS, 15, 1)),
+    ],
+)
+def test_only_the_first_rows_are_compared_on(name: str, tokens: int, rows: int) -> None:
+    batch = models.inputs(name) | {"labels": torch.tensor([3, 4]), "output_attentions": False}
+    found = first_rows(batch, tokens)
+    assert found.keys() == batch.keys()
+    assert found.pop("output_attentions") is False
+    for key, each in found.items():
+        assert torch.equal(each, batch[key][:rows]), key
+
+
+def test_rows_of_embeddings_are_cut_too() -> None:
+    batch = {"inputs_embeds": torch.ones(4, 3, 24), "attention_mask": torch.ones(4, 3)}
+    assert {len(each) for each in first_rows(batch, 7).values()} == {2}
+
+
+def test_a_batch_that_is_held_back_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observing, "COMPARED_TOKENS", 8)
+    model, data = one_layer(*only("query._input_quantizer")), batches(3)
+    ((path, tensor),) = collect(model, data, compare=True).items()
+    cut = {name: each[:1] for name, each in data[1].items()}
+    expected = errors_by_hand(one_layer(), path, list(tensor.errors), [cut], padding=True)
     assert list(tensor.errors.values()) == pytest.approx(expected, rel=1e-12)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from exported import VOCABULARY, WIDTH, write_onnx, write_openvino
 
-from qdqpatch.engines import ENGINES, ONNX_RUNTIME, OPENVINO, Engine, Input, Session
+from qdqpatch.engines import ENGINES, ONNX_RUNTIME, OPENVINO, REDUCED, Engine, Input, Session
 from qdqpatch.errors import EngineError
 
 BATCH = {
@@ -32,6 +32,15 @@ def file(tmp_path: Path, engine: Engine) -> Path:
     """A file that the engine loads: OpenVINO's own form for OpenVINO."""
     path = write_onnx(tmp_path / "model.onnx")
     return write_openvino(tmp_path / "model.xml", path) if engine is OPENVINO else path
+
+
+def test_a_float_model_has_no_integers_that_saturate(
+    engine: Engine, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qdqpatch.engines.saturates", lambda: True)
+    session = engine.load(file)
+    assert not session.saturated
+    assert session.note in (None, REDUCED)
 
 
 @pytest.mark.parametrize("threads", [None, 1])

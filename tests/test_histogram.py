@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qdqpatch.calibration import histogram
-from qdqpatch.calibration.histogram import BINS, LARGEST_CALL, SMALLEST_EXPONENT, UNSEEN, Histogram
+from qdqpatch.calibration.histogram import BINS, CHUNK, LARGEST_CALL, SMALLEST_EXPONENT, UNSEEN, Histogram
+from qdqpatch.calibration.observing import BatchCounts
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -228,3 +229,28 @@ def test_counting_on_a_gpu(make: Callable[[], Tensor]) -> None:
     expected = Histogram.empty(CPU)
     expected.add(Histogram.of(values))
     assert_same(found, expected)
+
+
+def test_threads_share_the_counting() -> None:
+    """As many chunks as do not come out even, and fewer chunks than threads."""
+    generator = torch.Generator().manual_seed(4)
+    for size in (4 * CHUNK + 5, CHUNK + 1, 7):
+        values = torch.randn(size, generator=generator)
+        expected = Histogram.of(values)
+        torch.set_num_threads(3)
+        try:
+            found = Histogram.of(values)
+        finally:
+            torch.set_num_threads(1)
+        assert torch.equal(found.counts, expected.counts)
+        assert int(found.counts.sum()) == size
+
+
+def test_a_tensor_that_is_gone_is_forgotten() -> None:
+    counts = BatchCounts(None)
+    kept, gone = torch.ones(3), torch.full((4,), 2.0)
+    first = counts.of(kept, "_input_quantizer")
+    counts.of(gone, "_input_quantizer")
+    del gone
+    assert len(counts._counted) == 1
+    assert counts.of(kept, "_input_quantizer") is first

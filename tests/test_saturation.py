@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from exports import calibrated, constant
+from exports import calibrated, constant, made
 from onnx import TensorProto, helper
 
 from qdqpatch import QDQConfig
-from qdqpatch.engines import OPENVINO, Array
+from qdqpatch.engines import OPENVINO, SATURATED, Array
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.result import Export
@@ -121,3 +121,13 @@ def test_openvino_is_compared_without_kernels_that_saturate(
     assert not OPENVINO.load(result.file).float_matmuls
     assume(False, monkeypatch)
     assert not OPENVINO.load(result.file, exact=True).float_matmuls
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_whoever_measures_in_openvino_is_told(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qdqpatch.engines.saturates", lambda: wrong)
+    file = made("Linears alone", "openvino").result.file
+    for exact in (False, True):
+        session = OPENVINO.load(file, threads=1, exact=exact)
+        assert session.saturated == (wrong and not exact)
+        assert (SATURATED in (session.note or "")) == session.saturated

@@ -12,7 +12,7 @@ import torch
 from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.contenders import TORCH, Contender
-from qdqpatch.engines import ENGINES, REDUCED, Arrays, Input
+from qdqpatch.engines import ENGINES, Arrays, Input
 from qdqpatch.errors import ConfigError, EngineError, one_line
 from qdqpatch.shapes import Shape
 
@@ -85,8 +85,7 @@ def _load_file(contender: Contender, threads: int) -> Loaded:
         session = ENGINES[contender.engine].load(Path(contender.path), threads)
     except EngineError as error:
         raise EngineError(one_line(error)) from error
-    note = REDUCED if session.precision == "bfloat16" else None
-    return Loaded(contender, session.inputs, session.run, note)
+    return Loaded(contender, session.inputs, session.run, session.note)
 
 
 def _load_checkpoint(contender: Contender) -> Loaded:

@@ -11,7 +11,6 @@ What moves is the logarithm of each range, because ranges of one model differ by
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +27,7 @@ from qdqpatch.calibration.padding import Padding
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.learned import LSQQuantizer
 from qdqpatch.patch import enabled_quantizers
-from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer, at_least_fp32
+from qdqpatch.quantizer import TensorQuantizer, at_least_fp32
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Batch = Mapping[str, Any]
@@ -118,12 +117,10 @@ class _Reconstruction:
         self._layers = layers
         self._padding_aware = padding_aware
         self._quantizers = list(enabled_quantizers(model).values())
-        takes_cache = "use_cache" in inspect.signature(model.forward).parameters
-        self._without_cache = {"use_cache": False} if takes_cache else {}
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the squared error relative to the float output, the mean over layers and data, 0-dim."""
-        inputs = on_device(batch, self._model.device) | self._without_cache
+        inputs = on_device(batch, self._model.device)
         with torch.no_grad():
             expected = self._outputs(inputs)
         with self._quantizing():
@@ -225,13 +222,12 @@ def _learning(model: nn.Module, quantizers: Sequence[TensorQuantizer]) -> Iterat
 
 
 def _learnable(model: nn.Module) -> list[TensorQuantizer]:
-    """Return the quantizers of activations with one range, which is not 0, for the whole tensor."""
+    """Return the quantizers of activations with one range for the whole tensor."""
     found = []
     for path, quantizer in enabled_quantizers(model).items():
         if quantizer.amax is None:
             raise CalibrationError(f"{path} has no range yet: call qdqpatch.calibrate(model, batches) first.")
-        is_weight = path.endswith("_weight_quantizer")
-        if not is_weight and quantizer.amax.dim() == 0 and float(quantizer.amax) > SMALLEST_AMAX:
+        if not path.endswith("_weight_quantizer") and quantizer.amax.dim() == 0:
             found.append(quantizer)
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.contenders import TORCH, Contender
-from qdqpatch.engines import ENGINES, REDUCED, Input
+from qdqpatch.engines import ENGINES, Input
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError, one_line
 from qdqpatch.evaluation.fixed import filled
 from qdqpatch.evaluation.predicting import Run, engine_run, torch_run
@@ -68,8 +68,7 @@ def load(contender: Contender, task: Task[Any], threads: int | None = None) -> M
         raise EngineError(one_line(error)) from error
     batch, length = fixed_sizes(session.inputs)
     run = filled(engine_run(session), batch, length, task)
-    note = REDUCED if session.precision == "bfloat16" else None
-    return Model(contender, _complete(run, contender, task), batch, length, note)
+    return Model(contender, _complete(run, contender, task), batch, length, session.note)
 
 
 def fixed_sizes(inputs: Sequence[Input]) -> tuple[int | None, int | None]:
