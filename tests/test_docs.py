@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # a GPU would want it
 def test_readme_python(folder: Path) -> None:
-    assert len(blocks("python")) == 7
+    assert len(blocks("python")) == 8
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), {})
     written = {
@@ -60,7 +60,7 @@ def test_readme_commands(folder: Path) -> None:
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines]
     ours = [command[1:] for command in commands if command[0] == "qdqpatch"]
-    assert len(ours) == 15
+    assert len(ours) == 16
     for command in ours:
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, (command, result.output)
