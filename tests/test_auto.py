@@ -152,9 +152,10 @@ def test_only_the_first_rows_are_compared_on(name: str, tokens: int, rows: int) 
         assert torch.equal(each, batch[key][:rows]), key
 
 
-def test_rows_of_embeddings_are_cut_too() -> None:
-    batch = {"inputs_embeds": torch.ones(4, 3, 24), "attention_mask": torch.ones(4, 3)}
-    assert {len(each) for each in first_rows(batch, 7).values()} == {2}
+@pytest.mark.parametrize("ids", [{}, {"input_ids": None}], ids=["left out", "None"])
+def test_rows_of_embeddings_are_cut_too(ids: dict[str, Any]) -> None:
+    batch = ids | {"inputs_embeds": torch.ones(4, 3, 24), "attention_mask": torch.ones(4, 3)}
+    assert {len(each) for each in first_rows(batch, 7).values() if each is not None} == {2}
 
 
 def test_a_batch_that_is_held_back_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,12 +161,12 @@ def first_rows(batch: Mapping[str, Any], tokens: int) -> dict[str, Any]:
         batch: Keyword arguments for a model; what has as many rows as its tokens is cut to as many.
         tokens: Positions, padding included.
     """
-    given = (batch.get(name) for name in ("input_ids", "inputs_embeds"))
-    ids = next((each for each in given if isinstance(each, Tensor)), None)
-    if ids is None or not ids.numel():
+    ids, embeddings = batch.get("input_ids"), batch.get("inputs_embeds")
+    if isinstance(embeddings, Tensor) and ids is None:
+        ids = embeddings[..., 0]
+    if not isinstance(ids, Tensor) or not ids.numel():
         return dict(batch)
-    shape = ids.shape if "input_ids" in batch else ids.shape[:-1]
-    rows = max(1, tokens // shape[1:].numel())
+    rows = max(1, tokens // ids.shape[1:].numel())
     return {
         name: each[:rows] if isinstance(each, Tensor) and each.shape[:1] == ids.shape[:1] else each
         for name, each in batch.items()
