@@ -92,12 +92,13 @@ def show(title: str, columns: tuple[str, ...], rows: list[Row]) -> None:
 
 
 def surroundings() -> str:
-    """Name versions, processor and threads."""
+    """Name versions, processor, threads and the GPU."""
     versions = (
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, qdqpatch {qdqpatch.__version__}"
     )
-    return f"{versions}; {processor()}, threads: {torch.get_num_threads()}"
+    gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{versions}; {processor()}, threads: {torch.get_num_threads()}{gpu}"
 
 
 def processor() -> str:

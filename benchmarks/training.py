@@ -1,12 +1,13 @@
 """What quantization costs on real tasks, and what training gets back: float, PTQ, QAT, distilled QAT.
 
-    python benchmarks/training.py [FOLDER] [--tasks sst2 squad] [--seeds 0 1 2] [--work OUT]
+    python benchmarks/training.py [FOLDER] [--tasks sst2 squad] [--modes QAT ...] [--seeds 0 1 2] [--work OUT]
 
 The models and data are those of `tasks.py`. Each float model is calibrated on 256 training sequences by
-several methods; the one that `auto` calibrated is then trained by the labels, and by the float model without
-labels, once for each seed, with the defaults of `qdqpatch train` but for the length of the schedule, which is
-printed. All are evaluated in torch and, exported, in ONNX Runtime, on SST-2's dev set and the first questions
-of SQuAD's. What is done already is kept in OUT, so that an interrupted run goes on where it was.
+several methods of `accuracy.py`; the last of them is then trained by the labels, and by the float model
+without labels, once for each seed, with the defaults of `qdqpatch train`. All are evaluated in torch (on the
+GPU if there is one) and, exported, in ONNX Runtime, on SST-2's dev set and the first 1,000 questions of
+SQuAD's. What is done already is kept in OUT, so that an interrupted run goes on where it was, and so that
+several can share the seeds and modes once the calibrated models are there (`--seeds` without a number).
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ import json
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from accuracy import gather, search
 from common import Row, prepare, quiet, show, surroundings
 from tasks import SHARED
 
 import qdqpatch
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
+from qdqpatch.device import to_fastest_device
 from qdqpatch.evaluation.evaluate import evaluate
 from qdqpatch.evaluation.predicting import batches
-from qdqpatch.evaluation.result import Evaluation
 from qdqpatch.tasks import TASKS
 from qdqpatch.tasks.base import Source, draw
 from qdqpatch.training.distillation import Distillation
@@ -36,9 +38,13 @@ from qdqpatch.training.fit import Schedule
 from qdqpatch.training.job import Job
 from qdqpatch.training.run import CALIBRATION, run_job
 
-METHODS = ("max", "percentile", "auto")
+METHODS = ("max", "percentile-99.99", "auto", "auto-shift-refine")
+"""As in `accuracy.py`; the last one's models are trained."""
 MODES = {"QAT": None, "distilled QAT": Distillation()}
-ONNX = "onnxruntime"
+TORCH, ONNX = ENGINES = ("torch", "onnxruntime")
+
+Figures = dict[str, dict[str, float]]
+"""Of a model: by engine, by metric."""
 
 
 @dataclass(frozen=True)
@@ -50,48 +56,25 @@ class Setting:
         task: A key of `qdqpatch.tasks.TASKS`.
         max_length: Where sequences are cut.
         suffix: Of its files.
-        epochs: Passes over the training data.
         questions: How many of the dev set are evaluated on; None for all.
+        epochs: Passes over the training data.
     """
 
     name: str
     task: str
     max_length: int
     suffix: str
-    epochs: float
     questions: int | None = None
+    epochs: float = Schedule.epochs
 
 
 SETTINGS = {
     each.name: each
     for each in (
-        Setting("sst2", "text-classification", 128, "tsv.gz", epochs=0.1),
-        Setting("squad", "question-answering", 320, "json.gz", epochs=0.1, questions=400),
+        Setting("sst2", "text-classification", 128, "tsv.gz"),
+        Setting("squad", "question-answering", 320, "json.gz", questions=1000),
     )
 }
-
-
-@dataclass
-class Models:
-    """The folders of one task's models.
-
-    Attributes:
-        float_model: The float model's.
-        ptq: Those that were calibrated only, by method.
-        trained: Those that were trained, by mode, one for each seed.
-    """
-
-    float_model: Path
-    ptq: dict[str, Path] = field(default_factory=dict)
-    trained: dict[str, list[Path]] = field(default_factory=dict)
-
-    def folders(self) -> list[Path]:
-        """Return all of them, the float model's first."""
-        return [
-            self.float_model,
-            *self.ptq.values(),
-            *(each for mode in self.trained.values() for each in mode),
-        ]
 
 
 def main() -> None:
@@ -99,7 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=SHARED)
     parser.add_argument("--tasks", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--work", type=Path, help="where the models are kept; a temporary folder if not given"
     )
@@ -109,53 +93,37 @@ def main() -> None:
         return
     prepare()
     with tempfile.TemporaryDirectory() as temporary:
-        work = arguments.work or Path(temporary)
         for name in arguments.tasks:
             setting = SETTINGS[name]
-            (work / name).mkdir(parents=True, exist_ok=True)
-            models = make(setting, arguments.folder, work / name, arguments.seeds)
-            found = measure(setting, arguments.folder, work / name, models)
-            columns = (
-                "",
-                *(f"{metric}, {engine}" for engine in ("torch", ONNX) for metric in found.rows[0].metrics),
-            )
-            title = f"{name}, {found.examples} examples; trained for {setting.epochs} epochs"
-            show(title, (*columns, "change", f"change, {ONNX}"), rows_of(models, found))
+            work = (arguments.work or Path(temporary)) / name
+            found = measure(setting, arguments.folder, work, arguments.modes, arguments.seeds)
+            metrics = list(found["float"][0][TORCH])
+            columns = [f"{metric}, {engine}" for engine in ENGINES for metric in metrics]
+            changes = [f"change, {engine}" for engine in ENGINES]
+            show(f"{name}, {setting.epochs} epochs", ("", *columns, *changes), rows_of(found))
     print(surroundings())
 
 
-def make(setting: Setting, folder: Path, work: Path, seeds: Sequence[int]) -> Models:
-    """Calibrate, train and export what is not there yet."""
-    models = Models(folder / "models" / f"minilm-{setting.name}")
+def measure(
+    setting: Setting, folder: Path, work: Path, modes: Sequence[str], seeds: Sequence[int]
+) -> dict[str, list[Figures]]:
+    """Make what is not there yet, and return the figures of each kind of model, one for each seed."""
+    work.mkdir(parents=True, exist_ok=True)
+    floating = folder / "models" / f"minilm-{setting.name}"
+    found = {"float": [figures(setting, folder, work, floating, [TORCH])]}
     for method in METHODS:
-        models.ptq[method] = work / method
-        if not models.ptq[method].exists():
-            calibrate(setting, folder, models.float_model, method, models.ptq[method])
-    for mode, distillation in MODES.items():
-        models.trained[mode] = [work / f"{mode.replace(' ', '-')}-{seed}" for seed in seeds]
-        for seed, out in zip(seeds, models.trained[mode], strict=True):
-            if not out.exists():
-                job = Job(
-                    ckpt=str(models.ptq["auto"]),
-                    data=source(setting, folder, "train"),
-                    eval_data=source(setting, folder, "dev"),
-                    task=setting.task,
-                    max_length=setting.max_length,
-                    eval_samples=8,  # they are all evaluated at the end
-                    teacher=str(models.float_model),
-                    distillation=distillation,
-                    schedule=Schedule(epochs=setting.epochs, seed=seed),
-                )
-                resume = out.with_name(f"{out.name}.training").exists()
-                with quiet():
-                    run_job(job, out, resume=resume)
-    for each in models.folders()[1:]:
-        out = exported(each)
+        out = work / method
         if not out.exists():
-            with quiet():
-                model = open_checkpoint(str(each), setting.task).load()[0]
-                qdqpatch.export(model.eval(), out, ONNX, tokenizer=load_tokenizer(str(each)), check=False)
-    return models
+            calibrate(setting, folder, floating, method, out)
+        found[f"PTQ, {method}"] = [figures(setting, folder, work, out)]
+    for mode in modes if seeds else ():
+        found[mode] = []
+        for seed in seeds:
+            out = work / f"{mode.replace(' ', '-')}-{seed}"
+            if not out.exists():
+                train(setting, folder, floating, work / METHODS[-1], MODES[mode], seed, out)
+            found[mode].append(figures(setting, folder, work, out))
+    return found
 
 
 def calibrate(setting: Setting, folder: Path, ckpt: Path, method: str, out: Path) -> None:
@@ -163,11 +131,66 @@ def calibrate(setting: Setting, folder: Path, ckpt: Path, method: str, out: Path
     opened = open_checkpoint(str(ckpt), setting.task)
     task = TASKS[setting.task](load_tokenizer(str(ckpt)), opened.config, setting.max_length)
     examples = draw(task.read(source(setting, folder, "train"), labelled=False), CALIBRATION)
-    model = qdqpatch.quantize(opened.load()[0].eval())
-    chosen = task.features(examples)[:CALIBRATION]
-    qdqpatch.calibrate(model, batches(task, chosen, 16), method)  # type: ignore[arg-type]  # a literal
+    model = qdqpatch.quantize(to_fastest_device(opened.load()[0].eval()))
+    data = batches(task, task.features(examples)[:CALIBRATION], 16)
+    name, *steps = method.split("-")
+    statistics = gather(model, data, "shift" in steps, name == "auto")
+    search(model, statistics, method, data)
     model.save_pretrained(out)
     copy_tokenizer(str(ckpt), out)
+
+
+def train(
+    setting: Setting,
+    folder: Path,
+    floating: Path,
+    ckpt: Path,
+    distillation: Distillation | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Train a calibrated model and save it."""
+    job = Job(
+        ckpt=str(ckpt),
+        data=source(setting, folder, "train"),
+        eval_data=source(setting, folder, "dev"),
+        task=setting.task,
+        max_length=setting.max_length,
+        eval_samples=8,  # all are evaluated on afterwards
+        teacher=str(floating),
+        distillation=distillation,
+        schedule=Schedule(epochs=setting.epochs, seed=seed),
+    )
+    with quiet():
+        run_job(job, out, resume=out.with_name(f"{out.name}.training").exists())
+
+
+def figures(
+    setting: Setting, folder: Path, work: Path, ckpt: Path, engines: Sequence[str] = ENGINES
+) -> Figures:
+    """Return a model's metrics in the engines; from a file if they are known."""
+    known = work / f"{ckpt.name}.json"
+    if known.exists():
+        return dict(json.loads(known.read_text(encoding="utf-8")))
+    data = source(setting, folder, "dev")
+    if setting.questions is not None:
+        part = work / "dev.json"
+        if not part.exists():
+            first_questions(Path(data.name), setting.questions, part)
+        data = Source(str(part))
+    paths = {TORCH: ckpt}
+    if ONNX in engines:
+        paths[ONNX] = ckpt.with_name(f"{ckpt.name}.{ONNX}")
+        if not paths[ONNX].exists():
+            with quiet():
+                model = open_checkpoint(str(ckpt), setting.task).load()[0].eval()
+                tokenizer = load_tokenizer(str(ckpt))
+                qdqpatch.export(model, paths[ONNX], ONNX, tokenizer=tokenizer, check=False)
+    names = [str(path) for path in paths.values()]
+    rows = evaluate(names, setting.task, data, max_length=setting.max_length, engines=engines).rows
+    found = {row.engine: {name: metric.value for name, metric in row.metrics.items()} for row in rows}
+    known.write_text(json.dumps(found), encoding="utf-8")
+    return found
 
 
 def source(setting: Setting, folder: Path, part: str) -> Source:
@@ -175,22 +198,7 @@ def source(setting: Setting, folder: Path, part: str) -> Source:
     return Source(str(folder / "data" / setting.name / f"{part}.{setting.suffix}"))
 
 
-def exported(folder: Path) -> Path:
-    """Return the folder of a model's ONNX file."""
-    return folder.with_name(f"{folder.name}.{ONNX}")
-
-
-def measure(setting: Setting, folder: Path, work: Path, models: Models) -> Evaluation:
-    """Evaluate all models, the float one in torch alone."""
-    data = source(setting, folder, "dev")
-    if setting.questions is not None:
-        data = Source(str(first_questions(Path(data.name), setting.questions, work / "dev.json")))
-    folders = models.folders()
-    paths = [str(folders[0]), *(str(path) for each in folders[1:] for path in (each, exported(each)))]
-    return evaluate(paths, setting.task, data, max_length=setting.max_length)
-
-
-def first_questions(path: Path, count: int, out: Path) -> Path:
+def first_questions(path: Path, count: int, out: Path) -> None:
     """Write the first questions of a file in SQuAD's layout as another."""
     kept = []
     for article in json.loads(gzip.decompress(path.read_bytes()))["data"]:
@@ -203,29 +211,21 @@ def first_questions(path: Path, count: int, out: Path) -> Path:
         if paragraphs:
             kept.append({**article, "paragraphs": paragraphs})
     out.write_text(json.dumps({"data": kept}), encoding="utf-8")
-    return out
 
 
-def rows_of(models: Models, found: Evaluation) -> list[Row]:
+def rows_of(found: dict[str, list[Figures]]) -> list[Row]:
     """Return a row for each kind of model; for several seeds, means with their lowest and highest."""
-    by_path = {str(Path(row.path).parent if row.engine == ONNX else row.path): row for row in found.rows}
-    floating = by_path[str(models.float_model)]
-    main = list(floating.metrics)[-1]
-    kinds = {"float": [models.float_model]}
-    kinds |= {f"PTQ, {method}": [path] for method, path in models.ptq.items()}
-    kinds |= models.trained
+    reference = found["float"][0][TORCH]
+    main = list(reference)[-1]
     rows: list[Row] = []
-    for name, paths in kinds.items():
+    for kind, runs in found.items():
         cells, changes = [], []
-        for place in (lambda path: path, exported):
-            runs = [by_path[str(place(path))] for path in paths if str(place(path)) in by_path]
-            for metric in floating.metrics:
-                cells.append(spread([run.metrics[metric].value for run in runs]))
-            values = [run.metrics[main].value for run in runs]
-            reference = floating.metrics[main].value
-            is_float = paths == [models.float_model]
-            changes.append("" if is_float else f"{100 * (statistics.mean(values) / reference - 1):+.1f}%")
-        rows.append((name, *cells, *changes))
+        for engine in ENGINES:
+            own = [run[engine] for run in runs if engine in run]
+            cells += [spread([each[metric] for each in own]) for metric in reference]
+            change = [100 * (each[main] / reference[main] - 1) for each in own]
+            changes.append(f"{statistics.mean(change):+.1f}%" if change and kind != "float" else "")
+        rows.append((kind, *cells, *changes))
     return rows
 
 

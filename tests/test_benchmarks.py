@@ -252,8 +252,7 @@ def test_cost_of_a_training_step(benchmark_module, monkeypatch):
 def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
     training = benchmark_module("training")
     setting = training.Setting("tiny", "text-classification", 16, "tsv.gz", epochs=0.5)
-    for name, value in (("SETTINGS", {"tiny": setting}), ("METHODS", ("max", "auto"))):
-        monkeypatch.setattr(training, name, value)
+    monkeypatch.setattr(training, "METHODS", ("max", "auto-shift-refine"))
     model = tmp_path / "models" / "minilm-tiny"
     models.build("BertForSequenceClassification").save_pretrained(model)
     write_tokenizer(model)
@@ -263,17 +262,24 @@ def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
     for part in ("train", "dev"):
         (data / f"{part}.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     work = tmp_path / "work"
-    work.mkdir()
-    made = training.make(setting, tmp_path, work, seeds=[0, 1])
+    modes = ["distilled QAT"]
+    first = training.measure(setting, tmp_path, work, modes, seeds=[])
+    assert list(first) == ["float", "PTQ, max", "PTQ, auto-shift-refine"]
+    found = training.measure(setting, tmp_path, work, modes, seeds=[0, 1])
     assert sorted(each.name for each in work.iterdir() if "." not in each.name) == [
-        "QAT-0", "QAT-1", "auto", "distilled-QAT-0", "distilled-QAT-1", "max",
+        "auto-shift-refine", "distilled-QAT-0", "distilled-QAT-1", "max",
     ]  # fmt: skip
-    found = training.measure(setting, tmp_path, work, made)
-    rows = {row[0]: row[1:] for row in training.rows_of(made, found)}
-    assert list(rows) == ["float", "PTQ, max", "PTQ, auto", "QAT", "distilled QAT"]
-    by_path = {row.path: row.metrics["accuracy"].value for row in found.rows}
-    expected = [by_path[str(work / f"QAT-{seed}")] for seed in (0, 1)]
-    assert rows["QAT"][0] == f"{sum(expected) / 2:.1f} ({min(expected):.1f}-{max(expected):.1f})"
-    floating = by_path[str(model)]
+    assert list(found) == [*first, *modes]
+    assert {kind: found[kind] for kind in first} == first
+    rows = {row[0]: row[1:] for row in training.rows_of(found)}
+    for place, engine in enumerate(("torch", "onnxruntime")):
+        values = [run[engine]["accuracy"] for run in found["distilled QAT"]]
+        mean = sum(values) / 2
+        assert rows["distilled QAT"][place] == f"{mean:.1f} ({min(values):.1f}-{max(values):.1f})"
+        floating = found["float"][0]["torch"]["accuracy"]
+        assert rows["distilled QAT"][2 + place] == f"{100 * (mean / floating - 1):+.1f}%"
     assert rows["float"] == (f"{floating:.1f}", "", "", "")
-    assert rows["PTQ, max"][2] == f"{100 * (by_path[str(work / 'max')] / floating - 1):+.1f}%"
+    # What is there is not made again.
+    monkeypatch.setattr(training, "evaluate", None)
+    monkeypatch.setattr(training, "run_job", None)
+    assert training.measure(setting, tmp_path, work, modes, seeds=[0, 1]) == found

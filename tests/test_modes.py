@@ -310,31 +310,3 @@ def test_beam_search_with_a_cache_is_beam_search_without(name: str, calibrated) 
     cached, plain = (generate(model, name, use_cache, num_beams=3).sequences for use_cache in (True, False))
     assert cached.shape == (2, 10)
     assert torch.equal(cached, plain)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("name", ["BertForMaskedLM", models.CROSS])
-def test_a_model_moves_to_cuda_and_back(name: str, calibrated) -> None:
-    model = calibrated(name)
-    expected, ranges = models.outputs(model, name), models.ranges(model)
-    on_cuda = {key: value.cuda() for key, value in models.inputs(name).items()}
-    model.cuda()
-    assert {tensor.device.type for tensor in model.state_dict().values()} == {"cuda"}
-    actual = {key: value.cpu() for key, value in models.outputs(model, name, **on_cuda).items()}
-    # CUDA sums in another order, so a value may fall on the other side of a rounding boundary: one step of
-    # the last quantizer, and one more for those that follow from it.
-    for key, value in expected.items():
-        assert (actual[key] - value).abs().max() <= 2 * value.abs().max() / 127, key
-    models.assert_equal(models.ranges(model.cpu()), ranges)
-    models.assert_equal(models.outputs(model, name), expected)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, *LOW_PRECISION], ids=str)
-def test_a_model_on_cuda_is_quantized_calibrated_and_trained_there(dtype: torch.dtype, float_model) -> None:
-    model = quantize(float_model("BertForSequenceClassification").to("cuda", dtype))
-    batch = {key: value.cuda() for key, value in models.inputs().items()}
-    calibrate(model, [models.inputs()])
-    assert {amax.device.type for amax in models.ranges(model).values()} == {"cuda"}
-    model.train()(**batch, labels=torch.tensor([0, 1], device="cuda")).loss.backward()
-    assert model.classifier.weight.grad.isfinite().all()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,21 @@ import models
 import pytest
 import torch
 from checkpoints import write_tokenizer
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import qdqpatch
+from qdqpatch import QDQConfig
 from qdqpatch.errors import CheckpointError, ConfigError
 from qdqpatch.patch import named_quantizers
 from qdqpatch.quantizer import TensorQuantizer
 from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.training import run
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.fit import Schedule, last_checkpoint
 from qdqpatch.training.job import Job
 from qdqpatch.training.run import Listener, run_job
 
+ON, OFF = {"enabled": True}, {"enabled": False}
 NAME = "BertForSequenceClassification"
 TEXTS = [
     "the cat sat",
@@ -81,7 +85,9 @@ def test_the_way_from_a_float_checkpoint_to_a_trained_one(ckpt: str, data: Sourc
         "Reading the data",
         f"Loading {ckpt}",
         "Evaluating the float model",
+        "Shifting",
         "Calibrating",
+        "Refining the ranges",
         "Evaluating the calibrated model",
         "Training on 32 sequences",
         "Evaluating the distilled model",
@@ -103,6 +109,50 @@ def test_the_way_from_a_float_checkpoint_to_a_trained_one(ckpt: str, data: Sourc
         with torch.no_grad():
             right += int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) == place % 3
     assert report.stages[-1].metrics["accuracy"] == pytest.approx(100 * right / 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"shift": False}, ["Calibrating", "Refining the ranges"]),
+        ({"refine": 0}, ["Shifting", "Calibrating"]),
+        ({"config": QDQConfig(overrides={"*": OFF, "*_weight_quantizer": ON})}, ["Shifting", "Calibrating"]),
+    ],
+    ids=["not shifted", "not refined", "no activation quantized"],
+)
+def test_how_ranges_are_set(
+    changes: dict[str, Any], expected: list[str], ckpt: str, data: Source, tmp_path: Path
+) -> None:
+    listener = Recording(stop_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job(ckpt, data, **changes), tmp_path / "out", listener=listener)
+    first = listener.said.index("Evaluating the float model")
+    assert listener.said[first + 1 : listener.said.index("Evaluating the calibrated model")] == expected
+
+
+def test_ranges_are_set_from_the_same_batches(
+    ckpt: str, data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int, tuple[Any, ...]]] = []
+
+    def spied(name: str) -> Callable[..., Any]:
+        original = getattr(run, name)
+
+        def spy(model: PreTrainedModel, batches: list[models.Tensors], *rest: Any) -> Any:
+            calls.append((name, id(batches), rest))
+            return original(model, batches, *rest)
+
+        return spy
+
+    for name in ("shift", "calibrate", "refine_ranges"):
+        monkeypatch.setattr(run, name, spied(name))
+    run_job(job(ckpt, data, method="mse", refine=3), tmp_path / "out")
+    assert [(name, rest) for name, _, rest in calls] == [
+        ("shift", ()),
+        ("calibrate", ("mse",)),
+        ("refine_ranges", (3,)),
+    ]
+    assert len({batches for _, batches, _ in calls}) == 1
 
 
 def test_training_learns_the_labels(ckpt: str, data: Source, tmp_path: Path) -> None:

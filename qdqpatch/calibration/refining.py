@@ -63,10 +63,9 @@ def refine_ranges(
     """
     if type(epochs) is not int or epochs < 1:
         raise ConfigError(f"epochs must be a positive integer, not {epochs!r}.")
-    quantizers = _learnable(model)
-    layers = _layers(model)
-    if not quantizers or not layers:
+    if not can_refine(model):
         raise ConfigError(f"{type(model).__name__} has no layer with a range to refine.")
+    quantizers, layers = _learnable(model), _layers(model)
     before = torch.stack([_amax(each) for each in quantizers])
     reconstruction = _Reconstruction(model, layers, padding_aware)
     given: list[Batch] = []
@@ -101,6 +100,11 @@ def refine_ranges(
         raise
     _load(quantizers, refined if errors[1] < errors[0] else before)
     return model
+
+
+def can_refine(model: nn.Module) -> bool:
+    """Return whether a calibrated model has ranges for `refine_ranges`, and layers to judge them by."""
+    return bool(_learnable(model)) and bool(_layers(model))
 
 
 class _Reconstruction:

@@ -19,6 +19,7 @@ from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.config import QDQConfig
 from qdqpatch.conversion import quantize
+from qdqpatch.device import to_fastest_device
 from qdqpatch.errors import QuantizedError
 from qdqpatch.exporter.export import TARGETS
 from qdqpatch.exporter.export import export as export_model
@@ -75,7 +76,7 @@ def convert(
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:
         quantize(model, config)
-    statistics = load_statistics(source) if set_ranges is None else set_ranges(model)
+    statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
     with staged(out) as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:

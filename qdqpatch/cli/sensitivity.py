@@ -22,6 +22,7 @@ from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.config import QDQConfig
 from qdqpatch.conversion import quantize
+from qdqpatch.device import to_fastest_device
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError
 from qdqpatch.evaluation.predicting import batches
 from qdqpatch.patch import enabled_quantizers
@@ -137,6 +138,7 @@ def sensitivity(
         examples = draw(everything, samples, seed)
     with console.status(f"Loading {ckpt}"):
         model, missing = source.load()
+        to_fastest_device(model)
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:

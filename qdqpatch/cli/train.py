@@ -120,6 +120,18 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
     type=click.Choice(get_args(Method)),
     help="How a float CKPT is calibrated, on 256 sequences of the data, before it is trained.",
 )
+@_ranges(
+    "--shift/--no-shift",
+    default=Job.shift,
+    help="Before that, move the channels of its values and LayerNorms around zero, as convert --shift does.",
+)
+@_ranges(
+    "--refine",
+    default=Job.refine,
+    type=click.IntRange(min=0),
+    metavar="EPOCHS",
+    help="After that, let its ranges learn to keep the layers' outputs for so many epochs; 0 for none.",
+)
 @placement_options
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run of the same options.")
 @click.option("--force", is_flag=True, help="Replace OUT if it has files in it, and an interrupted run.")
@@ -135,6 +147,8 @@ def train(
     activation_ranges: ActivationRanges,
     weight_ranges: WeightRanges,
     method: Method,
+    shift: bool,
+    refine: int,
     placement: Callable[[], QDQConfig | None],
     resume: bool,
     force: bool,
@@ -165,6 +179,8 @@ def train(
         schedule=Schedule(**settings),
         config=placement(),
         method=method,
+        shift=shift,
+        refine=refine,
         activations=activation_ranges,
         weights=weight_ranges,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.contenders import TORCH, Contender
+from qdqpatch.device import to_fastest_device
 from qdqpatch.engines import ENGINES, Input
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError, one_line
 from qdqpatch.evaluation.fixed import filled
@@ -87,7 +88,7 @@ def _load_checkpoint(contender: Contender, task: Task[Any]) -> Run:
             f"{contender.model} is no model for {task.name}: it lacks {', '.join(needed[:3])}"
             + (f" and {len(needed) - 3} more weights." if len(needed) > 3 else ".")
         )
-    return torch_run(model.eval())
+    return torch_run(to_fastest_device(model).eval())
 
 
 def _complete(run: Run, contender: Contender, task: Task[Any]) -> Run:

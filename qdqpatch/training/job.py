@@ -33,6 +33,9 @@ class Job:
         schedule: How long and at what rate.
         config: What is quantized of a float checkpoint; None for the default.
         method: How a float checkpoint is calibrated, as `qdqpatch.calibrate` takes it.
+        shift: Whether its channels are shifted before, where that can be done.
+        refine: For how many epochs its ranges are refined after that; 0 for none. What training ends with
+            depends on the ranges that it begins with.
         activations: How ranges of activations are trained, as `train_ranges` takes it.
         weights: How those of weights are.
     """
@@ -49,6 +52,8 @@ class Job:
     schedule: Schedule = field(default_factory=Schedule)
     config: QDQConfig | None = None
     method: Method = "auto"
+    shift: bool = True
+    refine: int = 4
     activations: ActivationRanges = "lsq"
     weights: WeightRanges = "follow"
 

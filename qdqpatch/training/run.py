@@ -9,15 +9,16 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import calibrate
+from qdqpatch.calibration import calibrate, refine_ranges, shift
+from qdqpatch.calibration.refining import can_refine
+from qdqpatch.calibration.shifting import find_shifts
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
 from qdqpatch.conversion import dequantize, quantize
+from qdqpatch.device import to_fastest_device
 from qdqpatch.engines import Arrays
 from qdqpatch.errors import CheckpointError, ConfigError
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
@@ -27,8 +28,6 @@ from qdqpatch.tasks.base import Feature, draw
 from qdqpatch.training.fit import fit, last_checkpoint
 from qdqpatch.training.job import Job, Report, Stage
 from qdqpatch.training.ranges import freeze_ranges, train_ranges
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 CALIBRATION = 256
 """How many sequences a float checkpoint is calibrated with."""
@@ -144,7 +143,7 @@ class _Run:
         self._read()
         listener.say(f"Loading {job.ckpt}")
         self.model, missing = source.load()
-        nn.Module.to(self.model, DEVICE)
+        to_fastest_device(self.model)
         if missing and has_loss:
             listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
         self._teacher = self._float_model()
@@ -191,8 +190,7 @@ class _Run:
         source = open_checkpoint(self._job.teacher, self._job.task)
         if source.quantization is not None:
             raise ConfigError(f"The teacher {self._job.teacher} is quantized: name the float checkpoint.")
-        floating = source.load()[0]
-        nn.Module.to(floating, DEVICE)
+        floating = to_fastest_device(source.load()[0])
         floating.eval()
         return floating
 
@@ -201,19 +199,28 @@ class _Run:
         self._add("float", self._teacher)
         started = time.perf_counter()
         if self._is_float:
-            self._listener.say("Calibrating")
-            chosen = draw(self._features, CALIBRATION, self._job.schedule.seed)
-            calibrate(
-                self.model, batches(self._task, chosen, self._job.schedule.batch_size), self._job.method
-            )
+            self._set_ranges()
         self._add("calibrated", self.model, time.perf_counter() - started)
+
+    def _set_ranges(self) -> None:
+        """Calibrate; shift before and refine after where the model allows it."""
+        job, listener = self._job, self._listener
+        chosen = draw(self._features, CALIBRATION, job.schedule.seed)
+        data = batches(self._task, chosen, job.schedule.batch_size)
+        if job.shift and find_shifts(self.model):
+            listener.say("Shifting")
+            shift(self.model, data)
+        listener.say("Calibrating")
+        calibrate(self.model, data, job.method)
+        if job.refine and can_refine(self.model):
+            listener.say("Refining the ranges")
+            refine_ranges(self.model, data, job.refine)
 
     def train(self, checkpoint: Path | None) -> None:
         """Train, from a checkpoint of the run if there is one."""
         job = self._job
         if checkpoint is not None:
-            self.model = open_checkpoint(str(checkpoint), job.task).load()[0]
-            nn.Module.to(self.model, DEVICE)
+            self.model = to_fastest_device(open_checkpoint(str(checkpoint), job.task).load()[0])
         train_ranges(self.model, job.activations, job.weights)
         self._listener.say(f"Training on {len(self._features)} sequences")
         started = time.perf_counter()
