@@ -64,7 +64,8 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
     result = invoke(
         "train", "ckpt", "out", "--task", "question-answering", "--data", "train.json",
         "--eval-data", "dev.json", "--max-length", 320, "--doc-stride", 64,
-        "--max-answer-length", 15, "--eval-samples", 9, "--epochs", 2, "--lr", 1e-4,
+        "--max-answer-length", 15, "--no-answer", "--null-threshold", 0.5, "--eval-samples", 9,
+        "--epochs", 2, "--lr", 1e-4,
         "--batch-size", 3, "--accumulate", 2, "--warmup", 0, "--weight-decay", 0.1, "--seed", 5, "--dropout",
         "--bf16", "--distill", "--teacher", "big", "--temperature", 2, "--hidden-states", 3, "--attentions",
         4, "--labels", 5, "--activation-ranges", "clip", "--weight-ranges", "frozen", "--method", "max",
@@ -77,7 +78,8 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
     columns = {"text": None, "text_pair": None, "label": None}
     assert found == {
         "ckpt": "ckpt", "task": "question-answering", "max_length": 320,
-        "options": {"stride": 64, "longest_answer": 15}, "eval_samples": 9, "teacher": "big",
+        "options": {"stride": 64, "longest_answer": 15, "no_answer": True, "null_threshold": 0.5},
+        "eval_samples": 9, "teacher": "big",
         "data": {"name": "train.json", "columns": columns, "split": None, "subset": None},
         "eval_data": {"name": "dev.json", "columns": columns, "split": None, "subset": None},
         "distillation": {
@@ -122,6 +124,8 @@ def test_without_options_it_is_the_librarys_defaults(job: list[Job]) -> None:
         (["--resume"], "There is no interrupted run in out.training: leave out --resume.", 1),
         (["--label-column", "stars"], "train.tsv has no column 'stars'; it has sentence, label.", 1),
         (["--doc-stride", 9], "stride is for question-answering, not for text-classification.", 1),
+        (["--null-threshold", 1], "is for questions that may have no answer: add --no-answer.", 2),
+        (["--no-answer"], "no_answer is for question-answering, not for text-classification.", 1),
         (["--text-pair-column", "x"], "--text-pair-column needs --text-column", 2),
         (["--epochs", 0], "0.0 is not in the range x>0", 2),
     ],

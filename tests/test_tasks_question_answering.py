@@ -148,6 +148,34 @@ def test_the_answer_is_the_best_span_of_all_windows(task: QuestionAnswering) -> 
     assert task.answers(examples, features, outputs) == ["cat", "dog"]
 
 
+def test_questions_without_an_answer(write: Write) -> None:
+    task = tiny_tasks.make(QuestionAnswering, HEAD, LENGTH)[0]
+    task.no_answer, task.stride = True, 2
+    impossible = {"id": "q2", "question": "on", "answers": [], "is_impossible": True}
+    examples = task.read(Source(str(write("dev.json", squad(question("cat", 4), impossible)))))
+    assert examples == [Question("the cat", CONTEXT, ("cat",), (4,)), Question("on", CONTEXT)]
+    training = task.features(examples, training=True)
+    labels = [(each["example"], each["start_positions"], each["end_positions"]) for each in training]
+    assert labels == [(0, 5, 5), (0, 0, 0), (0, 0, 0), (1, 0, 0), (1, 0, 0), (1, 0, 0)]
+
+    features = task.features(examples)
+    outputs = [
+        {name: np.zeros(len(each["input_ids"]), np.float32) for name in task.logits} for each in features
+    ]
+    for window, token in ((0, 5), (3, 3)):
+        outputs[window]["start_logits"][token] = outputs[window]["end_logits"][token] = 2.0
+    for window, logit in enumerate((3.0, 4.0, 2.5, 2.0, 2.5, 1.75)):  # of no answer; the lowest one counts
+        outputs[window]["start_logits"][0] = outputs[window]["end_logits"][0] = logit
+    assert task.answers(examples, features, outputs) == ["", "the"]
+    task.null_threshold = 1.0  # the difference is 1, which is not more than that
+    assert task.answers(examples, features, outputs) == ["cat", "the"]
+    task.null_threshold = -0.75
+    assert task.answers(examples, features, outputs) == ["", ""]
+    assert [each.value for each in task.score(examples, features, outputs)] == [50, 50]
+    task.no_answer = False
+    assert task.answers(examples, features, outputs) == ["cat", "the"]
+
+
 @pytest.mark.parametrize("words", [1, 5, 10, 17, 40])
 @pytest.mark.parametrize("length", [8, 9, 12, 32])
 def test_long_questions_leave_room_for_the_paragraph(words: int, length: int) -> None:
@@ -189,6 +217,9 @@ def test_best_span_is_that_of_all_spans(pairs: list[tuple[float, float]], longes
         ("black cat", ["dog", "cat"], (0, 2 / 3)),
         ("dog", ["cat"], (0, 0)),
         ("", ["cat"], (0, 0)),
+        ("", [], (1, 1)),
+        ("The !", [], (1, 1)),
+        ("the cat", [], (0, 0)),
     ],
 )
 def test_official_scores(answer: str, references: list[str], expected: tuple[float, float]) -> None:
@@ -252,7 +283,8 @@ def test_other_layouts_than_squads(
         (question("", 4, "q2"), "line 19, question 'q2', has an answer that is empty."),
         (
             {"id": "q2", "question": "who", "answers": []},
-            "line 19, question 'q2', has no answer; questions without one (SQuAD v2) are not supported.",
+            "line 19, question 'q2', has no answer. If that is meant, as in SQuAD v2, set no_answer "
+            "(--no-answer).",
         ),
         (
             {"id": "q2", "question": "who", "answers": [{"text": "cat"}]},

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig
+from qdqpatch.calibration import shifting
 from qdqpatch.errors import CheckpointError, ConfigError
 from qdqpatch.patch import named_quantizers
 from qdqpatch.quantizer import TensorQuantizer
@@ -128,6 +129,16 @@ def test_how_ranges_are_set(
         run_job(job(ckpt, data, **changes), tmp_path / "out", listener=listener)
     first = listener.said.index("Evaluating the float model")
     assert listener.said[first + 1 : listener.said.index("Evaluating the calibrated model")] == expected
+
+
+def test_a_model_with_nothing_to_shift_trains_too(
+    ckpt: str, data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (run, shifting):
+        monkeypatch.setattr(module, "find_shifts", lambda model: ())
+    listener = Recording()
+    run_job(job(ckpt, data), tmp_path / "out", listener=listener)
+    assert "Shifting" not in listener.said
 
 
 def test_ranges_are_set_from_the_same_batches(

@@ -63,6 +63,17 @@ OPTIONS = (
         type=click.IntRange(min=1),
         help="For question answering: how many tokens an answer can have.  [default: 30]",
     ),
+    _option(
+        "--no-answer",
+        is_flag=True,
+        help="For question answering: a question may have no answer in its text, as in SQuAD v2.",
+    ),
+    _option(
+        "--null-threshold",
+        type=float,
+        help="With --no-answer: by how much the logits of no answer must be above those of the best one.  "
+        "[default: 0]",
+    ),
 )
 
 
@@ -80,7 +91,7 @@ class Data:
     task: str | None
     source: Source
     max_length: int | None
-    options: Mapping[str, int]
+    options: Mapping[str, float]
 
     def make_task(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Task[Any]:
         """Return the task of a model.
@@ -112,12 +123,23 @@ def data_options(command: Command) -> Command:
         max_length: int | None,
         stride: int | None,
         longest_answer: int | None,
+        no_answer: bool,
+        null_threshold: float | None,
         **arguments: Any,
     ) -> None:
         if text_pair_column and not text_column:
             raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
         columns = Columns(text_column, text_pair_column, label_column)
-        given = {"stride": stride, "longest_answer": longest_answer}
+        if null_threshold is not None and not no_answer:
+            raise click.UsageError(
+                "--null-threshold is for questions that may have no answer: add --no-answer."
+            )
+        given = {
+            "stride": stride,
+            "longest_answer": longest_answer,
+            "no_answer": no_answer or None,
+            "null_threshold": null_threshold,
+        }
         options = {name: value for name, value in given.items() if value is not None}
         command(data=Data(task, Source(data, columns, split, subset), max_length, options), **arguments)
 

@@ -34,7 +34,7 @@ def evaluate(
     *,
     seed: int = 0,
     max_length: int | None = None,
-    options: Mapping[str, int] | None = None,
+    options: Mapping[str, float] | None = None,
     batch_size: int = 32,
     engines: Collection[str] = (),
     threads: int | None = None,

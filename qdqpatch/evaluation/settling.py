@@ -45,7 +45,7 @@ def settle(
     models: Sequence[str],
     task: str | None = None,
     max_length: int | None = None,
-    options: Mapping[str, int] | None = None,
+    options: Mapping[str, float] | None = None,
 ) -> Task[Any]:
     """Return the task that all models are for, with the first config and the first tokenizer among them.
 

@@ -63,7 +63,7 @@ def make_task(
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
     max_length: int | None = None,
-    options: Mapping[str, int] | None = None,
+    options: Mapping[str, float] | None = None,
 ) -> Task[Any]:
     """Return the task of a model.
 

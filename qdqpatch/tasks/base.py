@@ -69,7 +69,7 @@ class Task(ABC, Generic[Example]):
         by_token: Those of them that have an entry for each token.
         formats: What `read` takes, for help texts.
         default_length: Where sequences are cut unless told otherwise.
-        options: What else can be set, by the names of the constructor's arguments: whole numbers.
+        options: What else can be set, by the names of the constructor's arguments: numbers and flags.
         needs_labels: Whether training and the metric need labels in the data.
         has_loss: Whether such a model has a loss of its own, so that it can be trained without a teacher.
     """

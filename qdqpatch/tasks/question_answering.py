@@ -1,4 +1,4 @@
-"""Answers found in a paragraph, as in SQuAD v1.1; the metrics are exact match and F1 by its official rules.
+"""Answers found in a paragraph, as in SQuAD; the metrics are exact match and F1 by its official rules.
 
 A paragraph too long for one sequence is cut into windows that overlap, as in the QDQBERT example of
 transformers 4.40 (`examples/research_projects/quantization-qdqbert`).
@@ -36,6 +36,10 @@ class QuestionAnswering(Task[Question]):
         stride: By how many tokens windows overlap, at most: the overlap is no more than a third of
             `max_length`, nor than half of what the longest question leaves for the paragraph.
         longest_answer: In tokens.
+        no_answer: Whether a question may have no answer in its paragraph (SQuAD v2). Its label is the first
+            token, [CLS], and no answer is given where the logits of that, in the window where they are
+            lowest, are higher than those of the best span by more than `null_threshold`.
+        null_threshold: A difference of sums of two logits.
 
     Raises:
         ConfigError: If the tokenizer is not a fast one, or no window would hold anything.
@@ -47,7 +51,7 @@ class QuestionAnswering(Task[Question]):
         "JSON in SQuAD's layout, or JSONL with the fields question, context and answers (text, answer_start)"
     )
     default_length = 384
-    options = ("stride", "longest_answer")
+    options = ("stride", "longest_answer", "no_answer", "null_threshold")
 
     def __init__(
         self,
@@ -56,10 +60,14 @@ class QuestionAnswering(Task[Question]):
         max_length: int | None = None,
         stride: int = 128,
         longest_answer: int = 30,
+        no_answer: bool = False,
+        null_threshold: float = 0.0,
     ) -> None:
         super().__init__(tokenizer, config, max_length)
         self.stride = stride
         self.longest_answer = longest_answer
+        self.no_answer = no_answer
+        self.null_threshold = null_threshold
         if not tokenizer.is_fast:
             raise ConfigError("Question answering needs a fast tokenizer (tokenizer.json).")
         special = tokenizer.num_special_tokens_to_add(pair=True)
@@ -76,7 +84,7 @@ class QuestionAnswering(Task[Question]):
         Their columns are question, context and answers, unless `source.columns` names others as its text,
         text_pair and label.
         """
-        return read_questions(source, labelled)
+        return read_questions(source, labelled, self.no_answer)
 
     def features(self, examples: Sequence[Question], training: bool = False, seed: int = 0) -> list[Feature]:
         """Tokenize each question with its paragraph's windows.
@@ -137,10 +145,12 @@ class QuestionAnswering(Task[Question]):
     def answers(
         self, examples: Sequence[Question], features: Sequence[Feature], outputs: Sequence[Arrays]
     ) -> list[str]:
-        """Return the answer to each question."""
+        """Return the answer to each question; an empty one where there is none in the paragraph."""
         best = [(-np.inf, "")] * len(examples)
+        null = [np.inf] * len(examples)
         for feature, output in zip(features, outputs, strict=True):
             offsets, example = feature[OFFSETS], feature[EXAMPLE]
+            null[example] = min(null[example], float(output["start_logits"][0] + output["end_logits"][0]))
             inside = [token for token, place in enumerate(offsets) if place is not None]
             if not inside:
                 continue
@@ -150,11 +160,16 @@ class QuestionAnswering(Task[Question]):
             )
             text = examples[example].context[offsets[inside[first]][0] : offsets[inside[last]][1]]
             best[example] = max(best[example], (score, text))
-        return [text for _, text in best]
+        return [
+            "" if self.no_answer and none - score > self.null_threshold else text
+            for none, (score, text) in zip(null, best, strict=True)
+        ]
 
 
 def _answer_tokens(question: Question, offsets: Sequence[tuple[int, int] | None]) -> tuple[int, int]:
-    """Return the first and last token of the first answer; zeros if the window lacks a part of it."""
+    """Return the first and last token of the first answer; zeros if the window lacks a part or all of it."""
+    if not question.answers:
+        return 0, 0
     start = question.starts[0]
     end = start + len(question.answers[0])
     inside = [(token, place) for token, place in enumerate(offsets) if place is not None]

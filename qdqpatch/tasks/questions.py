@@ -14,7 +14,10 @@ from qdqpatch.tasks.reading import Row, checked_file, is_format, read_rows
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its paragraph, and the reference answers with the places where they begin."""
+    """A question, its paragraph, and the reference answers with the places where they begin.
+
+    Without answers it is one that the paragraph does not answer (SQuAD v2), or one that was read without.
+    """
 
     text: str
     context: str
@@ -22,19 +25,20 @@ class Question:
     starts: tuple[int, ...] = ()
 
 
-def read_questions(source: Source, labelled: bool) -> list[Question]:
+def read_questions(source: Source, labelled: bool, no_answer: bool = False) -> list[Question]:
     """Read the questions of a file in SQuAD's layout (.json), or of the rows of another file or data set.
 
     Args:
         source: The data.
-        labelled: Whether each question must have an answer; if not, answers are ignored.
+        labelled: Whether answers are read; if not, they are ignored.
+        no_answer: Whether a question may have none.
 
     Raises:
         DataError: If it is missing, damaged or empty, or a question lacks something or has an answer that
             its paragraph does not.
     """
     raw = _squad_rows(source) if is_format(source, ".json") else read_rows(source)
-    return [_question(row, source.columns, labelled) for row in raw]
+    return [_question(row, source.columns, labelled, no_answer) for row in raw]
 
 
 def _squad_rows(source: Source) -> Iterator[Row]:
@@ -45,14 +49,16 @@ def _squad_rows(source: Source) -> Iterator[Row]:
         yield Row(f"{path}, {place},", fields)
 
 
-def _question(row: Row, columns: Columns, labelled: bool) -> Question:
+def _question(row: Row, columns: Columns, labelled: bool, no_answer: bool) -> Question:
     question = row.text(columns.text or "question")
     context = row.text(columns.text_pair or "context", strip=False)  # answers are places in it
     if not labelled:
         return Question(question, context)
     pairs = list(_answers(row.value(columns.label or "answers"), row.where))
-    if not pairs:
-        raise DataError(f"{row.where} has no answer; questions without one (SQuAD v2) are not supported.")
+    if not pairs and not no_answer:
+        raise DataError(
+            f"{row.where} has no answer. If that is meant, as in SQuAD v2, set no_answer (--no-answer)."
+        )
     for answer, start in pairs:
         if not answer:
             raise DataError(f"{row.where} has an answer that is empty.")
