@@ -262,3 +262,12 @@ def test_a_teacher_that_cannot_teach_is_refused(tmp_path: Path) -> None:
         trainer(models.calibrated(name), tmp_path, name, teacher=models.calibrated(name))
     with pytest.raises(ConfigError, match="a BertModel and the student a BertForSequenceClassification"):
         trainer(models.calibrated(name), tmp_path, name, teacher=models.float_model())
+    by_labels = Distillation(logits=0, labels=1)
+    with pytest.raises(ConfigError, match="The loss has no part for the teacher"):
+        trainer(
+            models.calibrated(name),
+            tmp_path,
+            name,
+            teacher=models.float_model(name),
+            distillation=by_labels,
+        )

@@ -56,6 +56,7 @@ def test_readme_python(folder: Path) -> None:
     assert written <= {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_readme_commands(folder: Path) -> None:
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines]

@@ -1,8 +1,10 @@
 """Checkpoints of the original QDQBERT classes, in both directions."""
 
+import functools
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -336,19 +338,42 @@ def test_other_settings_than_the_defaults_are_told(float_model, tmp_path: Path) 
 PYTHON = os.environ.get("QDQPATCH_REFERENCE_PYTHON")
 
 
+ORIGINALS = [name for name in models.CHANGES if name != "BertForPreTraining"]
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[dict[str, Any], Path]]:
+    """Give what the original class says of a head's checkpoint; all are run by one process."""
+
+    @functools.cache
+    def run(arithmetic: str) -> dict[str, tuple[dict[str, Any], Path]]:
+        folders = {name: tmp_path_factory.mktemp("original") for name in ORIGINALS}
+        for name, folder in folders.items():
+            save_qdqbert(models.calibrated(name), folder)
+            save_file(models.inputs(name), folder / "inputs.safetensors")
+        command = [
+            PYTHON,
+            reference.FOLDER / "make.py",
+            "--arithmetic",
+            arithmetic,
+            "--check",
+            *folders.values(),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        reports = map(json.loads, done.stdout.splitlines())
+        return {name: (next(reports), folder) for name, folder in folders.items()}
+
+    return lambda name, arithmetic: run(arithmetic)[name]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     PYTHON is None, reason="QDQPATCH_REFERENCE_PYTHON names no Python with the original classes"
 )
-@pytest.mark.parametrize("name", [name for name in models.CHANGES if name != "BertForPreTraining"])
-def test_the_original_classes_load_what_is_saved(name: str, arithmetic: str, tmp_path: Path) -> None:
-    model = models.calibrated(name)
-    save_qdqbert(model, tmp_path)
-    save_file(models.inputs(name), tmp_path / "inputs.safetensors")
-    command = [PYTHON, reference.FOLDER / "make.py", "--check", tmp_path, "--arithmetic", arithmetic]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_the_original_classes_load_what_is_saved(name: str, arithmetic: str, checked) -> None:
+    model, (report, folder) = models.calibrated(name), checked(name, arithmetic)
     assert report["class"] == f"QDQ{type(model).__name__}"
     assert report["quantizers_with_amax"] == sum(
         isinstance(each, TensorQuantizer) for each in model.modules()
@@ -356,4 +381,4 @@ def test_the_original_classes_load_what_is_saved(name: str, arithmetic: str, tmp
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     assert set(report["missing_keys"]) <= tied
     assert report["unexpected_keys"] == []
-    models.assert_equal(load_file(tmp_path / "outputs.safetensors"), models.outputs(model, name))
+    models.assert_equal(load_file(folder / "outputs.safetensors"), models.outputs(model, name))

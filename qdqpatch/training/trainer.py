@@ -33,7 +33,8 @@ class DistillationTrainer(Trainer):
         **kwargs: As transformers' `Trainer` takes them.
 
     Raises:
-        ConfigError: If the teacher is quantized, or has another head than the student.
+        ConfigError: If the teacher is quantized, has another head than the student, or there is nothing to
+            learn from it.
     """
 
     def __init__(
@@ -47,7 +48,11 @@ class DistillationTrainer(Trainer):
     ) -> None:
         parts = Distillation() if distillation is None else distillation
         if not parts.needs_teacher:
-            teacher = None
+            if teacher is not None:
+                raise ConfigError(
+                    "The loss has no part for the teacher: give logits, hidden_states or attentions a weight, "
+                    "or pass no teacher."
+                )
         elif teacher is None:
             teacher = dequantize(copy.deepcopy(model))
         elif is_quantized(teacher):

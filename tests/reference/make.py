@@ -4,7 +4,7 @@ Runs with the packages of ``requirements.txt``, apart from the environment of th
 ``README.md`` describes the files.
 
     python make.py                  write cases/, checkpoints/ and state_dict_keys.json
-    python make.py --check DIR      run a checkpoint with its original class
+    python make.py --check DIR ...  run checkpoints with their original classes
 """
 
 import os
@@ -464,7 +464,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     here = Path(__file__).parent
     parser.add_argument("--out", type=Path, default=here, help="where to write (default: here)")
-    parser.add_argument("--check", type=Path, metavar="DIR", help="run this checkpoint instead")
+    parser.add_argument("--check", type=Path, nargs="+", metavar="DIR", help="run these checkpoints instead")
     parser.add_argument("--arithmetic", choices=ARITHMETICS, default="toolkit", help="of --check")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -473,7 +473,8 @@ def main() -> None:
     if options.check is None:
         make(options.out)
     else:
-        check(options.check, options.arithmetic)
+        for folder in options.check:
+            check(folder, options.arithmetic)
 
 
 if __name__ == "__main__":
