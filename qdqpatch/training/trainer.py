@@ -50,8 +50,8 @@ class DistillationTrainer(Trainer):
         if not parts.needs_teacher:
             if teacher is not None:
                 raise ConfigError(
-                    "The loss has no part for the teacher: give logits, hidden_states or attentions a weight, "
-                    "or pass no teacher."
+                    "The loss has no part for the teacher: give logits, hidden_states or attentions a "
+                    "weight, or pass no teacher."
                 )
         elif teacher is None:
             teacher = dequantize(copy.deepcopy(model))
