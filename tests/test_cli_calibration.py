@@ -259,12 +259,14 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is done to the model, in order: name, number of batches or None, options; all of it is run."""
     done: list[Any] = []
     for name in STEPS:
-        step = getattr(qdqpatch.cli.calibration, name)
+        original = getattr(qdqpatch.cli.calibration, name)
 
-        def record(model: Any, *given: Any, name: str = name, step: Any = step, **options: Any) -> Any:
+        def record(
+            model: Any, *given: Any, name: str = name, original: Any = original, **options: Any
+        ) -> Any:
             is_data = name not in ("calibrate", "fuse_qkv", "clip_gelu")
             done.append((name, len(list(given[0])) if is_data else None, options))
-            return step(model, *given, **options)
+            return original(model, *given, **options)
 
         monkeypatch.setattr(qdqpatch.cli.calibration, name, record)
     return done
@@ -282,7 +284,7 @@ def test_every_step_can_be_switched_on(convert, steps: list[Any], checkpoint: Pa
     assert result.exit_code == 0, result.output
     assert [name for name, *_ in steps] == list(STEPS)
     assert {count for _, count, _ in steps} == {5, None}
-    assert {name: options for name, _, options in steps}["refine_ranges"] == {"epochs": 3}
+    assert {name: options for name, _, options in steps}["refine_ranges"]["epochs"] == 3
     model = AutoModelForMaskedLM.from_pretrained("out")
     before = AutoModelForMaskedLM.from_pretrained(checkpoint).state_dict()
     changed = {

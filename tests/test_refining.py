@@ -195,3 +195,10 @@ def test_errors_leave_the_model_as_it_was(
     with pytest.raises(error, match=message):
         refine_ranges(each, given, **options)
     models.assert_unchanged(each, before)
+
+
+def test_progress() -> None:
+    steps: list[tuple[int, int]] = []
+    refine_ranges(spoilt(), batches(9), epochs=2, step=lambda done, total: steps.append((done, total)))
+    # One of eight batches is held back: of nine the second one.
+    assert steps == [(done, 16) for done in range(1, 17)]

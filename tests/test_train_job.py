@@ -149,9 +149,9 @@ def test_ranges_are_set_from_the_same_batches(
     def spied(name: str) -> Callable[..., Any]:
         original = getattr(run, name)
 
-        def spy(model: PreTrainedModel, batches: list[models.Tensors], *rest: Any) -> Any:
+        def spy(model: PreTrainedModel, batches: list[models.Tensors], *rest: Any, **named: Any) -> Any:
             calls.append((name, id(batches), rest))
-            return original(model, batches, *rest)
+            return original(model, batches, *rest, **named)
 
         return spy
 

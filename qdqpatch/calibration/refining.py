@@ -31,13 +31,18 @@ from qdqpatch.quantizer import TensorQuantizer, at_least_fp32
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Batch = Mapping[str, Any]
+Step = Callable[[int, int], None]
 
 RATE = 0.05
 """The first step of each range's logarithm; the steps fall as a cosine."""
 
 
 def refine_ranges(
-    model: Model, batches: Iterable[Batch], epochs: int = 2, padding_aware: bool = True
+    model: Model,
+    batches: Iterable[Batch],
+    epochs: int = 2,
+    padding_aware: bool = True,
+    step: Step = lambda done, total: None,
 ) -> Model:
     """Let the ranges of activations learn to reproduce what the float model's layers return, in place.
 
@@ -51,6 +56,7 @@ def refine_ranges(
             kept in memory. Under `torch.distributed` each process learns from its own, and all get the mean.
         epochs: How often the batches are gone through.
         padding_aware: Whether positions that the attention mask hides are left out.
+        step: Called after each step with how many are done, and of how many.
 
     Returns:
         The same model.
@@ -73,7 +79,9 @@ def refine_ranges(
     def learn() -> Tensor:
         given.extend(batches)
         learned = [each for place, each in enumerate(given, start=1) if place % HELD_BACK != 2]
-        moved = _learn(reconstruction, quantizers, learned, epochs) if learned else torch.zeros_like(before)
+        moved = (
+            _learn(reconstruction, quantizers, learned, epochs, step) if learned else torch.zeros_like(before)
+        )
         return torch.stack([moved, torch.ones_like(moved)]) * len(learned)
 
     def error() -> Tensor:
@@ -167,7 +175,11 @@ class _Reconstruction:
 
 
 def _learn(
-    reconstruction: _Reconstruction, quantizers: Sequence[TensorQuantizer], batches: list[Batch], epochs: int
+    reconstruction: _Reconstruction,
+    quantizers: Sequence[TensorQuantizer],
+    batches: list[Batch],
+    epochs: int,
+    step: Step,
 ) -> Tensor:
     """Return what is to be added to the logarithm of each range, fp32, shape `(quantizers,)`."""
     start = torch.stack([_amax(each) for each in quantizers])
@@ -179,7 +191,7 @@ def _learn(
         place for _ in range(epochs) for place in torch.randperm(len(batches), generator=order).tolist()
     ]
     with _learning(reconstruction._model, quantizers), torch.enable_grad():
-        for step, place in enumerate(places):
+        for done, place in enumerate(places):
             loss = reconstruction.loss(batches[place])
             if not bool(loss.isfinite()):
                 raise CalibrationError(
@@ -187,13 +199,14 @@ def _learn(
                     "inputs and ranges."
                 )
             loss.backward()
-            optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
+            optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * done / steps)) / 2
             moved.grad = torch.stack([_gradient(each) for each in quantizers])
             optimizer.step()
             with torch.no_grad():
                 for each, amax in zip(quantizers, start * moved.exp(), strict=True):
                     each._amax.copy_(amax)
                     each._amax.grad = None
+            step(done + 1, steps)
     return moved
 
 

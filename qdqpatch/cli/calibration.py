@@ -29,7 +29,7 @@ from qdqpatch.calibration import (
 )
 from qdqpatch.calibration.methods import Method
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
-from qdqpatch.cli.common import Command
+from qdqpatch.cli.common import Command, progress_bar
 from qdqpatch.cli.sections import SectionOption
 from qdqpatch.data.batches import TextBatches, warn_if_short
 from qdqpatch.data.lengths import served_length
@@ -201,8 +201,14 @@ class Calibration:
         statistics = collect(model, with_bar("Calibrating"), compare=self.method == "auto")
         calibrate(model, statistics, method=self.method, percentile=self.percentile)
         if self.refine is not None:
-            with console.status("Refining the ranges"):
-                refine_ranges(model, batches, epochs=self.refine)
+            with progress_bar(console) as bar:
+                task = bar.add_task("Refining the ranges", total=None)
+                refine_ranges(
+                    model,
+                    batches,
+                    epochs=self.refine,
+                    step=lambda done, total: bar.update(task, completed=done, total=total),
+                )
         if self.fuse_qkv:
             fuse_qkv(model)
         if self.clip_gelu is not None:

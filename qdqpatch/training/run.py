@@ -214,7 +214,7 @@ class _Run:
         calibrate(self.model, data, job.method)
         if job.refine and can_refine(self.model):
             listener.say("Refining the ranges")
-            refine_ranges(self.model, data, job.refine)
+            refine_ranges(self.model, data, job.refine, step=listener.step)
 
     def train(self, checkpoint: Path | None) -> None:
         """Train, from a checkpoint of the run if there is one."""
