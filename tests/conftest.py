@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("models", "adjusted")
+pytest.register_assert_rewrite("models", "adjusted", "processes")
 
 import models
 import reports

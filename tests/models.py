@@ -2,8 +2,10 @@
 
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -186,6 +188,16 @@ def snapshot(model: PreTrainedModel) -> dict[str, Any]:
         "method": getattr(model, "quantization_method", None),
         "hf_quantizer": getattr(model, "hf_quantizer", None),
     }
+
+
+def assert_refused(
+    change: Callable[[PreTrainedModel], object], model: PreTrainedModel, error: type[Exception], message: str
+) -> None:
+    """See that a change raises, says why, and leaves the model as it was."""
+    before = snapshot(model)
+    with pytest.raises(error, match=message):
+        change(model)
+    assert_unchanged(model, before)
 
 
 def assert_unchanged(model: PreTrainedModel, before: dict[str, Any]) -> None:

@@ -1,9 +1,7 @@
 """Two processes that see half of the data each set the ranges that one sets which sees all of it."""
 
 import datetime
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +12,7 @@ import models
 import pytest
 import torch
 import torch.distributed as dist
+from processes import run_two
 from test_auto import errors_by_hand
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,9 +20,6 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration import collect, refine_ranges, refining, shift
 from qdqpatch.calibration.observing import observing
-
-ENVIRONMENT = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-"""The arithmetic of this process, which conftest.py has set before torch read it."""
 
 METHODS = ["max", "percentile", "mse", "entropy"]
 AUTO = "*_input_quantizer=off", "*.intermediate.dense._input_quantizer=on", "*.matmul_v_input_quantizer=on"
@@ -153,15 +149,7 @@ def work(rank: int, folder: Path) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes made of each scenario, and how long it took."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, __file__, str(folder)]
-    processes = [subprocess.Popen([*command, str(rank)], env=ENVIRONMENT) for rank in (0, 1)]
-    try:
-        for process in processes:
-            assert process.wait(timeout=200) == 0
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    run_two(__file__, folder)
     return [torch.load(folder / f"results{rank}", weights_only=True) for rank in (0, 1)]
 
 
@@ -238,7 +226,7 @@ def moves(each: PreTrainedModel, shard: list[Any]) -> dict[str, Tensor]:
     with observing(each, {}):
         reconstruction = refining._Reconstruction(each, refining._layers(each), True)
         given = [batch for place, batch in enumerate(shard) if place % 8 != 1]
-        moved = refining._learn(reconstruction, quantizers, given, 3)
+        moved = refining._learn(reconstruction, quantizers, given, 3, lambda done, total: None)
     return {paths[id(quantizer)]: change for quantizer, change in zip(quantizers, moved, strict=True)}
 
 

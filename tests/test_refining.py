@@ -190,11 +190,7 @@ def test_errors_leave_the_model_as_it_was(
     error: type[Exception],
     message: str,
 ) -> None:
-    each = model()
-    before = models.snapshot(each)
-    with pytest.raises(error, match=message):
-        refine_ranges(each, given, **options)
-    models.assert_unchanged(each, before)
+    models.assert_refused(lambda each: refine_ranges(each, given, **options), model(), error, message)
 
 
 def test_progress() -> None:

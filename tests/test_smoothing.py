@@ -273,8 +273,4 @@ def test_errors_leave_the_model_as_it_was(
     error: type[Exception],
     message: str,
 ) -> None:
-    each = model()
-    before = models.snapshot(each)
-    with pytest.raises(error, match=message):
-        smooth(each, batches, **options)
-    models.assert_unchanged(each, before)
+    models.assert_refused(lambda each: smooth(each, batches, **options), model(), error, message)

@@ -232,11 +232,7 @@ FAILURES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_an_error_leaves_the_model_as_it_was(
     overrides: Any, error: type[Exception], said: str, calibrated
 ) -> None:
-    model = calibrated()
-    before = models.snapshot(model)
-    with pytest.raises(error, match=said):
-        switch_quantizers(model, overrides)
-    models.assert_unchanged(model, before)
+    models.assert_refused(lambda model: switch_quantizers(model, overrides), calibrated(), error, said)
 
 
 def test_a_model_whose_configuration_cannot_say_it_is_refused(calibrated) -> None:

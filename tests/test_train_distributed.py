@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from processes import run_two
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -66,26 +66,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = os.environ | {
-        "GLOO_SOCKET_IFNAME": "lo",
-        "ONEDNN_MAX_CPU_ISA": "SSE41",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)], env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for process in processes:
-            assert process.wait(timeout=200) == 0
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    run_two(__file__, folder, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
     return [torch.load(folder / f"state{rank}", weights_only=True) for rank in (0, 1)]
 
 

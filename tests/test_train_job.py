@@ -222,6 +222,12 @@ def test_without_data_to_evaluate_on_some_is_held_out(ckpt: str, data: Source, t
     assert (report.examples, report.held_out, report.features) == (3, True, 29)
 
 
+def test_fewer_examples_to_evaluate_on(ckpt: str, data: Source, tmp_path: Path) -> None:
+    report = run_job(job(ckpt, data, eval_samples=5), tmp_path / "out")
+    assert report.examples == 5
+    assert all(stage.metrics["accuracy"] % 20 == 0 for stage in report.stages)
+
+
 def test_a_calibrated_checkpoint_keeps_its_ranges_when_they_are_frozen(
     ckpt: str, data: Source, tmp_path: Path
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qdqpatch.engines import Arrays
 
 Floats = NDArray[np.float64]
 
@@ -56,3 +59,9 @@ def mean(name: str, values: list[float], in_percent: bool = True) -> Metric:
     """Return the mean of a value that every example has."""
     numerators = np.array(values, dtype=np.float64)
     return Metric(name, numerators, np.ones_like(numerators), in_percent)
+
+
+def accuracy(outputs: Sequence[Arrays], labels: Sequence[int | None]) -> Metric:
+    """Return how often the highest of the `logits` is the label's."""
+    right = [np.argmax(each["logits"]) == label for each, label in zip(outputs, labels, strict=True)]
+    return mean("accuracy", [float(each) for each in right])

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from qdqpatch.engines import Arrays
 from qdqpatch.errors import DataError
 from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Source, Task, rows
 from qdqpatch.tasks.endings import Endings, ending_names, endings_of
-from qdqpatch.tasks.metrics import Metric, mean
+from qdqpatch.tasks.metrics import Metric, accuracy
 from qdqpatch.tasks.reading import Row, column_name, label_name, read_rows, refuse_pair
 
 PROMPTS = ("prompt", "question", "startphrase", "ctx", "context")
@@ -109,11 +108,7 @@ class MultipleChoice(Task[Choice]):
         reference: Sequence[Arrays] | None = None,
     ) -> list[Metric]:
         """Return the accuracy."""
-        right = [
-            float(np.argmax(output["logits"]) == example.label)
-            for example, output in zip(examples, outputs, strict=True)
-        ]
-        return [mean("accuracy", right)]
+        return [accuracy(outputs, [example.label for example in examples])]
 
 
 def _number(row: Row, column: str, endings: int) -> int:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from qdqpatch.engines import Arrays
 from qdqpatch.tasks.base import Feature, Source, Task, rows
-from qdqpatch.tasks.metrics import Metric, mean
+from qdqpatch.tasks.metrics import Metric, accuracy
 from qdqpatch.tasks.reading import label_id, label_name, read_rows, text_names
 
 
@@ -70,8 +68,4 @@ class TextClassification(Task[LabelledText]):
         reference: Sequence[Arrays] | None = None,
     ) -> list[Metric]:
         """Return the accuracy."""
-        right = [
-            float(np.argmax(output["logits"]) == example.label)
-            for example, output in zip(examples, outputs, strict=True)
-        ]
-        return [mean("accuracy", right)]
+        return [accuracy(outputs, [example.label for example in examples])]

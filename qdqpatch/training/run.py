@@ -27,7 +27,7 @@ from qdqpatch.tasks import make_task
 from qdqpatch.tasks.base import Feature, draw
 from qdqpatch.training.fit import fit, last_checkpoint
 from qdqpatch.training.job import Job, Report, Stage
-from qdqpatch.training.ranges import freeze_ranges, train_ranges
+from qdqpatch.training.ranges import train_ranges
 
 CALIBRATION = 256
 """How many sequences a float checkpoint is calibrated with."""
@@ -236,7 +236,6 @@ class _Run:
             checkpoint,
             self._listener.step,
         )
-        freeze_ranges(self.model)
         name = "trained" if teacher is None else "distilled"
         self._add(name, self.model, time.perf_counter() - started)
 
