@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from qdqpatch.errors import EngineError
-from qdqpatch.saturation import saturates
+from qdqpatch.saturation import has_signed_products, saturates
 
 Array = npt.NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -48,14 +49,18 @@ class Session:
         precision: What the engine computes in where the model says fp32: `float32` or `bfloat16`.
         float_matmuls: Whether it multiplies the levels in fp32, because the engine's integer kernels saturate
             on this processor.
-        saturated: Whether it does use such kernels there, and so computes something else than the model says.
     """
 
     inputs: tuple[Input, ...]
     _run: Callable[[Arrays], dict[str, Array]]
     precision: str = "float32"
     float_matmuls: bool = False
-    saturated: bool = False
+    _saturated: Callable[[], bool] = lambda: False
+
+    @functools.cached_property
+    def saturated(self) -> bool:
+        """Whether it uses kernels that saturate here, and so computes something else than the model says."""
+        return self._saturated()
 
     @property
     def note(self) -> str | None:
@@ -154,6 +159,7 @@ def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) ->
             for each in session.get_inputs()
         ),
         lambda inputs: dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True)),
+        _saturated=lambda: not exact and saturates() and has_signed_products(path),
     )
 
 
@@ -188,7 +194,7 @@ def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) 
         run,
         _dtype(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
         float_matmuls,
-        is_quantized and not float_matmuls and saturates(),
+        lambda: is_quantized and not float_matmuls and saturates(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from pathlib import Path
 
 import numpy as np
 
@@ -39,3 +40,17 @@ def saturates() -> bool:
     a, b = np.full((1, 2 * PAIRS), 255, np.uint8), np.full((2 * PAIRS, 1), 127, np.int8)
     (found,) = session.run(None, {"a": a, "b": b})
     return int(found.item()) != 2 * PAIRS * 255 * 127
+
+
+def has_signed_products(path: Path) -> bool:
+    """Return whether ONNX Runtime multiplies uint8 by int8 in a file, which `saturates` is about.
+
+    Raises:
+        ImportError: If onnx_ir is not installed.
+    """
+    ir, operands = importlib.import_module("onnx_ir"), importlib.import_module("qdqpatch.lint.operands")
+    return any(
+        [each.dtype for each in operands.read_operands(node)] == ["uint8", "int8"]
+        for node in ir.load(path).graph.all_nodes()
+        if node.op_type in operands.INPUTS
+    )

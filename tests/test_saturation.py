@@ -13,7 +13,7 @@ from exports import calibrated, constant, made
 from onnx import TensorProto, helper
 
 from qdqpatch import QDQConfig
-from qdqpatch.engines import OPENVINO, SATURATED, Array
+from qdqpatch.engines import ONNX_RUNTIME, OPENVINO, SATURATED, Array
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.result import Export
@@ -131,3 +131,19 @@ def test_whoever_measures_in_openvino_is_told(wrong: bool, monkeypatch: pytest.M
         session = OPENVINO.load(file, threads=1, exact=exact)
         assert session.saturated == (wrong and not exact)
         assert (SATURATED in (session.note or "")) == session.saturated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["qdqbert", "linear-only"])
+@pytest.mark.parametrize("vnni", [True, False])
+def test_whoever_measures_a_file_for_vnni_in_onnx_runtime_is_told(
+    vnni: bool, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = calibrated(NAME, QDQConfig.preset(preset))
+    file = export(model, tmp_path / "out", "onnxruntime", shape=(2, 8), vnni=vnni, check=False).file
+    for wrong in (True, False):
+        monkeypatch.setattr("qdqpatch.engines.saturates", lambda wrong=wrong: wrong)
+        for exact in (True, False):
+            session = ONNX_RUNTIME.load(file, threads=1, exact=exact)
+            assert session.saturated == (vnni and wrong and not exact)
+            assert (SATURATED in (session.note or "")) == session.saturated
