@@ -184,7 +184,7 @@ def trainer(
         seed=0,
         **settings,
     )
-    batch = models.inputs(name, seed=4)
+    batch = models.inputs(name, seed=4) | options.pop("labels", {})
     examples = [{key: value[row] for key, value in batch.items()} for row in range(2)] * 4
     return DistillationTrainer(model, arguments, train_dataset=examples, **options)
 
@@ -214,6 +214,13 @@ def test_other_parts_of_the_loss_train_too(part: str, tmp_path: Path) -> None:
     assert min(found[-3:]) < 0.7 * found[0]
 
 
+def test_the_teacher_has_no_dropout(tmp_path: Path) -> None:
+    name = "BertForSequenceClassification"
+    training = trainer(models.calibrated(name), tmp_path, name, teacher=models.float_model(name).train())
+    training.train()
+    assert not any(module.training for module in training.teacher.modules())
+
+
 def test_without_a_teacher_it_is_the_student_without_quantizers(tmp_path: Path) -> None:
     name = "BertForSequenceClassification"
     model = damaged(name)
@@ -234,13 +241,17 @@ def test_the_loss_of_labels_needs_no_other(tmp_path: Path) -> None:
     assert float(loss.detach()) == float(training.model(**batch).loss.detach())
 
 
-def test_gradients_that_accumulate_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_labels", [False, True])
+def test_gradients_that_accumulate_are_those_of_the_whole_batch(by_labels: bool, tmp_path: Path) -> None:
     """The halves are as long as each other; what differs is the order of fp32 sums."""
     name, found = "BertForSequenceClassification", []
+    options: dict[str, Any] = {"teacher": models.float_model(name)}
+    if by_labels:  # by which the Trainer would count, and sum the halves instead
+        options |= {"labels": {"labels": torch.tensor([0, 2])}, "distillation": Distillation(labels=1.0)}
     for batch, accumulate in ((4, 1), (2, 2)):
         model = train_ranges(damaged(name))
         settings = {"gradient_accumulation_steps": accumulate, "max_grad_norm": 0.0, "optim": "sgd"}
-        trainer(model, tmp_path, name, 2, batch, teacher=models.float_model(name), settings=settings).train()
+        trainer(model, tmp_path, name, 2, batch, settings=settings, **options).train()
         found.append(dict(model.named_parameters()))
     for path, parameter in found[0].items():
         torch.testing.assert_close(parameter, found[1][path], rtol=1e-5, atol=1e-7, msg=path)
