@@ -132,9 +132,24 @@ def test_checkpoints_are_ten_and_two_of_them_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("epochs", 0), ("lr", -1), ("batch_size", 0), ("accumulate", 0), ("warmup", 1), ("weight_decay", -1)],
+    "setting",
+    [
+        {"epochs": 0},
+        {"lr": -1.0},
+        {"batch_size": 0},
+        {"warmup": 1.0},
+        {"weight_decay": -1.0},
+        {"accumulate": 0},
+    ],
 )
-def test_a_schedule_that_cannot_be(name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is out of range: {value}"):
-        Schedule(**{name: value})
+def test_a_schedule_out_of_range_is_refused(setting: dict) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(ConfigError) as raised:
+        Schedule(**setting)
+    assert str(raised.value) == f"{name} is out of range: {value}."
+
+
+def test_steps_of_a_schedule() -> None:
+    assert Schedule(epochs=0.3, batch_size=16).steps(1000) == 19
+    assert Schedule(epochs=0.3, batch_size=16, accumulate=2).steps(1000) == 10
+    assert Schedule(epochs=0.001).steps(10) == 1

@@ -2,78 +2,33 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import models
 import pytest
 import torch
 from checkpoints import write_tokenizer
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from training_jobs import NAME, SCHEDULE, TEXTS, Recording, job, write_data, write_float
+from transformers import AutoModelForSequenceClassification
 
 import qdqpatch
-from qdqpatch import QDQConfig
-from qdqpatch.calibration import shifting
 from qdqpatch.errors import CheckpointError, ConfigError
 from qdqpatch.patch import named_quantizers
 from qdqpatch.quantizer import TensorQuantizer
 from qdqpatch.tasks.base import Columns, Source
-from qdqpatch.training import run
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.fit import Schedule, last_checkpoint
-from qdqpatch.training.job import Job
-from qdqpatch.training.run import Listener, run_job
-
-ON, OFF = {"enabled": True}, {"enabled": False}
-NAME = "BertForSequenceClassification"
-TEXTS = [
-    "the cat sat",
-    "a dog",
-    "the dog and the cat",
-    "a mat",
-    "cats",
-    "the mat .",
-    "dogs , cats",
-    "a cat sat on",
-]
-SCHEDULE = Schedule(epochs=3, lr=1e-3, batch_size=4, dropout=True)
+from qdqpatch.training.run import run_job
 
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("float")
-    models.build(NAME, hidden_dropout_prob=0.1).save_pretrained(folder)
-    return str(write_tokenizer(folder))
+    return write_float(tmp_path_factory.mktemp("float"))
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Source:
-    lines = ["sentence\tlabel", *(f"{text}\t{place % 3}" for place, text in enumerate(TEXTS * 4))]
-    (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
-    return Source(str(tmp_path / "train.tsv"))
-
-
-def job(ckpt: str, data: Source, **changes: Any) -> Job:
-    return dataclasses.replace(Job(ckpt, data, eval_data=data, schedule=SCHEDULE), **changes)
-
-
-class Recording(Listener):
-    """Remembers what it is told, and can interrupt."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.said: list[str] = []
-        self.steps: list[tuple[int, int]] = []
-        self._stop_at = stop_at
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def step(self, done: int, total: int, loss: float | None = None) -> None:
-        if self.said[-1].startswith("Training"):
-            self.steps.append((done, total))
-            if done == self._stop_at:
-                raise KeyboardInterrupt
+    return write_data(tmp_path)
 
 
 def test_the_way_from_a_float_checkpoint_to_a_trained_one(ckpt: str, data: Source, tmp_path: Path) -> None:
@@ -110,60 +65,6 @@ def test_the_way_from_a_float_checkpoint_to_a_trained_one(ckpt: str, data: Sourc
         with torch.no_grad():
             right += int(model(**tokenizer(text, return_tensors="pt")).logits.argmax()) == place % 3
     assert report.stages[-1].metrics["accuracy"] == pytest.approx(100 * right / 32)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"shift": False}, ["Calibrating", "Refining the ranges"]),
-        ({"refine": 0}, ["Shifting", "Calibrating"]),
-        ({"config": QDQConfig(overrides={"*": OFF, "*_weight_quantizer": ON})}, ["Shifting", "Calibrating"]),
-    ],
-    ids=["not shifted", "not refined", "no activation quantized"],
-)
-def test_how_ranges_are_set(
-    changes: dict[str, Any], expected: list[str], ckpt: str, data: Source, tmp_path: Path
-) -> None:
-    listener = Recording(stop_at=1)
-    with pytest.raises(KeyboardInterrupt):
-        run_job(job(ckpt, data, **changes), tmp_path / "out", listener=listener)
-    first = listener.said.index("Evaluating the float model")
-    assert listener.said[first + 1 : listener.said.index("Evaluating the calibrated model")] == expected
-
-
-def test_a_model_with_nothing_to_shift_trains_too(
-    ckpt: str, data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (run, shifting):
-        monkeypatch.setattr(module, "find_shifts", lambda model: ())
-    listener = Recording()
-    run_job(job(ckpt, data), tmp_path / "out", listener=listener)
-    assert "Shifting" not in listener.said
-
-
-def test_ranges_are_set_from_the_same_batches(
-    ckpt: str, data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple[str, int, tuple[Any, ...]]] = []
-
-    def spied(name: str) -> Callable[..., Any]:
-        original = getattr(run, name)
-
-        def spy(model: PreTrainedModel, batches: list[models.Tensors], *rest: Any, **named: Any) -> Any:
-            calls.append((name, id(batches), rest))
-            return original(model, batches, *rest, **named)
-
-        return spy
-
-    for name in ("shift", "calibrate", "refine_ranges"):
-        monkeypatch.setattr(run, name, spied(name))
-    run_job(job(ckpt, data, method="mse", refine=3), tmp_path / "out")
-    assert [(name, rest) for name, _, rest in calls] == [
-        ("shift", ()),
-        ("calibrate", ("mse",)),
-        ("refine_ranges", (3,)),
-    ]
-    assert len({batches for _, batches, _ in calls}) == 1
 
 
 def test_training_learns_the_labels(ckpt: str, data: Source, tmp_path: Path) -> None:
@@ -298,27 +199,3 @@ def test_an_embedding_model_is_distilled_without_labels(ckpt: str, tmp_path: Pat
     assert report.stages[0].metrics["cosine"] == pytest.approx(1)
     assert 0 < before < 1
     assert after != before
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"epochs": 0},
-        {"lr": -1.0},
-        {"batch_size": 0},
-        {"warmup": 1.0},
-        {"weight_decay": -1.0},
-        {"accumulate": 0},
-    ],
-)
-def test_a_schedule_out_of_range_is_refused(setting: dict) -> None:
-    ((name, value),) = setting.items()
-    with pytest.raises(ConfigError) as raised:
-        Schedule(**setting)
-    assert str(raised.value) == f"{name} is out of range: {value}."
-
-
-def test_steps_of_a_schedule() -> None:
-    assert Schedule(epochs=0.3, batch_size=16).steps(1000) == 19
-    assert Schedule(epochs=0.3, batch_size=16, accumulate=2).steps(1000) == 10
-    assert Schedule(epochs=0.001).steps(10) == 1

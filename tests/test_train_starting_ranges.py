@@ -1,0 +1,82 @@
+"""The ranges that `qdqpatch train` begins with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+from training_jobs import Recording, job, write_data, write_float
+from transformers import PreTrainedModel
+
+from qdqpatch import QDQConfig
+from qdqpatch.calibration import shifting
+from qdqpatch.tasks.base import Source
+from qdqpatch.training import run
+from qdqpatch.training.run import run_job
+
+ON, OFF = {"enabled": True}, {"enabled": False}
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_float(tmp_path_factory.mktemp("float"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Source:
+    return write_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"shift": False}, ["Calibrating", "Refining the ranges"]),
+        ({"refine": 0}, ["Shifting", "Calibrating"]),
+        ({"config": QDQConfig(overrides={"*": OFF, "*_weight_quantizer": ON})}, ["Shifting", "Calibrating"]),
+    ],
+    ids=["not shifted", "not refined", "no activation quantized"],
+)
+def test_how_ranges_are_set(
+    changes: dict[str, Any], expected: list[str], ckpt: str, data: Source, tmp_path: Path
+) -> None:
+    listener = Recording(stop_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job(ckpt, data, **changes), tmp_path / "out", listener=listener)
+    first = listener.said.index("Evaluating the float model")
+    assert listener.said[first + 1 : listener.said.index("Evaluating the calibrated model")] == expected
+
+
+def test_a_model_with_nothing_to_shift_trains_too(
+    ckpt: str, data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (run, shifting):
+        monkeypatch.setattr(module, "find_shifts", lambda model: ())
+    listener = Recording()
+    run_job(job(ckpt, data), tmp_path / "out", listener=listener)
+    assert "Shifting" not in listener.said
+
+
+def test_ranges_are_set_from_the_same_batches(
+    ckpt: str, data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int, tuple[Any, ...]]] = []
+
+    def spied(name: str) -> Callable[..., Any]:
+        original = getattr(run, name)
+
+        def spy(model: PreTrainedModel, batches: list[models.Tensors], *rest: Any, **named: Any) -> Any:
+            calls.append((name, id(batches), rest))
+            return original(model, batches, *rest, **named)
+
+        return spy
+
+    for name in ("shift", "calibrate", "refine_ranges"):
+        monkeypatch.setattr(run, name, spied(name))
+    run_job(job(ckpt, data, method="mse", refine=3), tmp_path / "out")
+    assert [(name, rest) for name, _, rest in calls] == [
+        ("shift", ()),
+        ("calibrate", ("mse",)),
+        ("refine_ranges", (3,)),
+    ]
+    assert len({batches for _, batches, _ in calls}) == 1

@@ -1,0 +1,62 @@
+"""A small training job, and a listener that can interrupt it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import models
+from checkpoints import write_tokenizer
+
+from qdqpatch.tasks.base import Source
+from qdqpatch.training.fit import Schedule
+from qdqpatch.training.job import Job
+from qdqpatch.training.run import Listener
+
+NAME = "BertForSequenceClassification"
+TEXTS = [
+    "the cat sat",
+    "a dog",
+    "the dog and the cat",
+    "a mat",
+    "cats",
+    "the mat .",
+    "dogs , cats",
+    "a cat sat on",
+]
+SCHEDULE = Schedule(epochs=3, lr=1e-3, batch_size=4, dropout=True)
+
+
+def write_float(folder: Path) -> str:
+    """Write a float checkpoint with dropout and its tokenizer; return the folder."""
+    models.build(NAME, hidden_dropout_prob=0.1).save_pretrained(folder)
+    return str(write_tokenizer(folder))
+
+
+def write_data(folder: Path) -> Source:
+    """Write labelled texts, each four times, with labels that they do not determine."""
+    lines = ["sentence\tlabel", *(f"{text}\t{place % 3}" for place, text in enumerate(TEXTS * 4))]
+    (folder / "train.tsv").write_text("\n".join(lines) + "\n")
+    return Source(str(folder / "train.tsv"))
+
+
+def job(ckpt: str, data: Source, **changes: Any) -> Job:
+    """Return a short job on these."""
+    return dataclasses.replace(Job(ckpt, data, eval_data=data, schedule=SCHEDULE), **changes)
+
+
+class Recording(Listener):
+    """Remembers what it is told, and can interrupt."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.said: list[str] = []
+        self.steps: list[tuple[int, int]] = []
+        self._stop_at = stop_at
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def step(self, done: int, total: int, loss: float | None = None) -> None:
+        if self.said[-1].startswith("Training"):
+            self.steps.append((done, total))
+            if done == self._stop_at:
+                raise KeyboardInterrupt
