@@ -27,6 +27,7 @@ from tasks import SHARED
 
 import qdqpatch
 from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.checkpoint.staging import staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
 from qdqpatch.device import to_fastest_device
 from qdqpatch.evaluation.evaluate import evaluate
@@ -77,6 +78,109 @@ SETTINGS = {
 }
 
 
+@dataclass(frozen=True)
+class Bench:
+    """A task's models and figures, made where they are not there yet.
+
+    Attributes:
+        setting: The task.
+        folder: Holds the float models and the data.
+        work: Where everything that is made is kept.
+    """
+
+    setting: Setting
+    folder: Path
+    work: Path
+
+    def measure(self, modes: Sequence[str], seeds: Sequence[int]) -> dict[str, list[Figures]]:
+        """Return the figures of each kind of model, one for each seed."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        found = {"float": [self.figures(self.floating, [TORCH])]}
+        for method in METHODS:
+            found[f"PTQ, {method}"] = [self.figures(self.calibrated(method))]
+        for mode in modes if seeds else ():
+            found[mode] = [self.figures(self.trained(mode, seed)) for seed in seeds]
+        return found
+
+    @property
+    def floating(self) -> Path:
+        """The float model's folder."""
+        return self.folder / "models" / f"minilm-{self.setting.name}"
+
+    def calibrated(self, method: str) -> Path:
+        """Return the folder of a model that was calibrated only."""
+        out, ckpt = self.work / method, str(self.floating)
+        if out.exists():
+            return out
+        opened = open_checkpoint(ckpt, self.setting.task)
+        task = TASKS[self.setting.task](load_tokenizer(ckpt), opened.config, self.setting.max_length)
+        examples = draw(task.read(self.source("train"), labelled=False), CALIBRATION)
+        model = qdqpatch.quantize(to_fastest_device(opened.load()[0].eval()))
+        data = batches(task, task.features(examples)[:CALIBRATION], 16)
+        name, *steps = method.split("-")
+        search(model, gather(model, data, "shift" in steps, name == "auto"), method, data)
+        with staged(out) as folder:
+            model.save_pretrained(folder)
+            copy_tokenizer(ckpt, folder)
+        return out
+
+    def trained(self, mode: str, seed: int) -> Path:
+        """Return the folder of a model that was trained from the last method's ranges."""
+        out = self.work / f"{mode.replace(' ', '-')}-{seed}"
+        if out.exists():
+            return out
+        job = Job(
+            ckpt=str(self.calibrated(METHODS[-1])),
+            data=self.source("train"),
+            eval_data=self.source("dev"),
+            task=self.setting.task,
+            max_length=self.setting.max_length,
+            eval_samples=8,  # all are evaluated on afterwards
+            teacher=str(self.floating),
+            distillation=MODES[mode],
+            schedule=Schedule(epochs=self.setting.epochs, seed=seed),
+        )
+        with quiet():
+            run_job(job, out, resume=out.with_name(f"{out.name}.training").exists())
+        return out
+
+    def figures(self, ckpt: Path, engines: Sequence[str] = ENGINES) -> Figures:
+        """Return a model's metrics in the engines; from a file if they are known."""
+        known = self.work / f"{ckpt.name}.json"
+        if known.exists():
+            return dict(json.loads(known.read_text(encoding="utf-8")))
+        paths = [ckpt, *([self.exported(ckpt)] if ONNX in engines else [])]
+        rows = evaluate(
+            [str(path) for path in paths],
+            self.setting.task,
+            self.source("dev"),
+            max_length=self.setting.max_length,
+            engines=engines,
+        ).rows
+        found = {row.engine: {name: metric.value for name, metric in row.metrics.items()} for row in rows}
+        known.write_text(json.dumps(found), encoding="utf-8")
+        return found
+
+    def exported(self, ckpt: Path) -> Path:
+        """Return the folder of a model's ONNX file."""
+        out = ckpt.with_name(f"{ckpt.name}.{ONNX}")
+        if not out.exists():
+            with quiet():
+                model = open_checkpoint(str(ckpt), self.setting.task).load()[0].eval()
+                qdqpatch.export(model, out, ONNX, tokenizer=load_tokenizer(str(ckpt)), check=False)
+        return out
+
+    def source(self, part: str) -> Source:
+        """Return the part `train` or `dev` of the data; of the latter the questions that are evaluated on."""
+        path = self.folder / "data" / self.setting.name / f"{part}.{self.setting.suffix}"
+        if part == "train" or self.setting.questions is None:
+            return Source(str(path))
+        out = self.work / "dev.json"
+        if not out.exists():
+            first_questions(path, self.setting.questions, out)
+        return Source(str(out))
+
+
 def main() -> None:
     """Print a table for each task."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -94,108 +198,13 @@ def main() -> None:
     prepare()
     with tempfile.TemporaryDirectory() as temporary:
         for name in arguments.tasks:
-            setting = SETTINGS[name]
-            work = (arguments.work or Path(temporary)) / name
-            found = measure(setting, arguments.folder, work, arguments.modes, arguments.seeds)
+            bench = Bench(SETTINGS[name], arguments.folder, (arguments.work or Path(temporary)) / name)
+            found = bench.measure(arguments.modes, arguments.seeds)
             metrics = list(found["float"][0][TORCH])
             columns = [f"{metric}, {engine}" for engine in ENGINES for metric in metrics]
             changes = [f"change, {engine}" for engine in ENGINES]
-            show(f"{name}, {setting.epochs} epochs", ("", *columns, *changes), rows_of(found))
+            show(f"{name}, {bench.setting.epochs} epochs", ("", *columns, *changes), rows_of(found))
     print(surroundings())
-
-
-def measure(
-    setting: Setting, folder: Path, work: Path, modes: Sequence[str], seeds: Sequence[int]
-) -> dict[str, list[Figures]]:
-    """Make what is not there yet, and return the figures of each kind of model, one for each seed."""
-    work.mkdir(parents=True, exist_ok=True)
-    floating = folder / "models" / f"minilm-{setting.name}"
-    found = {"float": [figures(setting, folder, work, floating, [TORCH])]}
-    for method in METHODS:
-        out = work / method
-        if not out.exists():
-            calibrate(setting, folder, floating, method, out)
-        found[f"PTQ, {method}"] = [figures(setting, folder, work, out)]
-    for mode in modes if seeds else ():
-        found[mode] = []
-        for seed in seeds:
-            out = work / f"{mode.replace(' ', '-')}-{seed}"
-            if not out.exists():
-                train(setting, folder, floating, work / METHODS[-1], MODES[mode], seed, out)
-            found[mode].append(figures(setting, folder, work, out))
-    return found
-
-
-def calibrate(setting: Setting, folder: Path, ckpt: Path, method: str, out: Path) -> None:
-    """Calibrate the float model and save it."""
-    opened = open_checkpoint(str(ckpt), setting.task)
-    task = TASKS[setting.task](load_tokenizer(str(ckpt)), opened.config, setting.max_length)
-    examples = draw(task.read(source(setting, folder, "train"), labelled=False), CALIBRATION)
-    model = qdqpatch.quantize(to_fastest_device(opened.load()[0].eval()))
-    data = batches(task, task.features(examples)[:CALIBRATION], 16)
-    name, *steps = method.split("-")
-    statistics = gather(model, data, "shift" in steps, name == "auto")
-    search(model, statistics, method, data)
-    model.save_pretrained(out)
-    copy_tokenizer(str(ckpt), out)
-
-
-def train(
-    setting: Setting,
-    folder: Path,
-    floating: Path,
-    ckpt: Path,
-    distillation: Distillation | None,
-    seed: int,
-    out: Path,
-) -> None:
-    """Train a calibrated model and save it."""
-    job = Job(
-        ckpt=str(ckpt),
-        data=source(setting, folder, "train"),
-        eval_data=source(setting, folder, "dev"),
-        task=setting.task,
-        max_length=setting.max_length,
-        eval_samples=8,  # all are evaluated on afterwards
-        teacher=str(floating),
-        distillation=distillation,
-        schedule=Schedule(epochs=setting.epochs, seed=seed),
-    )
-    with quiet():
-        run_job(job, out, resume=out.with_name(f"{out.name}.training").exists())
-
-
-def figures(
-    setting: Setting, folder: Path, work: Path, ckpt: Path, engines: Sequence[str] = ENGINES
-) -> Figures:
-    """Return a model's metrics in the engines; from a file if they are known."""
-    known = work / f"{ckpt.name}.json"
-    if known.exists():
-        return dict(json.loads(known.read_text(encoding="utf-8")))
-    data = source(setting, folder, "dev")
-    if setting.questions is not None:
-        part = work / "dev.json"
-        if not part.exists():
-            first_questions(Path(data.name), setting.questions, part)
-        data = Source(str(part))
-    paths = {TORCH: ckpt}
-    if ONNX in engines:
-        paths[ONNX] = ckpt.with_name(f"{ckpt.name}.{ONNX}")
-        if not paths[ONNX].exists():
-            with quiet():
-                model = open_checkpoint(str(ckpt), setting.task).load()[0].eval()
-                tokenizer = load_tokenizer(str(ckpt))
-                qdqpatch.export(model, paths[ONNX], ONNX, tokenizer=tokenizer, check=False)
-    names = [str(path) for path in paths.values()]
-    rows = evaluate(names, setting.task, data, max_length=setting.max_length, engines=engines).rows
-    found = {row.engine: {name: metric.value for name, metric in row.metrics.items()} for row in rows}
-    known.write_text(json.dumps(found), encoding="utf-8")
-    return found
-
-
-def source(setting: Setting, folder: Path, part: str) -> Source:
-    """Return a part of a task's data."""
-    return Source(str(folder / "data" / setting.name / f"{part}.{setting.suffix}"))
 
 
 def first_questions(path: Path, count: int, out: Path) -> None:

@@ -263,9 +263,10 @@ def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
         (data / f"{part}.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     work = tmp_path / "work"
     modes = ["distilled QAT"]
-    first = training.measure(setting, tmp_path, work, modes, seeds=[])
+    bench = training.Bench(setting, tmp_path, work)
+    first = bench.measure(modes, seeds=[])
     assert list(first) == ["float", "PTQ, max", "PTQ, auto-shift-refine"]
-    found = training.measure(setting, tmp_path, work, modes, seeds=[0, 1])
+    found = bench.measure(modes, seeds=[0, 1])
     assert sorted(each.name for each in work.iterdir() if "." not in each.name) == [
         "auto-shift-refine", "distilled-QAT-0", "distilled-QAT-1", "max",
     ]  # fmt: skip
@@ -282,4 +283,4 @@ def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
     # What is there is not made again.
     monkeypatch.setattr(training, "evaluate", None)
     monkeypatch.setattr(training, "run_job", None)
-    assert training.measure(setting, tmp_path, work, modes, seeds=[0, 1]) == found
+    assert bench.measure(modes, seeds=[0, 1]) == found
