@@ -48,9 +48,12 @@ def has_signed_products(path: Path) -> bool:
     Raises:
         ImportError: If onnx_ir is not installed.
     """
-    ir, operands = importlib.import_module("onnx_ir"), importlib.import_module("qdqpatch.lint.operands")
+    import onnx_ir as ir  # comes with an extra, and so does what reads graphs
+
+    from qdqpatch.lint.operands import INPUTS, read_operands
+
     return any(
-        [each.dtype for each in operands.read_operands(node)] == ["uint8", "int8"]
+        [each.dtype for each in read_operands(node)] == ["uint8", "int8"]
         for node in ir.load(path).graph.all_nodes()
-        if node.op_type in operands.INPUTS
+        if node.op_type in INPUTS
     )

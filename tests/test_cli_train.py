@@ -139,11 +139,18 @@ def test_mistakes(ckpt: Path, data: Path, arguments: list, message: str, code: i
     assert [each.name for each in Path().iterdir()] == ["train.tsv"]
 
 
-def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_training", [True, False])
+def test_an_interrupt_says_how_to_go_on(
+    in_training: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*arguments: object) -> Report:
+        if in_training:
+            Path("out.training").mkdir()
+            Path("out.training/job.json").write_text("{}")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(COMMAND, "run_job", interrupted)
     result = invoke("train", "ckpt", "out", "--data", "a.tsv")
     assert result.exit_code == 1
-    assert "Interrupted. The same command with --resume goes on from the last checkpoint." in result.stderr
+    message = "Interrupted. The same command with --resume goes on from the last checkpoint."
+    assert (message in result.stderr) == in_training

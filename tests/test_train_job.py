@@ -78,6 +78,25 @@ def test_training_learns_the_labels(ckpt: str, data: Source, tmp_path: Path) -> 
     assert report.loss < 1.2
 
 
+def test_a_run_goes_on_that_was_interrupted_before_its_first_checkpoint(
+    ckpt: str, data: Source, tmp_path: Path
+) -> None:
+    wanted = job(ckpt, data, distillation=Distillation())
+    run_job(wanted, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run_job(wanted, tmp_path / "out", listener=Recording(stop_at=1))
+    assert last_checkpoint(tmp_path / "out.training") is None
+    listener = Recording()
+    run_job(wanted, tmp_path / "out", resume=True, listener=listener)
+    assert listener.steps[0] == (1, 24)
+    assert "Calibrating" not in listener.said
+    one, other = (
+        dict(AutoModelForSequenceClassification.from_pretrained(tmp_path / each).state_dict())
+        for each in ("whole", "out")
+    )
+    models.assert_equal(one, other)
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: Source, tmp_path: Path) -> None:
     wanted = job(ckpt, data, distillation=Distillation(hidden_states=0.1))

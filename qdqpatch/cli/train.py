@@ -20,7 +20,7 @@ from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.fit import Schedule
 from qdqpatch.training.job import Job, Report
 from qdqpatch.training.ranges import ActivationRanges, WeightRanges
-from qdqpatch.training.run import Listener, run_job
+from qdqpatch.training.run import Listener, can_resume, run_job
 
 _schedule = functools.partial(click.option, cls=SectionOption, section="Schedule", show_default=True)
 _teacher = functools.partial(click.option, cls=SectionOption, section="Distillation")
@@ -189,7 +189,8 @@ def train(
         try:
             report = run_job(job, out, resume, force, _Bar(bar, console))
         except KeyboardInterrupt:
-            console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")
+            if can_resume(out):
+                console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")
             raise
     _print_report(report)
     console.print(f"Wrote {out}.", markup=False)

@@ -37,6 +37,19 @@ HELD_OUT = 1000
 
 JOB_FILE, REPORT_FILE = "job.json", "training.json"
 
+CALIBRATED = "calibrated"
+"""The folder, in that of a run, of the model that training begins with."""
+
+
+def folder_of(out: Path) -> Path:
+    """Return the folder that holds the run of a job while it goes on."""
+    return out.with_name(f"{out.name}.training")
+
+
+def can_resume(out: Path) -> bool:
+    """Return whether there is a run that was interrupted in training, which can go on."""
+    return (folder_of(out) / JOB_FILE).is_file()
+
 
 class Listener:
     """Is told how a job goes on; this one ignores it."""
@@ -72,18 +85,22 @@ def run_job(
         DataError: If something is wrong in the data.
     """
     check_output(out, job.ckpt, force)
-    folder = out.with_name(f"{out.name}.training")
+    folder = folder_of(out)
     stages = _interrupted(job, folder, resume, force)
     run = _Run(job, folder, listener or Listener())
     if stages is None:
         shutil.rmtree(folder, ignore_errors=True)
         run.calibrate()
         folder.mkdir(parents=True)
+        run.model.save_pretrained(folder / CALIBRATED)
         state = {"job": job.to_dict(), "stages": [asdict(each) for each in run.report.stages]}
         (folder / JOB_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        run.train()
     else:
         run.report.stages = stages
-    run.train(last_checkpoint(folder))
+        checkpoint = last_checkpoint(folder)
+        run.load(checkpoint or folder / CALIBRATED)
+        run.train(checkpoint)
     with staged(out) as staging:
         run.model.save_pretrained(staging)
         copy_tokenizer(job.ckpt, staging)
@@ -216,11 +233,13 @@ class _Run:
             listener.say("Refining the ranges")
             refine_ranges(self.model, data, job.refine, step=listener.step)
 
-    def train(self, checkpoint: Path | None) -> None:
-        """Train, from a checkpoint of the run if there is one."""
+    def load(self, folder: Path) -> None:
+        """Take a model that the run has saved."""
+        self.model = to_fastest_device(open_checkpoint(str(folder), self._job.task).load()[0])
+
+    def train(self, checkpoint: Path | None = None) -> None:
+        """Train; with the optimizer of a checkpoint of the run, if that is what the model is from."""
         job = self._job
-        if checkpoint is not None:
-            self.model = to_fastest_device(open_checkpoint(str(checkpoint), job.task).load()[0])
         train_ranges(self.model, job.activations, job.weights)
         self._listener.say(f"Training on {len(self._features)} sequences")
         started = time.perf_counter()
