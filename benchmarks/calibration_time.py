@@ -36,7 +36,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 import qdqpatch
 from qdqpatch.calibration import Statistics, collect
 from qdqpatch.calibration.methods import Method
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 FLOAT = "float forward passes"
 OURS = "qdqpatch"
@@ -76,7 +76,7 @@ def inputs(config: BertConfig, batch: int, length: int) -> list[dict[str, Tensor
     """Return batches of random tokens, none of them padding."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1, config.vocab_size, (BATCHES, batch, length), generator=generator)
-    return [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in tokens]
+    return [{"input_ids": token, "attention_mask": torch.ones_like(token)} for token in tokens]
 
 
 def measure_collection(

@@ -30,9 +30,9 @@ from onnx import TensorProto, helper, numpy_helper
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 import qdqpatch
-from qdqpatch.engines import ONNX_RUNTIME
+from qdqpatch.engines.sessions import ONNX_RUNTIME
 from qdqpatch.exporter.rules import push_quantize
-from qdqpatch.exporter.rules.base import Rule
+from qdqpatch.exporter.rules.base import RewriteRule
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
@@ -152,11 +152,11 @@ def tensors(feed: Feed) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in feed.items()}
 
 
-def without_a_rule() -> dict[str, tuple[tuple[Rule, ...], ...]]:
+def without_a_rule() -> dict[str, tuple[tuple[RewriteRule, ...], ...]]:
     """Return the ONNX Runtime target's passes with one rule taken out or exchanged for its Q/DQ form."""
     expand, last = ort_target.TARGET.passes
 
-    def exchanged(old: type, new: Rule) -> tuple[Rule, ...]:
+    def exchanged(old: type, new: RewriteRule) -> tuple[RewriteRule, ...]:
         return tuple(new if isinstance(rule, old) else rule for rule in expand)
 
     assert any(isinstance(rule, SumBeforeNorm) for rule in last)
@@ -185,7 +185,7 @@ def compare(
         cells = [
             f"{found[name] * 1e3:.1f} ms ({found[first] / found[name]:.2f}x)" for found in medians.values()
         ]
-        others = [each for each in files if each not in PRESETS and each != FP32]
+        others = [file for file in files if file not in PRESETS and file != FP32]
         best = (
             [min(found[each] for each in others) / found[name] for found in medians.values()]
             if others

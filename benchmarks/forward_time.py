@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 import qdqpatch
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 FLOAT = "float"
 OURS = "qdqpatch"

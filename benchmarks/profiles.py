@@ -29,7 +29,7 @@ def onnxruntime(path: Path, feed: dict[str, Any], threads: int) -> Profile:
         for _ in range(RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    kernels = [each for each in events if each["name"].endswith("_kernel_time")]
+    kernels = [event for event in events if event["name"].endswith("_kernel_time")]
     counted = kernels[len(kernels) // RUNS * WARM :]
     times: Counter[str] = Counter()
     for each in counted:

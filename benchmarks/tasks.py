@@ -98,7 +98,7 @@ class Task(ABC):
         outputs = self._outputs(model, rows, self.logits)
         lengths = [len(row["input_ids"]) for row in rows]
         return [
-            torch.stack([each[:length] for each in logits])
+            torch.stack([logit[:length] for logit in logits])
             for length, logits in zip(lengths, outputs, strict=True)
         ]
 

@@ -29,11 +29,11 @@ import qdqpatch
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.staging import staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
-from qdqpatch.device import to_fastest_device
+from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.evaluation.evaluate import evaluate
 from qdqpatch.evaluation.predicting import batches
 from qdqpatch.tasks import TASKS
-from qdqpatch.tasks.base import Source, draw
+from qdqpatch.tasks.base import DataSource, draw
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.fit import Schedule
 from qdqpatch.training.job import Job
@@ -170,15 +170,15 @@ class Bench:
                 qdqpatch.export(model, out, ONNX, tokenizer=load_tokenizer(str(ckpt)), check=False)
         return out
 
-    def source(self, part: str) -> Source:
+    def source(self, part: str) -> DataSource:
         """Return the part `train` or `dev` of the data; of the latter the questions that are evaluated on."""
         path = self.folder / "data" / self.setting.name / f"{part}.{self.setting.suffix}"
         if part == "train" or self.setting.questions is None:
-            return Source(str(path))
+            return DataSource(str(path))
         out = self.work / "dev.json"
         if not out.exists():
             first_questions(path, self.setting.questions, out)
-        return Source(str(out))
+        return DataSource(str(out))
 
 
 def main() -> None:

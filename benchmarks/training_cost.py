@@ -30,7 +30,7 @@ from pytorch_quantization.nn import TensorQuantizer as ToolkitQuantizer
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 import qdqpatch
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.training import Distillation, distillation_loss, parameter_groups, train_ranges
 
 FLOAT = "float"

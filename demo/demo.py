@@ -26,7 +26,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import qdqpatch
 from qdqpatch.calibration import Statistics
-from qdqpatch.plan import Plan
+from qdqpatch.patching.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOAT = Path("build/demo/minilm")

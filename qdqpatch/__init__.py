@@ -1,14 +1,15 @@
 """Turn any Hugging Face BERT into a QDQBERT: int8 quantizers where an int8 engine needs them."""
 
-from qdqpatch import attention
 from qdqpatch.calibration import calibrate
-from qdqpatch.checkpoint import hf_quantizer, qdqbert
+from qdqpatch.checkpoint import qdqbert
 from qdqpatch.checkpoint.qdqbert import load_qdqbert, save_qdqbert
-from qdqpatch.config import QDQConfig
-from qdqpatch.conversion import dequantize, plan, quantize
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.config.quantizer import Override, QuantizerConfig
 from qdqpatch.errors import QdqError
 from qdqpatch.exporter.export import export
-from qdqpatch.settings import Override, QuantizerConfig
+from qdqpatch.nn import attention
+from qdqpatch.patching import hf_quantizer
+from qdqpatch.patching.quantize import dequantize, plan, quantize
 
 __version__ = "0.1.0"
 

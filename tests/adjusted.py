@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, quantize
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 PER_TENSOR = {"weight": {"axis": None}}
 
@@ -39,13 +39,13 @@ def check_ranges(model: nn.Module, before: dict[str, Tensor | None], expected: d
 def settings(model: nn.Module) -> list[Any]:
     names = ("_num_bits", "_axis", "_unsigned", "_narrow_range", "_scale_amax", "_disabled", "training")
     return [
-        (path, [getattr(each, name) for name in names], each._calibrator._axis)
-        for path, each in named_quantizers(model)
+        (path, [getattr(quantizer, name) for name in names], quantizer._calibrator._axis)
+        for path, quantizer in named_quantizers(model)
     ]
 
 
 def enabled(model: nn.Module) -> list[tuple[str, Any]]:
-    return [(path, each) for path, each in named_quantizers(model) if not each._disabled]
+    return [(path, quantizer) for path, quantizer in named_quantizers(model) if not quantizer._disabled]
 
 
 def check_saving(model: PreTrainedModel, folder: Path) -> None:

@@ -7,8 +7,8 @@ from exported import VOCABULARY
 
 from qdqpatch.bench import side_by_side
 from qdqpatch.bench.process import Footprint
-from qdqpatch.contenders import Contender, Facts
-from qdqpatch.shapes import Shape
+from qdqpatch.engines.models import Contender, Facts
+from qdqpatch.engines.shapes import Shape
 
 TINY = Facts(VOCABULARY)
 """What a config beside a tiny exported model would say."""

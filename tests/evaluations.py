@@ -9,7 +9,7 @@ import tiny_tasks
 import torch
 from transformers import PreTrainedModel
 
-from qdqpatch.contenders import find_contenders
+from qdqpatch.engines.models import find_contenders
 from qdqpatch.evaluation.models import Model, load
 from qdqpatch.tasks.base import Feature, Task
 

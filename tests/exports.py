@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig, QuantizerConfig
-from qdqpatch.engines import ONNX_RUNTIME, Array, Session
+from qdqpatch.data.arrays import Array
+from qdqpatch.engines.sessions import ONNX_RUNTIME, Session
+from qdqpatch.engines.vnni import saturates
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.graph import Rewriter
-from qdqpatch.exporter.operators import DOMAIN
 from qdqpatch.exporter.result import Export
-from qdqpatch.exporter.rules.base import Rule, apply
-from qdqpatch.saturation import saturates
+from qdqpatch.exporter.rules.base import RewriteRule, apply
+from qdqpatch.exporter.symbolic_operators import DOMAIN
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="qdqpatch-exports-")
 
@@ -174,7 +175,7 @@ def arrays(tensors: models.Tensors) -> dict[str, Array]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-def rewritten(text: str, module: nn.Module, *passes: tuple[Rule, ...], opset: int = 20) -> ir.Model:
+def rewritten(text: str, module: nn.Module, *passes: tuple[RewriteRule, ...], opset: int = 20) -> ir.Model:
     """Apply rules to a graph in ONNX's text form; its paths are those of the module's children."""
     domains = f'"" : {opset}, "com.microsoft" : 1, "{DOMAIN}" : 1'
     model = ir.from_onnx_text(f"<ir_version: 10, opset_import: [{domains}]>\n{text}")

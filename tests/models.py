@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedModel
 
 import qdqpatch
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 Tensors = dict[str, Tensor]
 
@@ -152,7 +152,11 @@ def gradients(model: nn.Module, name: str) -> Tensors:
     result = model(**inputs(name), **labels(name))
     loss = result["loss"] if "loss" in result else result[0].square().sum() + result[1].square().sum()
     loss.backward()
-    return {path: each.grad.clone() for path, each in model.named_parameters() if each.grad is not None}
+    return {
+        path: parameter.grad.clone()
+        for path, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def ranges(model: nn.Module) -> dict[str, Tensor | None]:

@@ -12,12 +12,12 @@ from qdqpatch.calibration import collect
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.statistics import TensorStatistics
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.config.quantizer import QuantizerConfig
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.nn.toolkit import QuantDescriptor
 from qdqpatch.report import quantizers
 from qdqpatch.report.quality import Quality
 from qdqpatch.report.quantizers import QuantizerReport, load_statistics, report_quantizers
-from qdqpatch.settings import QuantizerConfig
-from qdqpatch.toolkit import QuantDescriptor
 
 HEAD = "BertForMaskedLM"
 # The histogram's share of a bin on either side of the range is a guess: off by a part of one bin's share.

@@ -72,7 +72,7 @@ def write_classifier(folder: Path) -> Path:
 def write_data(file: Path, examples: Sequence[LabelledText], with_labels: bool = True) -> Path:
     """Write texts, and their labels in a second column, as .tsv; return the file."""
     header = ["text\tlabel"] if with_labels else ["text\tnumber"]
-    rows = [f"{each.text}\t{each.label}" for each in examples]
+    rows = [f"{example.text}\t{example.label}" for example in examples]
     file.write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
     return file
 

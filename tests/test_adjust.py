@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from qdqpatch import dequantize
 from qdqpatch.calibration.adjust import PROJECTIONS, clip_gelu, expand_amax, fuse_qkv, recalibrate_weights
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
-from qdqpatch.linear import QuantLinear
-from qdqpatch.patch import named_quantizers
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import named_quantizers
 
 FUNCTIONS: dict[str, Callable[[PreTrainedModel], PreTrainedModel]] = {
     "fuse_qkv": fuse_qkv,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qdqpatch import calibrate, load_qdqbert, save_qdqbert
 from qdqpatch.calibration.adjust import expand_amax, recalibrate_weights
 from qdqpatch.errors import CalibrationError, ConfigError
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 
 @pytest.mark.parametrize("config", [{}, PER_TENSOR, models.PARTS_ON, {"weight": {"axis": 1}}], ids=str)

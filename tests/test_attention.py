@@ -8,8 +8,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from qdqpatch.attention import IMPLEMENTATION, qdq_attention
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.attention import IMPLEMENTATION, qdq_attention
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 OPERANDS = "qkav"
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration import collect, observing
 from qdqpatch.calibration.observing import first_rows
-from qdqpatch.patch import named_quantizers
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import named_quantizers
 
 CANDIDATES = [("max", 0.1), ("mse", 0.1), ("entropy", 0.1)] + [
     ("percentile", share) for share in (99.0, 99.9, 99.99, 99.999)
@@ -155,7 +155,7 @@ def test_only_the_first_rows_are_compared_on(name: str, tokens: int, rows: int) 
 @pytest.mark.parametrize("ids", [{}, {"input_ids": None}], ids=["left out", "None"])
 def test_rows_of_embeddings_are_cut_too(ids: dict[str, Any]) -> None:
     batch = ids | {"inputs_embeds": torch.ones(4, 3, 24), "attention_mask": torch.ones(4, 3)}
-    assert {len(each) for each in first_rows(batch, 7).values() if each is not None} == {2}
+    assert {len(row) for row in first_rows(batch, 7).values() if row is not None} == {2}
 
 
 def test_a_batch_that_is_held_back_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +178,10 @@ def test_comparing_leaves_the_model_as_it_was(state: str) -> None:
     model = one_layer(*only("query._input_quantizer")).train()
     if state == "calibrated":
         calibrate(model, batches(1), method="max")
-    before, hooks = models.snapshot(model), [dict(each._forward_hooks) for each in model.modules()]
+    before, hooks = models.snapshot(model), [dict(module._forward_hooks) for module in model.modules()]
     collect(model, batches(2), compare=True)
     models.assert_unchanged(model, before)
-    assert [dict(each._forward_hooks) for each in model.modules()] == hooks
+    assert [dict(module._forward_hooks) for module in model.modules()] == hooks
 
 
 @pytest.mark.parametrize("state", ["uncalibrated", "calibrated"])
@@ -189,13 +189,19 @@ def test_an_error_while_comparing_leaves_the_model_as_it_was(state: str) -> None
     model = one_layer(*only("query._input_quantizer"))
     if state == "calibrated":
         calibrate(model, batches(1), method="max")
-    before, hooks = models.snapshot(model), [dict(each._forward_hooks) for each in model.modules()]
-    quantizers = [(each._calibrator, each._if_calib, each._if_quant) for _, each in named_quantizers(model)]
+    before, hooks = models.snapshot(model), [dict(module._forward_hooks) for module in model.modules()]
+    quantizers = [
+        (quantizer._calibrator, quantizer._if_calib, quantizer._if_quant)
+        for _, quantizer in named_quantizers(model)
+    ]
     with pytest.raises(ValueError, match="input_ids"):
         calibrate(model, [batches(1)[0], {"input_idz": 1}], method="auto")
     models.assert_unchanged(model, before)
-    assert [dict(each._forward_hooks) for each in model.modules()] == hooks
-    after = [(each._calibrator, each._if_calib, each._if_quant) for _, each in named_quantizers(model)]
+    assert [dict(module._forward_hooks) for module in model.modules()] == hooks
+    after = [
+        (quantizer._calibrator, quantizer._if_calib, quantizer._if_quant)
+        for _, quantizer in named_quantizers(model)
+    ]
     assert after == quantizers
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from qdqpatch.bench.chart import write_chart
-from qdqpatch.bench.report import Report, Row, rounded
+from qdqpatch.bench.report import Benchmark, BenchmarkRow, rounded
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ReportError
 from qdqpatch.report.figures import check_can_plot
-from qdqpatch.shapes import Shape
 
 
-def row(model: str = "float", **changes: Any) -> Row:
+def row(model: str = "float", **changes: Any) -> BenchmarkRow:
     standard: dict[str, Any] = {
         "engine": "onnxruntime",
         "path": f"{model}.onnx",
@@ -30,10 +30,10 @@ def row(model: str = "float", **changes: Any) -> Row:
         "process_memory_mb": 1300.0,
         "note": None,
     }
-    return Row(model, **standard | changes)
+    return BenchmarkRow(model, **standard | changes)
 
 
-def report_of(*rows: Row, **changes: Any) -> Report:
+def report_of(*rows: BenchmarkRow, **changes: Any) -> Benchmark:
     standard: dict[str, Any] = {
         "threads": 2,
         "rounds": 3,
@@ -41,7 +41,7 @@ def report_of(*rows: Row, **changes: Any) -> Report:
         "baseline": "float in onnxruntime",
         "skipped": (),
     }
-    return Report(rows=rows, **standard | changes)
+    return Benchmark(rows=rows, **standard | changes)
 
 
 def test_json_of_a_report() -> None:

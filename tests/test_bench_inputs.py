@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
-from qdqpatch.contenders import Facts
-from qdqpatch.engines import Input
+from qdqpatch.engines.models import Facts
+from qdqpatch.engines.sessions import Input
+from qdqpatch.engines.shapes import Shape, cut
 from qdqpatch.errors import ConfigError
-from qdqpatch.shapes import Shape, cut
 
 IDS = Input("input_ids", (None, None), "int64")
 

@@ -12,10 +12,10 @@ from onnx import TensorProto
 
 from qdqpatch.bench.inputs import make_inputs
 from qdqpatch.bench.loading import SIMULATED, load
-from qdqpatch.contenders import Facts, find_contenders
+from qdqpatch.engines.models import Facts, find_contenders
+from qdqpatch.engines.shapes import Shape
+from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError, EngineError
-from qdqpatch.shapes import Shape
-from qdqpatch.threads import torch_threads
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -44,7 +44,7 @@ def test_what_a_graph_is_made_for(here: Path, engine: str) -> None:
 def test_ids_of_another_type(here: Path, engine: str) -> None:
     path = write_onnx(here / "a.onnx", ids_type=TensorProto.INT32)
     loaded = load(file_contender(path, engine), 1)
-    assert {each.name: each.dtype for each in loaded.inputs} == {
+    assert {value.name: value.dtype for value in loaded.inputs} == {
         "input_ids": "int32",
         "attention_mask": "int64",
     }

@@ -15,9 +15,9 @@ from qdqpatch.bench import process
 from qdqpatch.bench.measure import RUNS, Latency, interleave
 from qdqpatch.bench.process import alone
 from qdqpatch.bench.sizes import size_on_disk
-from qdqpatch.contenders import Contender, Facts
+from qdqpatch.engines.models import Contender, Facts
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError
-from qdqpatch.shapes import Shape
 
 
 def test_contenders_run_in_turns() -> None:

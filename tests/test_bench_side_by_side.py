@@ -12,9 +12,9 @@ from exported import write_onnx, write_openvino
 from qdqpatch.bench import side_by_side
 from qdqpatch.bench.loading import load
 from qdqpatch.bench.side_by_side import compare
-from qdqpatch.contenders import Contender
+from qdqpatch.engines.models import Contender
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, EngineError
-from qdqpatch.shapes import Shape
 
 
 @pytest.fixture

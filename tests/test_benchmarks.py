@@ -267,7 +267,7 @@ def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
     first = bench.measure(modes, seeds=[])
     assert list(first) == ["float", "PTQ, max", "PTQ, auto-shift-refine"]
     found = bench.measure(modes, seeds=[0, 1])
-    assert sorted(each.name for each in work.iterdir() if "." not in each.name) == [
+    assert sorted(path.name for path in work.iterdir() if "." not in path.name) == [
         "auto-shift-refine", "distilled-QAT-0", "distilled-QAT-1", "max",
     ]  # fmt: skip
     assert list(found) == [*first, *modes]

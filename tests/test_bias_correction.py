@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration.bias_correction import correct_biases
-from qdqpatch.calibration.loop import set_ranges
+from qdqpatch.calibration.calibrate import set_ranges
 from qdqpatch.errors import CalibrationError, NotQuantizedError
-from qdqpatch.linear import QuantLinear
-from qdqpatch.patch import named_quantizers
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.patching.apply import named_quantizers
 
 DENSE = "encoder.layer.0.intermediate.dense"
 DATA = [models.inputs(seed=seed, length=length) for seed, length in ((2, 8), (3, 6))]
@@ -28,19 +28,19 @@ def coarse(name: str = "BertModel", percentile: float = 100.0) -> PreTrainedMode
 
 
 def linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    return {path: each for path, each in model.named_modules() if isinstance(each, QuantLinear)}
+    return {path: module for path, module in model.named_modules() if isinstance(module, QuantLinear)}
 
 
 def biases(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {path: each.bias.detach().clone() for path, each in linears(model).items()}
+    return {path: linear.bias.detach().clone() for path, linear in linears(model).items()}
 
 
 def float_inputs(model: PreTrainedModel, data: list[models.Tensors]) -> dict[str, list[Tensor]]:
     """What every Linear reads in the float model, shape `(positions of data, features)`."""
     seen: dict[str, list[Tensor]] = {path: [] for path in linears(model)}
     hooks = [
-        each.register_forward_pre_hook(lambda _, args, to=seen[path]: to.append(args[0].detach()))
-        for path, each in linears(model).items()
+        linear.register_forward_pre_hook(lambda _, args, to=seen[path]: to.append(args[0].detach()))
+        for path, linear in linears(model).items()
     ]
     for _, quantizer in named_quantizers(model):
         quantizer._if_quant = False

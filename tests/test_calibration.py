@@ -16,7 +16,7 @@ from transformers import BatchEncoding, PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +61,8 @@ def compute_as_nvidia_does(model: nn.Module, **options: Any) -> None:
 
 def state_of_quantizers(model: PreTrainedModel) -> dict[str, Any]:
     return {
-        path: (id(each._calibrator), each._if_calib, each._if_quant, each._disabled)
-        for path, each in named_quantizers(model)
+        path: (id(quantizer._calibrator), quantizer._if_calib, quantizer._if_quant, quantizer._disabled)
+        for path, quantizer in named_quantizers(model)
     }
 
 
@@ -163,7 +163,7 @@ def test_a_quantizer_that_is_off_gets_no_range(float_model) -> None:
     model = quantize(float_model(), QDQConfig(overrides=["*.query._input_quantizer=off"]))
     calibrate(model, batches())
     without = {path for path, amax in models.ranges(model).items() if amax is None}
-    assert without == {path for path, each in named_quantizers(model) if each._disabled}
+    assert without == {path for path, quantizer in named_quantizers(model) if quantizer._disabled}
     assert len(without) == 2
 
 
@@ -277,7 +277,7 @@ def test_an_error_leaves_ranges_and_states_as_they_were(
 def test_a_quantizer_that_no_batch_reaches_is_named(uncalibrated) -> None:
     model = uncalibrated(models.CROSS)
     data = [
-        {name: each for name, each in batch.items() if "encoder" not in name}
+        {name: tensor for name, tensor in batch.items() if "encoder" not in name}
         for batch in batches(models.CROSS)
     ]
     before = models.ranges(model)

@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from qdqpatch import QDQConfig, calibrate, dequantize, load_qdqbert, quantize
 from qdqpatch.errors import ConfigError, OverrideError
-from qdqpatch.patch import is_quantized, named_quantizers
+from qdqpatch.patching.apply import is_quantized, named_quantizers
 
 AUTO = {
     "BertModel": "AutoModel",
@@ -149,8 +149,8 @@ def test_every_recipe_survives(config: QDQConfig, name: str, float_model, tmp_pa
     model.save_pretrained(tmp_path)
     loaded = load(auto(name), tmp_path)
     assert_same(loaded, model, name)
-    disabled = [path for path, each in named_quantizers(model) if each._disabled]
-    assert [path for path, each in named_quantizers(loaded) if each._disabled] == disabled
+    disabled = [path for path, quantizer in named_quantizers(model) if quantizer._disabled]
+    assert [path for path, quantizer in named_quantizers(loaded) if quantizer._disabled] == disabled
 
 
 def test_saving_what_was_loaded_writes_the_same_again(calibrated, tmp_path: Path) -> None:
@@ -243,7 +243,8 @@ def test_overrides_survive_a_swap_of_the_head(
     model.save_pretrained(tmp_path)
     loaded = auto(target).from_pretrained(tmp_path)
     bits = [
-        {path: each._num_bits for path, each in named_quantizers(each.base_model)} for each in (loaded, model)
+        {path: quantizer._num_bits for path, quantizer in named_quantizers(each.base_model)}
+        for each in (loaded, model)
     ]
     assert bits[0] == bits[1]
     assert set(bits[0].values()) == {4, 8}

@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM, GPT2C
 
 import qdqpatch
 from qdqpatch.cli import main
-from qdqpatch.patch import is_quantized
+from qdqpatch.patching.apply import is_quantized
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -15,11 +15,11 @@ from exported import write_onnx
 
 from qdqpatch.bench import side_by_side
 from qdqpatch.bench.loading import load
-from qdqpatch.bench.report import COLUMNS, Report
+from qdqpatch.bench.report import COLUMNS, Benchmark
 from qdqpatch.cli import main
-from qdqpatch.contenders import Contender
+from qdqpatch.engines.models import Contender
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError
-from qdqpatch.shapes import Shape
 
 FOOTNOTE = "Speed-up: over a.onnx in onnxruntime at the same shape, by p50."
 
@@ -51,9 +51,9 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Measure nothing; collect what would have been measured."""
     calls: list[Any] = []
 
-    def record(*arguments: Any, **options: Any) -> Report:
+    def record(*arguments: Any, **options: Any) -> Benchmark:
         calls.append((arguments, options))
-        return Report(1, 1, {}, "a.onnx in onnxruntime", (), ())
+        return Benchmark(1, 1, {}, "a.onnx in onnxruntime", (), ())
 
     monkeypatch.setattr(sys.modules["qdqpatch.cli.bench"], "compare", record)
     return calls

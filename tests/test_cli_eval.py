@@ -14,11 +14,11 @@ from commands import invoke
 from evaluations import HEAD, TEXTS, always, features, loaded, varied, write, write_data
 from exported import write_onnx
 
+from qdqpatch.engines.loading import Skipped
+from qdqpatch.engines.vnni import saturates
 from qdqpatch.evaluation.predicting import predict
-from qdqpatch.evaluation.result import Evaluation, Row
-from qdqpatch.saturation import saturates
-from qdqpatch.skipping import Skipped
-from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.evaluation.result import Evaluation, EvaluationRow
+from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.metrics import mean
 from qdqpatch.tasks.text_classification import TextClassification
 
@@ -42,7 +42,9 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def record(*arguments: Any, **options: Any) -> Evaluation:
         calls.append((arguments, options))
-        row = Row("a", "openvino", "a", {"accuracy": mean("accuracy", [1.0])}, None, 0.5, "computes [so]")
+        row = EvaluationRow(
+            "a", "openvino", "a", {"accuracy": mean("accuracy", [1.0])}, None, 0.5, "computes [so]"
+        )
         return Evaluation(
             "text-classification", "d", 1, "accuracy", (row,), (Skipped("[b]", "torch", "[why]"),)
         )
@@ -142,7 +144,7 @@ def test_options_reach_the_library(idle: list[Any]) -> None:
     task = ("--task", "question-answering", "--doc-stride", 16, "--max-answer-length", 9)
     assert invoke("eval", "a", "b", "--data", "d.csv", *columns, *running, *drawn, *task).exit_code == 0
     (arguments, options), *_ = idle
-    source = Source("d.csv", Columns("t", "p", "l"))
+    source = DataSource("d.csv", Columns("t", "p", "l"))
     assert arguments == (("a", "b"), "question-answering", source, 7)
     assert callable(options.pop("step"))
     assert options == {
@@ -160,8 +162,8 @@ def test_defaults(idle: list[Any]) -> None:
     assert invoke("eval", "a", "--data", "nyu-mll/glue", "--subset", "sst2").exit_code == 0
     assert invoke("eval", "a", "--data", "nyu-mll/glue", "--split", "test").exit_code == 0
     (file, options), (hub, _), (split, _) = idle
-    assert file == (("a",), None, Source("d.csv"), None)
-    assert hub[2] == Source("nyu-mll/glue", Columns(), "validation", "sst2")
+    assert file == (("a",), None, DataSource("d.csv"), None)
+    assert hub[2] == DataSource("nyu-mll/glue", Columns(), "validation", "sst2")
     assert split[2].split == "test"
     del options["step"]
     assert options == {

@@ -73,13 +73,13 @@ def test_options_reach_the_export(export: Export) -> None:
     assert output.endswith("Not compared with the model: --no-check, or onnxruntime is not installed.")
     assert "integer kernels" not in output
     model = onnx.load("out/model.onnx")
-    assert [each.version for each in model.opset_import if not each.domain] == [19]
-    stored = {each.name: each.data_type for each in model.graph.initializer}
+    assert [opset.version for opset in model.opset_import if not opset.domain] == [19]
+    stored = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
     assert stored["encoder.layer.0.output.dense.weight"] == onnx.TensorProto.FLOAT
     assert stored["embeddings.word_embeddings.weight_quantized"] == onnx.TensorProto.INT8
-    (ids,) = (each for each in model.graph.input if each.name == "input_ids")
-    assert [each.dim_value for each in ids.type.tensor_type.shape.dim] == [2, 8]
-    assert {each.name for each in model.graph.output} == {"last_hidden_state", "pooler_output"}
+    (ids,) = (value for value in model.graph.input if value.name == "input_ids")
+    assert [size.dim_value for size in ids.type.tensor_type.shape.dim] == [2, 8]
+    assert {value.name for value in model.graph.output} == {"last_hidden_state", "pooler_output"}
 
 
 @pytest.mark.slow
@@ -88,10 +88,13 @@ def test_processors_without_vnni_get_uint8(export: Export, monkeypatch: pytest.M
         unchecked = () if option == "--no-vnni" else ("--no-check",)
         result = export("linears", "out", "--shape", "1x8", "--force", option, *unchecked)
         assert result.exit_code == 0, result.output
-        stored = {each.name: each.data_type for each in onnx.load("out/model.onnx").graph.initializer}
+        stored = {
+            initializer.name: initializer.data_type
+            for initializer in onnx.load("out/model.onnx").graph.initializer
+        }
         assert stored["bert.encoder.layer.0.output.dense.weight_quantized"] == expected
         assert "It was compared with products in fp32" not in result.output
-    monkeypatch.setattr("qdqpatch.engines.saturates", lambda: True)
+    monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda: True)
     result = export("linears", "ov", "--shape", "1x8", "--target", "openvino")
     assert result.exit_code == 0, result.output
     output = " ".join(result.output.split())

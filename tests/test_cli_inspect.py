@@ -63,7 +63,9 @@ def test_a_model_with_quantized_weights_alone(folder: Path, tmp_path: Path) -> N
 
 
 def test_the_worst_quantizers_are_listed(inspect) -> None:
-    figures = {path: each["sqnr_db"] for path, each in quantizers(inspect("calibrated", "--json")).items()}
+    figures = {
+        path: quantizer["sqnr_db"] for path, quantizer in quantizers(inspect("calibrated", "--json")).items()
+    }
     worst = sorted(figures, key=lambda path: figures[path])[:10]
     output = inspect("calibrated").stdout
     title = "The 10 quantizers of the lowest SQNR; --ranges lists all"
@@ -97,7 +99,7 @@ def test_json_has_the_figures(inspect) -> None:
             assert each["clipped_share"] == 0
     for each in quantizers(inspect("bare", "--json")).values():
         assert (each["clipped_share"], each["sqnr_db"]) == (None, None)
-    assert all("sqnr_db" not in each for each in quantizers(inspect("float", "--json")).values())
+    assert all("sqnr_db" not in quantizer for quantizer in quantizers(inspect("float", "--json")).values())
 
 
 def test_without_statistics_activations_have_no_figures(inspect, folder: Path, tmp_path: Path) -> None:

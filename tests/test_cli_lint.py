@@ -33,7 +33,7 @@ def test_the_table_says_what_breaks_where(original: Path) -> None:
     assert "its input is int8, and 4 operations read it (6x)" in result.stdout
     words = " ".join(result.stdout.split())
     assert "Why The integer kernels of x64 take an unsigned input." in words
-    assert "Mend Make the input uint8 with zero point 128" in words
+    assert "Fix Make the input uint8 with zero point 128" in words
     assert "See ONNX Runtime, QDQS8ToU8Transformer https://github.com/microsoft/onnxruntime/" in words
     last = result.stdout.splitlines()[-1]
     assert last == (
@@ -76,7 +76,7 @@ def test_json(original: Path) -> None:
     assert rule[1]["effect"] == "slower"
     assert rule[1]["operations"] == 2
     assert rule[1]["documents"][0]["title"] == "TensorRT, Fused Attention"
-    assert set(rule[1]) == {"effect", "reason", "mend", "documents", "operations"}
+    assert set(rule[1]) == {"effect", "reason", "fix", "documents", "operations"}
     clean = lint(original, "--target", "openvino", "--json")
     assert clean.exit_code == 0
     assert json.loads(clean.stdout)["rules"] == {}

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 import qdqpatch
 from qdqpatch import QDQConfig
 from qdqpatch.evaluation.predicting import batches
-from qdqpatch.patch import enabled_quantizers
+from qdqpatch.patching.apply import enabled_quantizers
 from qdqpatch.sensitivity import find_units, measure, search
 
 BAD = ("layer 1, attention add", "layer 0, feed-forward")

@@ -10,7 +10,7 @@ from checkpoints import write_tokenizer
 from commands import invoke
 
 from qdqpatch.training.distillation import Distillation
-from qdqpatch.training.job import Job, Report, Stage
+from qdqpatch.training.job import Job, Stage, TrainingReport
 
 COMMAND = importlib.import_module("qdqpatch.cli.train")  # the package has the command under that name
 NAME = "BertForSequenceClassification"
@@ -52,9 +52,9 @@ def job(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs that the command would have run."""
     jobs: list[Job] = []
 
-    def run_job(job: Job, *rest: object) -> Report:
+    def run_job(job: Job, *rest: object) -> TrainingReport:
         jobs.append(job)
-        return Report(1, False, [Stage("float", {"F1": 90.0}), Stage("trained", {"F1": 89.5}, 90.0)])
+        return TrainingReport(1, False, [Stage("float", {"F1": 90.0}), Stage("trained", {"F1": 89.5}, 90.0)])
 
     monkeypatch.setattr(COMMAND, "run_job", run_job)
     return jobs
@@ -136,14 +136,14 @@ def test_mistakes(ckpt: Path, data: Path, arguments: list, message: str, code: i
     assert result.exit_code == code
     assert message in result.output
     assert "Traceback" not in result.output
-    assert [each.name for each in Path().iterdir()] == ["train.tsv"]
+    assert [path.name for path in Path().iterdir()] == ["train.tsv"]
 
 
 @pytest.mark.parametrize("in_training", [True, False])
 def test_an_interrupt_says_how_to_go_on(
     in_training: bool, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*arguments: object) -> Report:
+    def interrupted(*arguments: object) -> TrainingReport:
         if in_training:
             Path("out.training").mkdir()
             Path("out.training/job.json").write_text("{}")

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration import histogram
-from qdqpatch.patch import named_quantizers
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import named_quantizers
 
 STATES = ["uncalibrated", "calibrated"]
 # Every head with ranges, one without: what an uncalibrated quantizer does differently is the same on all.

@@ -10,9 +10,9 @@ from pytorch_quantization.nn import QuantLinear
 from pytorch_quantization.tensor_quant import QuantDescriptor
 
 from qdqpatch import Override, QDQConfig, QuantizerConfig, plan, quantize
-from qdqpatch.config import PARTS, PRESETS
+from qdqpatch.config.config import PARTS, PRESETS
 from qdqpatch.errors import ConfigError, OverrideError
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 RECIPE = {
     "activation": {"num_bits": 6, "amax": 3.0},
@@ -177,7 +177,11 @@ def test_default_weights_are_per_output_channel(float_model) -> None:
 def test_explicit_settings_win_over_descriptors_set_on_quantlinear(float_model) -> None:
     QuantLinear.set_default_quant_desc_weight(QuantDescriptor(num_bits=4))
     model = quantize(float_model(), QDQConfig(weight={"num_bits": 5}))
-    bits = {each._num_bits for path, each in named_quantizers(model) if path.endswith("_weight_quantizer")}
+    bits = {
+        quantizer._num_bits
+        for path, quantizer in named_quantizers(model)
+        if path.endswith("_weight_quantizer")
+    }
     assert bits == {5}
 
 
@@ -227,5 +231,5 @@ def test_an_override_that_matches_nothing_is_named(float_model) -> None:
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM"])
 def test_a_pattern_may_have_the_heads_prefix_or_not(float_model, name: str, pattern: str) -> None:
     model = quantize(float_model(name), QDQConfig(overrides={pattern: {"num_bits": 4}}))
-    off_by_name = [path for path, each in named_quantizers(model) if each._num_bits == 4]
+    off_by_name = [path for path, quantizer in named_quantizers(model) if quantizer._num_bits == 4]
     assert [path.removeprefix("bert.") for path in off_by_name] == [QUERY]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from exported import write_onnx
 
-from qdqpatch.contenders import Facts, find_contenders
+from qdqpatch.engines.models import Facts, find_contenders
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
 
@@ -63,7 +63,7 @@ def test_labels_are_the_ends_that_tell_models_apart(here: Path) -> None:
         Path(folder).mkdir(parents=True)
         Path(folder, "model.onnx").touch()
     names = ["x/float", str(here / "y/float"), "y/int8", "x/float"]
-    labels = [each.model for each in find_contenders(names, ["onnxruntime"])]
+    labels = [contender.model for contender in find_contenders(names, ["onnxruntime"])]
     assert labels == ["x/float", "y/float", "int8", "x/float (2)"]
 
 
@@ -94,7 +94,7 @@ def test_an_engine_that_is_not_installed(here: Path, monkeypatch: pytest.MonkeyP
     Path("a.onnx").touch()
     Path("b.xml").touch()
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert [each.engine for each in find_contenders(["a.onnx"])] == ["onnxruntime"]
+    assert [contender.engine for contender in find_contenders(["a.onnx"])] == ["onnxruntime"]
     with pytest.raises(EngineError, match="openvino is not installed: pip install openvino"):
         find_contenders(["a.onnx"], ["openvino"])
     with pytest.raises(EngineError, match=r"Nothing that runs b\.xml is installed: pip install openvino"):

@@ -17,7 +17,7 @@ from qdqpatch.errors import (
     QuantizedError,
     UnsupportedModelError,
 )
-from qdqpatch.patch import is_quantized
+from qdqpatch.patching.apply import is_quantized
 
 EVERYTHING = QDQConfig(**models.PARTS_ON)
 

@@ -22,7 +22,7 @@ NAME = "BertForSequenceClassification"
 
 
 def devices(tensors: dict[str, Tensor]) -> set[str]:
-    return {each.device.type for each in tensors.values()}
+    return {tensor.device.type for tensor in tensors.values()}
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", models.CROSS])
@@ -55,7 +55,7 @@ def error(model: PreTrainedModel, batches: list[models.Tensors]) -> float:
     """The squared error of the last hidden states, relative to the float ones."""
     total = 0.0
     for batch in batches:
-        inputs = {name: each.to(model.device) for name, each in batch.items()}
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
         with torch.no_grad():
             with observing(model, {}):
                 expected = model(**inputs).last_hidden_state

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
-from qdqpatch.conversion import dequantize
 from qdqpatch.errors import ConfigError
+from qdqpatch.patching.quantize import dequantize
 from qdqpatch.training import Distillation, DistillationTrainer, distillation_loss, train_ranges
 from qdqpatch.training.distillation import mean_pooled
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from exported import VOCABULARY, WIDTH, write_onnx, write_openvino
 
-from qdqpatch.engines import ENGINES, ONNX_RUNTIME, OPENVINO, REDUCED, Engine, Input, Session
+from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME, OPENVINO, REDUCED, Engine, Input, Session
 from qdqpatch.errors import EngineError
 
 BATCH = {
@@ -37,7 +37,7 @@ def file(tmp_path: Path, engine: Engine) -> Path:
 def test_a_float_model_has_no_integers_that_saturate(
     engine: Engine, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qdqpatch.engines.saturates", lambda: True)
+    monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda: True)
     session = engine.load(file)
     assert not session.saturated
     assert session.note in (None, REDUCED)
@@ -54,9 +54,9 @@ def test_a_file_is_loaded_and_run(engine: Engine, file: Path, threads: int | Non
     if exact:
         assert session.precision == "float32"
     (weight,) = (
-        each
-        for each in onnx.load(file.with_name("model.onnx")).graph.initializer
-        if each.dims == [VOCABULARY, WIDTH]
+        initializer
+        for initializer in onnx.load(file.with_name("model.onnx")).graph.initializer
+        if initializer.dims == [VOCABULARY, WIDTH]
     )
     table = onnx.numpy_helper.to_array(weight)
     ids, mask = BATCH["input_ids"].numpy(), BATCH["attention_mask"].numpy()
@@ -73,7 +73,7 @@ def test_a_file_is_loaded_and_run(engine: Engine, file: Path, threads: int | Non
 def test_a_fixed_size_is_told(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "model.onnx", sizes=(2, "sequence"))
     for engine in ENGINES.values():
-        assert {each.shape for each in engine.load(path).inputs} == {(2, None)}
+        assert {value.shape for value in engine.load(path).inputs} == {(2, None)}
 
 
 def test_a_missing_input_is_named(engine: Engine, file: Path) -> None:

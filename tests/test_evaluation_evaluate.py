@@ -13,18 +13,18 @@ from exported import write_onnx
 from qdqpatch.errors import ConfigError, DataError, EngineError
 from qdqpatch.evaluation import evaluate as module
 from qdqpatch.evaluation.evaluate import evaluate
-from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.tasks.base import Columns, DataSource
 
 ONNX: dict[str, Any] = {"engines": ["onnxruntime"]}
 
 
 @pytest.fixture
-def data(here: Path) -> Source:
+def data(here: Path) -> DataSource:
     """Ten texts: 5 of label 0, 4 of label 1, 1 of label 2."""
-    return Source(write_data(0, 1, 0, 1, 2, 0, 1, 0, 1, 0))
+    return DataSource(write_data(0, 1, 0, 1, 2, 0, 1, 0, 1, 0))
 
 
-def test_metrics_and_their_differences(data: Source) -> None:
+def test_metrics_and_their_differences(data: DataSource) -> None:
     for label in range(3):
         write(f"always{label}", always(label))
     found = evaluate(["always0", "always1", "always0"], None, data)
@@ -53,7 +53,7 @@ def test_metrics_and_their_differences(data: Source) -> None:
     assert [found.behind(percent) for percent in (19.9, 20)] == [[second], []]
 
 
-def test_as_data(data: Source) -> None:
+def test_as_data(data: DataSource) -> None:
     write("a", always(0))
     write("b", always(2))
     found = evaluate(["a", "b"], None, data, seed=1)
@@ -94,7 +94,7 @@ def test_as_data(data: Source) -> None:
     }
 
 
-def test_all_models_are_given_the_same(data: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_models_are_given_the_same(data: DataSource, monkeypatch: pytest.MonkeyPatch) -> None:
     write("a")
     given: list[Any] = []
     predict = module.predict
@@ -115,7 +115,7 @@ def test_all_models_are_given_the_same(data: Source, monkeypatch: pytest.MonkeyP
     assert max(len(each["input_ids"]) for each in given[3][0]) == 4
 
 
-def test_a_graph_of_one_batch_gets_that(data: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_of_one_batch_gets_that(data: DataSource, monkeypatch: pytest.MonkeyPatch) -> None:
     write_onnx(Path("fixed.onnx"), (4, 12))
     write_onnx(Path("free.onnx"))
     write("a", models.build(HEAD, num_labels=16))  # as many as these graphs have outputs
@@ -132,36 +132,36 @@ def test_embeddings_are_compared_with_the_first_ones(here: Path) -> None:
     write("float", models.float_model())
     write("int8", models.calibrated())
     Path("texts.txt").write_text("the cat\na dog and the cats\nthe mat\n")
-    found = evaluate(["float", "int8"], None, Source("texts.txt"))
+    found = evaluate(["float", "int8"], None, DataSource("texts.txt"))
     assert (found.task, found.metric) == ("feature-extraction", "cosine")
     same, near = (row.metrics["cosine"] for row in found.rows)
     assert same.value == pytest.approx(1, abs=1e-12)
     assert 0.9 < near.value < 1 - 1e-6
     with pytest.raises(ConfigError, match=r"name a model to compare them with"):
-        evaluate(["float"], None, Source("texts.txt"))
+        evaluate(["float"], None, DataSource("texts.txt"))
 
 
 def test_what_is_below_a_head_has_embeddings_too(here: Path) -> None:
     write("masked", models.float_model("BertForMaskedLM"))  # without a pooler, which embeddings do not need
     Path("texts.txt").write_text("the cat\nthe mat\n")
-    _, row = evaluate(["masked", "masked"], "feature-extraction", Source("texts.txt")).rows
+    _, row = evaluate(["masked", "masked"], "feature-extraction", DataSource("texts.txt")).rows
     assert row.metrics["cosine"].value == pytest.approx(1, abs=1e-12)
 
 
 def test_perplexity_of_masked_words(here: Path) -> None:
     write("float", models.float_model("BertForMaskedLM"))
     Path("texts.txt").write_text("the cat sat on the mat\na dog and the cats\nthe mat\n" * 5)
-    found = evaluate(["float", "float"], None, Source("texts.txt"), seed=2)
+    found = evaluate(["float", "float"], None, DataSource("texts.txt"), seed=2)
     assert found.metric == "perplexity"
     first, second = (row.metrics["perplexity"] for row in found.rows)
     assert first.value == second.value > 1  # the same words are masked
     assert (
-        evaluate(["float"], None, Source("texts.txt"), seed=3).rows[0].metrics["perplexity"].value
+        evaluate(["float"], None, DataSource("texts.txt"), seed=3).rows[0].metrics["perplexity"].value
         != first.value
     )
 
 
-def test_a_model_that_gives_nan(data: Source) -> None:
+def test_a_model_that_gives_nan(data: DataSource) -> None:
     broken = always(0)
     with torch.no_grad():
         broken.bert.embeddings.word_embeddings.weight[7] = np.nan  # dog, in half of the texts
@@ -170,7 +170,7 @@ def test_a_model_that_gives_nan(data: Source) -> None:
         evaluate(["broken"], None, data)
 
 
-def test_outputs_of_another_shape(data: Source) -> None:
+def test_outputs_of_another_shape(data: DataSource) -> None:
     write("a")
     write_onnx(Path("b.onnx"))
     problem = r"b\.onnx in onnxruntime gives logits of shape \(16,\) where a in torch gives \(3,\)"
@@ -179,7 +179,7 @@ def test_outputs_of_another_shape(data: Source) -> None:
 
 
 def test_what_an_engine_cannot_load_is_skipped_unless_it_was_asked_for(
-    data: Source, monkeypatch: pytest.MonkeyPatch
+    data: DataSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_onnx(Path("b.onnx"))
     write("a", models.build(HEAD, num_labels=16))
@@ -200,7 +200,7 @@ def test_what_an_engine_cannot_load_is_skipped_unless_it_was_asked_for(
         evaluate(["a", "b.onnx"], None, data, engines=["torch", "onnxruntime", "openvino"])
 
 
-def test_progress(data: Source) -> None:
+def test_progress(data: DataSource) -> None:
     write("a")
     steps: list[tuple[str, int, int]] = []
     evaluate(["a", "a"], None, data, batch_size=5, step=lambda *told: steps.append(told))
@@ -211,7 +211,7 @@ def test_progress(data: Source) -> None:
     ]
 
 
-def test_threads_are_put_back(data: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_put_back(data: DataSource, monkeypatch: pytest.MonkeyPatch) -> None:
     write("a")
     before = torch.get_num_threads()
     during = []
@@ -223,8 +223,8 @@ def test_threads_are_put_back(data: Source, monkeypatch: pytest.MonkeyPatch) -> 
     assert (during, torch.get_num_threads()) == ([before + 1], before)
 
 
-def test_data_is_read_before_models_are_loaded(data: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_read_before_models_are_loaded(data: DataSource, monkeypatch: pytest.MonkeyPatch) -> None:
     write("a")
     monkeypatch.setattr(module, "load", None)
     with pytest.raises(DataError, match=r"^dev\.tsv has no column 'labels'"):
-        evaluate(["a"], None, Source(data.name, Columns(label="labels")))
+        evaluate(["a"], None, DataSource(data.name, Columns(label="labels")))

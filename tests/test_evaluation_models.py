@@ -15,12 +15,12 @@ from exported import write_onnx
 from onnx import TensorProto
 from torch import Tensor
 
-from qdqpatch.engines import Array, Arrays
+from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 from qdqpatch.evaluation import models as loading
-from qdqpatch.evaluation.fixed import filled
 from qdqpatch.evaluation.models import Model
 from qdqpatch.evaluation.predicting import predict
+from qdqpatch.evaluation.static_shapes import filled
 from qdqpatch.tasks.base import Batch, Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
 from qdqpatch.tasks.fill_mask import FillMask
@@ -67,7 +67,7 @@ def test_padding_does_not_change_what_tokens_get(here: Path) -> None:
     task = QuestionAnswering(tiny_tasks.tokenizer(), models.config("BertForQuestionAnswering"))
     model = loaded("qa", task)
     together, alone = outputs(model, task, 4), outputs(model, task, 1)
-    lengths = [len(each["input_ids"]) for each in features(task, *TEXTS)]
+    lengths = [len(feature["input_ids"]) for feature in features(task, *TEXTS)]
     assert [len(each["end_logits"]) for each in together] == lengths
     assert_close(together, alone)
 
@@ -104,7 +104,7 @@ def test_what_is_added_to_a_batch(here: Path) -> None:
     seen: list[dict[str, Any]] = []
 
     def run(batch: Mapping[str, Tensor]) -> Mapping[str, Array]:
-        seen.append({name: each.tolist() for name, each in batch.items()})
+        seen.append({name: tensor.tolist() for name, tensor in batch.items()})
         ids = batch["input_ids"].numpy()
         return {"logits": ids[..., None] + np.zeros(5), "loss": np.array(1.0), "pooled": ids.sum(axis=1)}
 
@@ -148,7 +148,7 @@ def test_a_checkpoint_without_the_head(task: Task[Any]) -> None:
 def test_a_checkpoint_without_some_weights(here: Path) -> None:
     model = models.float_model("BertForMaskedLM")
     lost = "bert.encoder.layer.1.output.dense.weight"
-    weights = {name: each for name, each in model.state_dict().items() if name != lost}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != lost}
     model.save_pretrained("part", state_dict=weights)
     task = FeatureExtraction(tiny_tasks.tokenizer(), model.config)
     with pytest.raises(CheckpointError, match=r"lacks encoder\.layer\.1\.output\.dense\.weight\.$"):

@@ -11,7 +11,7 @@ from evaluations import HEAD, write
 from exported import write_onnx
 
 from qdqpatch.errors import CheckpointError, ConfigError
-from qdqpatch.evaluation.settling import settle
+from qdqpatch.evaluation.shared_task import settle
 
 Make = Callable[..., str]
 

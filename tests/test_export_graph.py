@@ -29,7 +29,7 @@ FILES = [
 
 def linears() -> dict[str, qdqpatch.linear.QuantLinear]:
     model = models.calibrated(TOKENS)
-    return {path: each for path, each in model.named_modules() if type(each).__name__ == "QuantLinear"}
+    return {path: module for path, module in model.named_modules() if type(module).__name__ == "QuantLinear"}
 
 
 @pytest.mark.parametrize(("variant", "target"), FILES)
@@ -64,21 +64,21 @@ def test_the_opset_asked_for_is_written(opset: int, tmp_path: Path) -> None:
 
 def test_an_older_opset_keeps_the_names(tmp_path: Path) -> None:
     result = export(models.calibrated(TOKENS), tmp_path / "out", opset=17, shape=(1, 8))
-    assert {each.name for each in result.operations} >= set(linears())
+    assert {operation.name for operation in result.operations} >= set(linears())
 
 
 def test_axes_have_names() -> None:
     graph = made(TOKENS).graph
     for value in graph.inputs:
-        assert [str(each) for each in value.shape] == ["batch", "sequence"]
+        assert [str(size) for size in value.shape] == ["batch", "sequence"]
         assert value.dtype == ir.DataType.INT64
     (logits,) = graph.outputs
-    assert [str(each) for each in logits.shape] == ["batch", "sequence", "3"]
-    axes = {value.name: [str(each) for each in value.shape] for value in made(models.CROSS).graph.inputs}
+    assert [str(size) for size in logits.shape] == ["batch", "sequence", "3"]
+    axes = {value.name: [str(size) for size in value.shape] for value in made(models.CROSS).graph.inputs}
     assert axes["encoder_hidden_states"] == ["batch", "encoder_sequence", "24"]
     assert axes["encoder_attention_mask"] == ["batch", "encoder_sequence"]
     choices = made("BertForMultipleChoice").graph
-    assert [str(each) for each in choices.inputs[0].shape] == ["batch", "choices", "sequence"]
+    assert [str(size) for size in choices.inputs[0].shape] == ["batch", "choices", "sequence"]
     fixed = made("zero ranges").graph
     assert {tuple(value.shape.numpy()) for value in fixed.inputs} == {(2, 8)}
 
@@ -159,7 +159,7 @@ def test_what_reads_one_tensor_on_one_grid_shares_its_integers() -> None:
 )
 def test_lint_finds_nothing(variant: str, target: str) -> None:
     report = check_file(made(variant, target).result.file, target)
-    assert [(each.site.path, each.rule.name) for each in report.findings] == []
+    assert [(finding.site.path, finding.rule.name) for finding in report.findings] == []
     assert len([site for site in report.sites if "residual" in site.operation]) == (
         6 if "cross" in variant else 4
     )

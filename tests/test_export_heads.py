@@ -33,13 +33,13 @@ def test_what_export_says_of_it(name: str) -> None:
     result = exported.result
     assert result.target == "onnxruntime"
     assert result.engine.startswith("onnxruntime ")
-    assert [each.output for each in result.comparisons] == [
+    assert [comparison.output for comparison in result.comparisons] == [
         name for name in models.outputs(exported.model, name) if not name.startswith("past")
     ]
-    for each in result.comparisons:
-        assert each.mean <= MEAN
-        assert each.changed == 0
-        assert (each.predictions > 0) == ("logits" in each.output)
+    for comparison in result.comparisons:
+        assert comparison.mean <= MEAN
+        assert comparison.changed == 0
+        assert (comparison.predictions > 0) == ("logits" in comparison.output)
 
 
 @pytest.mark.parametrize("name", ["BertForTokenClassification", models.CROSS])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from exports import assert_close, made
 
-from qdqpatch.engines import OPENVINO
+from qdqpatch.engines.sessions import OPENVINO
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def test_the_file_computes_what_the_model_does(case: str) -> None:
         expected = models.flatten(exported.model(**inputs))
     session = OPENVINO.load(exported.result.file, threads=1, exact=True)
     sizes = (2, 8) if case == "zero ranges" else (None, None)
-    assert {each.shape for each in session.inputs} == {sizes}
+    assert {value.shape for value in session.inputs} == {sizes}
     assert_close(expected, session.run_tensors(inputs))
 
 
@@ -40,8 +40,8 @@ def test_what_is_written(case: str) -> None:
 
 def test_integer_kernels_are_counted() -> None:
     whole, placed = made("all parts", "openvino").result, made("Linears alone", "openvino").result
-    assert [each.integer for each in whole.operations] == [True] * 18
-    left = {each.name: each.reason for each in placed.operations if not each.integer}
+    assert [operation.integer for operation in whole.operations] == [True] * 18
+    left = {operation.name: operation.reason for operation in placed.operations if not operation.integer}
     assert len(placed.operations) - len(left) == 12
     assert left.pop("pooler.dense") == "not quantized: its part of the model is off in the QDQConfig"
     assert [reason.count("matmul_") for reason in left.values()] == [2] * 4
@@ -49,7 +49,7 @@ def test_integer_kernels_are_counted() -> None:
 
 def test_what_the_model_leaves_float_is_not_counted_as_integer() -> None:
     result = made("some off", "openvino").result
-    left = {each.name for each in result.operations if not each.integer}
+    left = {operation.name for operation in result.operations if not operation.integer}
     layers = "bert.encoder.layer"
     assert {
         f"{layers}.0.attention.self.probabilities_x_value",

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig
-from qdqpatch.engines import ONNX_RUNTIME
+from qdqpatch.engines.sessions import ONNX_RUNTIME
 from qdqpatch.errors import CheckpointError, ExportError, NotQuantizedError
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.graph import Rewriter
@@ -104,7 +104,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             export(models.calibrated(), tmp_path / name)
-    assert sorted(each.name for each in tmp_path.rglob("*")) == ["file", "full", "old.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "old.txt"]
 
 
 @pytest.mark.parametrize("missing", [("onnx",), ("onnx_ir", "onnxscript"), ("openvino",)])
@@ -186,7 +186,7 @@ def test_a_wrong_file_is_not_kept(
         batches[0]["attention_mask"][:, 2:] = 0
     with pytest.raises(ExportError, match=f"{message}.*Nothing was written"):
         small(tmp_path / "out", force=True, batches=batches)
-    assert [each.name for each in tmp_path.rglob("*")] == ["out", "old.txt"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old.txt"]
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_a_right_file_replaces_the_folder(
         "Comparing with the model in onnxruntime",
         "Counting integer kernels",
     ]
-    assert sorted(each.name for each in tmp_path.rglob("*")) == [
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
         "config.json",
         "model.onnx",
         "model.onnx.data",

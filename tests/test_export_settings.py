@@ -9,7 +9,7 @@ from pytorch_quantization.nn import TensorQuantizer
 from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig
-from qdqpatch.engines import ONNX_RUNTIME
+from qdqpatch.engines.sessions import ONNX_RUNTIME
 from qdqpatch.errors import EngineError
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.targets.onnxruntime import kernels
@@ -50,11 +50,11 @@ def test_the_file_computes_what_the_model_does(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["BertModel", "no residual adds", "per tensor"])
 def test_all_matmuls_of_the_layers_are_integer_kernels(variant: str) -> None:
     operations = made(variant).result.operations
-    assert {each.name: each.reason for each in operations if not each.integer} == {
+    assert {operation.name: operation.reason for operation in operations if not operation.integer} == {
         "pooler.dense": "not quantized: its part of the model is off in the QDQConfig"
     }
     names = ["query", "key", "value", "query_x_key", "probabilities_x_value"]
-    assert sorted(each.name for each in operations if each.integer) == sorted(
+    assert sorted(operation.name for operation in operations if operation.integer) == sorted(
         f"encoder.layer.{layer}.{name}"
         for layer in range(2)
         for name in [
@@ -69,12 +69,16 @@ def test_all_matmuls_of_the_layers_are_integer_kernels(variant: str) -> None:
 def test_with_all_parts_on_nothing_is_float() -> None:
     operations = made("all parts").result.operations
     assert len(operations) == 18
-    assert all(each.integer and not each.reason for each in operations)
-    assert {"bert.pooler.dense", "classifier"} <= {each.name for each in operations}
+    assert all(operation.integer and not operation.reason for operation in operations)
+    assert {"bert.pooler.dense", "classifier"} <= {operation.name for operation in operations}
 
 
 def test_attention_that_is_off_is_named() -> None:
-    left = {each.name: each.reason for each in made("Linears alone").result.operations if not each.integer}
+    left = {
+        operation.name: operation.reason
+        for operation in made("Linears alone").result.operations
+        if not operation.integer
+    }
     assert left.pop("pooler.dense")
     assert left == {
         f"encoder.layer.{layer}.attention.self.{name}": f"not quantized: matmul_{first}_input_quantizer and "
@@ -85,7 +89,11 @@ def test_attention_that_is_off_is_named() -> None:
 
 
 def test_quantizers_that_are_off_are_named() -> None:
-    left = {each.name: each.reason for each in made("some off").result.operations if not each.integer}
+    left = {
+        operation.name: operation.reason
+        for operation in made("some off").result.operations
+        if not operation.integer
+    }
     assert left == {
         f"{LAYERS[0]}.attention.self.query": "not quantized: _input_quantizer off",
         f"{LAYERS[0]}.attention.self.probabilities_x_value": "not quantized: matmul_a_input_quantizer off",
@@ -114,7 +122,7 @@ def test_an_input_that_is_off_is_not_quantized_by_the_engine(tmp_path) -> None:
 
 def test_a_fixed_shape_is_the_only_one() -> None:
     session = made("zero ranges").session
-    assert {each.shape for each in session.inputs} == {(2, 8)}
+    assert {value.shape for value in session.inputs} == {(2, 8)}
     for length in (7, 9):
         with pytest.raises(EngineError, match="Got invalid dimensions"):
             session.run_tensors(models.inputs(length=length))
@@ -129,7 +137,7 @@ def test_the_other_arithmetic(tmp_path) -> None:
     found = ONNX_RUNTIME.load(result.file, threads=1).run_tensors(inputs)
     with torch.no_grad():
         assert_close(models.flatten(model(**inputs)), found)
-    assert not any("use_fb_fake_quant" in vars(each) for _, each in models.named_quantizers(model))
+    assert not any("use_fb_fake_quant" in vars(quantizer) for _, quantizer in models.named_quantizers(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -7,11 +7,11 @@ import torch
 from exports import constant, needs_vnni, rewritten, run, types
 from torch import nn
 
-from qdqpatch.attention import qdq_attention
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.attention import qdq_attention
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 BATCH, LENGTH, HEADS, SIZE = 2, 5, 2, 3
 SCALING = SIZE**-0.5
@@ -98,7 +98,7 @@ def test_onnx_runtime_gets_unsigned_times_signed_if_there_is_vnni(
         left, right = constant(node.inputs[4]), constant(node.inputs[5])
         assert (left.dtype, int(left)) == (np.uint8, 128)
         assert (right.dtype, int(right)) == (dtype, zero)
-    scales = [[constant(each) for each in node.inputs[2:4]] for node in products]
+    scales = [[constant(value) for value in node.inputs[2:4]] for node in products]
     step = {name: np.float32(amax) / np.float32(127) for name, amax in RANGES.items()}
     assert scales == [[step["q"] * np.float32(SCALING), step["k"]], [step["a"], step["v"]]]
     for node in graph:  # only integers are moved, but for the result

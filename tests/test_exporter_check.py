@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qdqpatch.errors import ExportError
-from qdqpatch.exporter.check import Comparison, compare, own_noise, require_equal
+from qdqpatch.exporter.check import OutputComparison, compare, own_noise, require_equal
 from qdqpatch.exporter.tracing import outputs_of
 
 Run = Callable[[dict], dict]
@@ -19,7 +19,7 @@ def giving(**outputs: list) -> Run:
 
 def test_differences_are_in_steps_of_the_outputs_range() -> None:
     (found,) = compare(giving(hidden=[[0, -254], [2, 4]]), giving(hidden=[[0, -250], [2, 4]]), [{}, {}])
-    assert found == Comparison("hidden", mean=0.5, largest=2.0, predictions=0, changed=0)
+    assert found == OutputComparison("hidden", mean=0.5, largest=2.0, predictions=0, changed=0)
 
 
 def test_predictions_are_of_logits() -> None:
@@ -51,8 +51,8 @@ def test_outputs_that_cannot_be_compared(found: Run, message: str) -> None:
         compare(giving(hidden=[[1.0]]), found, [{}])
 
 
-def comparison(mean: float = 0.0, predictions: int = 100, changed: int = 0) -> Comparison:
-    return Comparison("logits", mean, 9.0, predictions, changed)
+def comparison(mean: float = 0.0, predictions: int = 100, changed: int = 0) -> OutputComparison:
+    return OutputComparison("logits", mean, 9.0, predictions, changed)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def comparison(mean: float = 0.0, predictions: int = 100, changed: int = 0) -> C
         (comparison(predictions=2, changed=1), comparison()),
     ],
 )
-def test_rounding_is_allowed(found: Comparison, noise: Comparison) -> None:
+def test_rounding_is_allowed(found: OutputComparison, noise: OutputComparison) -> None:
     require_equal([found], lambda: [noise])
 
 
@@ -81,13 +81,13 @@ def test_rounding_is_allowed(found: Comparison, noise: Comparison) -> None:
         (comparison(predictions=2, changed=2), comparison(predictions=2), "2 of 2 predictions differ"),
     ],
 )
-def test_more_than_rounding_is_not(found: Comparison, noise: Comparison, message: str) -> None:
+def test_more_than_rounding_is_not(found: OutputComparison, noise: OutputComparison, message: str) -> None:
     with pytest.raises(ExportError, match=f"The file does not compute what the model does: .*{message}"):
         require_equal([comparison(), found], lambda: [comparison(), noise])
 
 
 def test_the_models_own_noise_is_asked_for_only_where_it_matters() -> None:
-    def noise() -> list[Comparison]:
+    def noise() -> list[OutputComparison]:
         raise KeyError("asked")
 
     require_equal([comparison(mean=0.15, changed=6)], noise)
@@ -108,7 +108,7 @@ def test_own_noise_is_small_and_leaves_the_model_alone(arithmetic: str) -> None:
     seen = []
 
     def failing(batch: dict) -> dict:
-        seen.append({each.use_fb_fake_quant for _, each in models.named_quantizers(model)})
+        seen.append({quantizer.use_fb_fake_quant for _, quantizer in models.named_quantizers(model)})
         if len(seen) == 2:
             raise KeyError("stop")
         return reference(batch)

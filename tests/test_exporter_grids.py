@@ -6,8 +6,8 @@ import torch
 
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.grids import LARGEST_SCALE, Grid, activation_grid, weight_grid
-from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer
-from qdqpatch.toolkit import QuantDescriptor
+from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
+from qdqpatch.nn.toolkit import QuantDescriptor
 
 
 def quantizer(amax: float | torch.Tensor | None = 2.5, **settings: object) -> TensorQuantizer:

@@ -4,9 +4,9 @@ import models
 import pytest
 import torch
 
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.inputs import CHOICES, Inputs
-from qdqpatch.shapes import Shape
 
 
 @pytest.mark.parametrize("name", models.CHANGES)
@@ -17,11 +17,11 @@ def test_batches_are_what_the_head_takes(name: str) -> None:
     lengths = []
     for batch in batches:
         assert batch.keys() == wanted.keys()
-        assert {key: each.dtype for key, each in batch.items()} == {
-            key: each.dtype for key, each in wanted.items()
+        assert {key: tensor.dtype for key, tensor in batch.items()} == {
+            key: tensor.dtype for key, tensor in wanted.items()
         }
-        assert {key: each.dim() for key, each in batch.items()} == {
-            key: each.dim() for key, each in wanted.items()
+        assert {key: tensor.dim() for key, tensor in batch.items()} == {
+            key: tensor.dim() for key, tensor in wanted.items()
         }
         lengths.append((len(batch["input_ids"]), batch["input_ids"].shape[-1]))
         models.outputs(model, name, **batch)

@@ -9,11 +9,11 @@ from torch import nn
 
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
-from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
+from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
-from qdqpatch.linear import QuantEmbedding, QuantLinear
-from qdqpatch.quantizer import TensorQuantizer
-from qdqpatch.toolkit import QuantDescriptor
+from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.nn.toolkit import QuantDescriptor
 
 LINEAR = 'g (float[N, 8] x) => (float[N, 4] y) { y = qdqpatch.QuantLinear <path = "dense"> (x) }'
 RELATIVE = 1e-6  # of fp32 sums of eight products, in whatever order
@@ -140,7 +140,7 @@ def test_qdq_stores_the_weight_in_int8(transposed: bool, axis: int) -> None:
     assert types(graph) == [*pair, "DequantizeLinear", *moved, "MatMul", "Add"]
     dequantize = graph[2]
     assert dequantize.attributes["axis"].as_int() == axis
-    weight, scale, zero = (constant(each) for each in dequantize.inputs)
+    weight, scale, zero = (constant(value) for value in dequantize.inputs)
     dense = module["dense"]
     integers = dense._weight_quantizer.integers(dense.weight.detach()).numpy()
     assert weight.dtype == zero.dtype == np.int8
@@ -195,7 +195,7 @@ def test_a_quantizer_by_itself_is_exact(offset: bool, dtype: type, zero: int) ->
     module = nn.ModuleDict({"add": TensorQuantizer(QuantDescriptor())})
     module["add"].amax = 2.5
     text = 'g (float[N, 8] x) => (float[N, 8] y) { y = qdqpatch.FakeQuantize <path = "add"> (x) }'
-    graph = rewritten(text, module, (QDQQuantizer(offset=offset),))
+    graph = rewritten(text, module, (QDQActivation(offset=offset),))
     assert types(graph.graph) == ["QuantizeLinear", "DequantizeLinear"]
     for node in graph.graph:
         assert constant(node.inputs[2]).dtype == dtype

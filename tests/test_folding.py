@@ -1,6 +1,6 @@
 import pytest
 
-from qdqpatch.folding import fold
+from qdqpatch.patching.folding import fold
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import torch
 from pytorch_quantization.nn.modules.clip import Clip
 from torch import Tensor
 
-from qdqpatch.learned import ClippedQuantizer, FollowingQuantizer, LearnedQuantizer, LSQQuantizer
-from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer
-from qdqpatch.settings import QuantizerConfig
+from qdqpatch.config.quantizer import QuantizerConfig
+from qdqpatch.nn.learned import LearnedQuantizer, LSQQuantizer, PACTQuantizer, WeightTrackingQuantizer
+from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
 
-LEARNED = [LSQQuantizer, ClippedQuantizer]
+LEARNED = [LSQQuantizer, PACTQuantizer]
 
 
 def quantizer(cls: type[TensorQuantizer], amax: float | Tensor = 1.5, **settings: object) -> TensorQuantizer:
@@ -35,13 +35,13 @@ def through(made: TensorQuantizer, inputs: Tensor) -> tuple[Tensor, Tensor]:
     return outputs.detach(), inputs.grad
 
 
-@pytest.mark.parametrize("cls", [*LEARNED, FollowingQuantizer])
+@pytest.mark.parametrize("cls", [*LEARNED, WeightTrackingQuantizer])
 @pytest.mark.parametrize(
     "settings", [{}, {"num_bits": 4}, {"narrow_range": True}, {"scale_amax": 0.5}], ids=str
 )
 def test_values_are_those_of_a_frozen_range(cls: type, settings: dict, arithmetic: str) -> None:
     inputs = values(4, 5, 6)
-    amax = float(inputs.detach().abs().max()) if cls is FollowingQuantizer else 1.5
+    amax = float(inputs.detach().abs().max()) if cls is WeightTrackingQuantizer else 1.5
     frozen, changing = quantizer(TensorQuantizer, amax, **settings), quantizer(cls, amax, **settings)
     assert torch.equal(changing(inputs), frozen(inputs))
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_lsq_has_the_papers_gradients(bits: int) -> None:
 
 def test_clip_has_the_gradients_of_the_toolkit() -> None:
     """Its `Clip` learns both ends, which are one range here; what is clipped is the same."""
-    inputs, made = values(4, 5, 6), quantizer(ClippedQuantizer)
+    inputs, made = values(4, 5, 6), quantizer(PACTQuantizer)
     _, by_inputs = through(made, inputs)
     theirs = inputs.detach().clone().requires_grad_()
     clip = Clip(-1.5, 1.5, learn_min=True, learn_max=True)
@@ -129,7 +129,7 @@ def test_a_learned_range_is_a_parameter_in_the_same_place(cls: type) -> None:
     assert float(made._buffers["_amax"]) == 2
 
 
-@pytest.mark.parametrize("cls", [*LEARNED, FollowingQuantizer])
+@pytest.mark.parametrize("cls", [*LEARNED, WeightTrackingQuantizer])
 def test_they_can_be_copied_and_pickled(cls: type) -> None:
     made, inputs = quantizer(cls), values(2, 3)
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
@@ -138,7 +138,7 @@ def test_they_can_be_copied_and_pickled(cls: type) -> None:
 
 
 def test_a_following_quantizer_keeps_the_range_of_what_it_saw() -> None:
-    made = quantizer(FollowingQuantizer, torch.full((4, 1), 9.0), axis=0)
+    made = quantizer(WeightTrackingQuantizer, torch.full((4, 1), 9.0), axis=0)
     weight = values(4, 3)
     outputs, gradient = through(made, weight)
     assert torch.equal(made.amax, weight.detach().abs().amax(1, keepdim=True))

@@ -14,10 +14,10 @@ from encoders import QDQBERT, Style, write_encoder
 from onnx import helper
 
 from qdqpatch.errors import CheckpointError, ExportError
-from qdqpatch.lint import TARGETS, Report, check_file, check_sites
+from qdqpatch.lint import TARGETS, LintReport, check_file, check_sites
 from qdqpatch.lint.rules import RULES
 
-Lint = Callable[..., Report]
+Lint = Callable[..., LintReport]
 
 GOOD = {
     "tensorrt": Style(),
@@ -123,7 +123,7 @@ def test_every_rule_is_shown_to_break() -> None:
 def test_rules_are_documented(target: str) -> None:
     for rule in RULES[target]:
         assert rule.reason.endswith(".")
-        assert rule.mend.endswith(".")
+        assert rule.fix.endswith(".")
         assert rule.documents
         assert all(document.url.startswith("https://") and document.title for document in rule.documents)
 

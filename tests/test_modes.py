@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from qdqpatch import calibrate, dequantize, quantize
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 LOW_PRECISION = [torch.float16, torch.bfloat16]
 

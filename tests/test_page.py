@@ -12,9 +12,9 @@ from reports import HEAD, calibrated_checkpoint, report, reports_of, statistics
 from torch import Tensor
 
 from qdqpatch.errors import ReportError
+from qdqpatch.report.formatting import decibels_text, range_text
 from qdqpatch.report.page import render_page, write_page
 from qdqpatch.report.quantizers import worst_first
-from qdqpatch.report.texts import decibels_text, range_text
 
 
 class Page(html.parser.HTMLParser):
@@ -42,7 +42,7 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def values(self, attribute: str) -> list[str]:
-        return [each[attribute] or "" for _, each in self.elements if attribute in each]
+        return [element[attribute] or "" for _, element in self.elements if attribute in element]
 
 
 def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
@@ -87,7 +87,7 @@ def test_quantizers_that_saw_the_same_share_a_picture(page: str) -> None:
 
 
 def test_pictures_have_names_for_those_who_do_not_see_them(page: str) -> None:
-    pictures = [each for tag, each in Page(page).elements if tag == "svg"]
+    pictures = [element for tag, element in Page(page).elements if tag == "svg"]
     assert len(pictures) == 40 + 32
     for attributes in pictures:
         if "role" in attributes:
@@ -157,9 +157,11 @@ def test_candidates_are_shown_if_ranges_were_compared(tmp_path: Path, page: str)
     activations = [each for each in reports if each.seen is not None and each.seen.errors]
     assert len(activations) == 28
     assert text.count("chosen</td>") == len(re.findall('<table class="candidates">', text)) > 0
-    for each in activations:
-        assert each.seen is not None
-        assert float(each.amax) == min(each.seen.errors, key=lambda amax: (each.seen.errors[amax], amax))
+    for activation in activations:
+        assert activation.seen is not None
+        assert float(activation.amax) == min(
+            activation.seen.errors, key=lambda amax: (activation.seen.errors[amax], amax)
+        )
 
 
 def test_a_page_without_statistics_says_so() -> None:
@@ -181,7 +183,7 @@ def test_the_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ReportError, match=r"page\.html: No space left on device"):
         write_page(file, "third", HEAD, [report("q", 1.0)])
     assert "second" in file.read_text()
-    assert [each.name for each in file.parent.iterdir()] == ["page.html"]
+    assert [path.name for path in file.parent.iterdir()] == ["page.html"]
 
 
 def test_places_that_no_page_can_be_written_to(tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_places_that_no_page_can_be_written_to(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "file" / "page.html", Path("/dev/null"), tmp_path / ("x" * 300)):
         with pytest.raises(ReportError, match="Cannot write"):
             write_page(place, "title", HEAD, [report("q", 1.0)])
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from transformers import BertForSequenceClassification
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from qdqpatch import QDQConfig, quantize
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 CLASSIFIER = "BertForSequenceClassification-calibrated"
 

@@ -5,19 +5,28 @@ from torch import nn
 from transformers import BertModel
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from qdqpatch import QDQConfig, patch, plan, quantize
-from qdqpatch.attention import IMPLEMENTATION
+from qdqpatch import QDQConfig, plan, quantize
 from qdqpatch.errors import UnsupportedModelError
-from qdqpatch.linear import QuantLinear
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.attention import IMPLEMENTATION
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import (
+    apply_plan,
+    is_quantized,
+    named_quantizers,
+    own_config,
+    revert,
+    set_fixed_ranges,
+    uses_qdq_attention,
+)
 
 
 def test_apply_gives_each_site_its_quantizers_and_its_class(any_head: str, float_model) -> None:
     model = float_model(any_head)
     found = plan(model, QDQConfig(**models.PARTS_ON))
-    patch.apply(model, found)
+    apply_plan(model, found)
     paths = {f"{site.path}.{name}" for site in found.sites for name in site.quantizers}
-    assert {path for path, _ in patch.named_quantizers(model)} == paths
+    assert {path for path, _ in named_quantizers(model)} == paths
     for site in found.sites:
         assert type(model.get_submodule(site.path)) is site.becomes
 
@@ -58,12 +67,12 @@ def test_without_matmuls_attention_is_left_alone(float_model) -> None:
     before = model.config._attn_implementation
     quantize(model, QDQConfig(matmuls=False))
     assert model.config._attn_implementation == before
-    assert not patch.uses_qdq_attention(model)
+    assert not uses_qdq_attention(model)
 
 
 def test_with_matmuls_attention_is_ours(any_head: str, float_model) -> None:
     model = quantize(float_model(any_head))
-    assert patch.uses_qdq_attention(model)
+    assert uses_qdq_attention(model)
     for module in model.modules():
         if isinstance(module, BertSelfAttention):
             assert module.config._attn_implementation == IMPLEMENTATION
@@ -84,7 +93,7 @@ def test_a_model_whose_attention_cannot_be_set_is_left_as_it_was() -> None:
         quantize(model)
     models.assert_unchanged(model, before)
     quantize(model, QDQConfig(matmuls=False))
-    assert patch.is_quantized(model)
+    assert is_quantized(model)
 
 
 class Failing(BertModel):
@@ -106,28 +115,28 @@ def test_a_failure_inside_transformers_leaves_the_model_as_it_was() -> None:
 def test_revert_takes_everything_out_again(any_head: str, float_model) -> None:
     model = float_model(any_head)
     before = models.snapshot(model)
-    patch.apply(model, plan(model, QDQConfig(**models.PARTS_ON)))
-    patch.revert(model, before["attention"])
+    apply_plan(model, plan(model, QDQConfig(**models.PARTS_ON)))
+    revert(model, before["attention"])
     models.assert_unchanged(model, before)
 
 
 def test_named_quantizers_are_ours_only(float_model) -> None:
     model = float_model()
-    assert not patch.is_quantized(model)
-    assert list(patch.named_quantizers(model)) == []
+    assert not is_quantized(model)
+    assert list(named_quantizers(model)) == []
     quantize(model)
-    assert patch.is_quantized(model)
-    assert all(isinstance(quantizer, TensorQuantizer) for _, quantizer in patch.named_quantizers(model))
+    assert is_quantized(model)
+    assert all(isinstance(quantizer, TensorQuantizer) for _, quantizer in named_quantizers(model))
 
 
 def test_fixed_ranges_are_set_where_there_is_none(float_model) -> None:
     model = float_model()
     config = QDQConfig(activation={"amax": 2.0}, overrides={"*.query._weight_quantizer": {"amax": 0.5}})
     found = plan(model, config)
-    patch.apply(model, found)
+    apply_plan(model, found)
     assert set(models.ranges(model).values()) == {None}
     model.encoder.layer[0].output.dense._input_quantizer.amax = 7.0
-    patch.set_fixed_ranges(model, found)
+    set_fixed_ranges(model, found)
     ranges = models.ranges(model)
     assert ranges.pop("encoder.layer.0.output.dense._input_quantizer").item() == 7
     for path, amax in ranges.items():
@@ -145,7 +154,7 @@ def test_a_fixed_range_survives_calibration_settings_of_the_quantizer(float_mode
 def test_a_config_of_ones_own_is_shared_by_all_parts(any_head: str, float_model) -> None:
     model = float_model(any_head)
     old = model.config
-    with patch.own_config(model):
+    with own_config(model):
         assert model.config is not old
     assert model.config is not old
     assert model.config.to_dict() == old.to_dict()

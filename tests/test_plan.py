@@ -9,7 +9,7 @@ from transformers.models.bert.modeling_bert import BertOutput, BertSelfOutput
 
 from qdqpatch import QDQConfig, plan, quantize
 from qdqpatch.errors import OverrideError, UnsupportedModelError
-from qdqpatch.plan import Plan
+from qdqpatch.patching.plan import Plan
 
 LAYERS = models.CONFIG["num_hidden_layers"]
 
@@ -38,7 +38,7 @@ def test_every_linear_and_embedding_is_a_site_or_a_miss(any_head: str, float_mod
     model = float_model(any_head)
     found = plan(model)
     listed = {each.path for each in (*found.sites, *found.misses)}
-    layers = {path for path, each in model.named_modules() if isinstance(each, (nn.Linear, nn.Embedding))}
+    layers = {path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     assert layers <= listed
     assert not {site.path for site in found.sites} & {miss.path for miss in found.misses}
 

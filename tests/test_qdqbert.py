@@ -376,7 +376,7 @@ def test_the_original_classes_load_what_is_saved(name: str, arithmetic: str, che
     model, (report, folder) = models.calibrated(name), checked(name, arithmetic)
     assert report["class"] == f"QDQ{type(model).__name__}"
     assert report["quantizers_with_amax"] == sum(
-        isinstance(each, TensorQuantizer) for each in model.modules()
+        isinstance(module, TensorQuantizer) for module in model.modules()
     )
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     assert set(report["missing_keys"]) <= tied

@@ -11,7 +11,7 @@ from pytorch_quantization.tensor_quant import QuantDescriptor
 from torch import Tensor
 
 from qdqpatch.errors import CalibrationError
-from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max
+from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max
 
 LOW_PRECISION = [torch.float16, torch.bfloat16]
 

@@ -14,7 +14,7 @@ from qdqpatch.calibration import refining
 from qdqpatch.calibration.observing import observing
 from qdqpatch.calibration.refining import refine_ranges
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
-from qdqpatch.learned import LSQQuantizer
+from qdqpatch.nn.learned import LSQQuantizer
 from qdqpatch.training import train_ranges
 
 WIDE = "encoder.layer.0.attention.self.query._input_quantizer"
@@ -101,7 +101,9 @@ def test_one_batch_in_eight_is_held_back(
 
     def watch_loss(self: Any, batch: Any) -> Tensor:
         if torch.is_grad_enabled():
-            assert all(each.grad is None for each in model.parameters()), "a step's gradient is of its batch"
+            assert all(parameter.grad is None for parameter in model.parameters()), (
+                "a step's gradient is of its batch"
+            )
             taught.append(batch)
         return loss(self, batch)
 

@@ -12,12 +12,12 @@ from transformers import AutoModel, AutoModelForMaskedLM
 
 from qdqpatch.calibration import Statistics, collect
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.config.quantizer import QuantizerConfig
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.report import quantizers
+from qdqpatch.report.formatting import decibels_text, range_text, share_text
 from qdqpatch.report.quality import of_tensor
 from qdqpatch.report.quantizers import report_quantizers, worst_first
-from qdqpatch.report.texts import decibels_text, range_text, share_text
-from qdqpatch.settings import QuantizerConfig
 
 
 def test_every_quantizer_of_a_checkpoint_is_judged_by_what_it_quantizes(calibrated_folder: Path) -> None:
@@ -56,7 +56,7 @@ def test_every_quantizer_of_a_checkpoint_is_judged_by_what_it_quantizes(calibrat
 
 
 def quantizers_of(model: torch.nn.Module) -> list[tuple[str, TensorQuantizer]]:
-    return [(path, each) for path, each in model.named_modules() if isinstance(each, TensorQuantizer)]
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, TensorQuantizer)]
 
 
 def test_without_statistics_only_weights_are_judged(calibrated_folder: Path) -> None:

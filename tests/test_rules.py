@@ -9,8 +9,8 @@ import torch
 from pytorch_quantization import nn as quant_nn
 from torch import Tensor, nn
 
-from qdqpatch.linear import QuantEmbedding, QuantLinear
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.rules import RULES
 from qdqpatch.rules.adds import LOCAL, RESIDUAL, ResidualAdds, UntraceableError, quantized_class
 from qdqpatch.rules.base import Match, Miss

@@ -13,11 +13,12 @@ from exports import calibrated, constant, made
 from onnx import TensorProto, helper
 
 from qdqpatch import QDQConfig
-from qdqpatch.engines import ONNX_RUNTIME, OPENVINO, SATURATED, Array
+from qdqpatch.data.arrays import Array
+from qdqpatch.engines.sessions import ONNX_RUNTIME, OPENVINO, SATURATED
+from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.result import Export
-from qdqpatch.saturation import saturates
 
 NAME = "BertModel"
 
@@ -116,8 +117,8 @@ def test_openvino_is_compared_without_kernels_that_saturate(
     assume(True, monkeypatch)
     result = linears_alone(tmp_path / "out", "openvino")
     assert result.float_matmuls
-    assert [each.mean < 0.05 for each in result.comparisons] == [True] * len(result.comparisons)
-    assert any(each.integer for each in result.operations)  # which its users get
+    assert [comparison.mean < 0.05 for comparison in result.comparisons] == [True] * len(result.comparisons)
+    assert any(operation.integer for operation in result.operations)  # which its users get
     assert not OPENVINO.load(result.file).float_matmuls
     assume(False, monkeypatch)
     assert not OPENVINO.load(result.file, exact=True).float_matmuls
@@ -125,7 +126,7 @@ def test_openvino_is_compared_without_kernels_that_saturate(
 
 @pytest.mark.parametrize("wrong", [True, False])
 def test_whoever_measures_in_openvino_is_told(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qdqpatch.engines.saturates", lambda: wrong)
+    monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda: wrong)
     file = made("Linears alone", "openvino").result.file
     for exact in (False, True):
         session = OPENVINO.load(file, threads=1, exact=exact)
@@ -142,7 +143,7 @@ def test_whoever_measures_a_file_for_vnni_in_onnx_runtime_is_told(
     model = calibrated(NAME, QDQConfig.preset(preset))
     file = export(model, tmp_path / "out", "onnxruntime", shape=(2, 8), vnni=vnni, check=False).file
     for wrong in (True, False):
-        monkeypatch.setattr("qdqpatch.engines.saturates", lambda wrong=wrong: wrong)
+        monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda wrong=wrong: wrong)
         for exact in (True, False):
             session = ONNX_RUNTIME.load(file, threads=1, exact=exact)
             assert session.saturated == (vnni and wrong and not exact)

@@ -21,7 +21,7 @@ from qdqpatch.calibration import collect
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.methods import bins_in_range
 from qdqpatch.calibration.statistics import TensorStatistics
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 Counts = NDArray[np.int64]
 

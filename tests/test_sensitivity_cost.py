@@ -34,7 +34,7 @@ def kl(first: Tensor, second: Tensor) -> float:
 
 def cost_of(name: str, outputs: dict[str, tuple[Tensor, Tensor]], mask: Tensor = MASK) -> float:
     found = Cost(task(name))
-    expected, actual = ({key: each[place] for key, each in outputs.items()} for place in (0, 1))
+    expected, actual = ({key: output[place] for key, output in outputs.items()} for place in (0, 1))
     found.add(expected, actual, mask)
     return found.value
 

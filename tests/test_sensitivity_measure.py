@@ -11,15 +11,15 @@ from transformers import PreTrainedModel
 import qdqpatch
 from qdqpatch.errors import ConfigError, DataError, NotQuantizedError
 from qdqpatch.evaluation.predicting import batches
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.sensitivity import Sensitivity, find_units, measure, search
-from qdqpatch.sensitivity.running import Subject
+from qdqpatch.sensitivity.subject import Subject
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
 from qdqpatch.tasks.fill_mask import FillMask
 from qdqpatch.tasks.multiple_choice import Choice, MultipleChoice
 from qdqpatch.tasks.question_answering import Question, QuestionAnswering
-from qdqpatch.tasks.texts import Text
 from qdqpatch.tasks.token_classification import Sentence, TokenClassification
+from qdqpatch.tasks.unlabelled import Text
 
 Flags = dict[str, bool]
 
@@ -43,11 +43,11 @@ def test_a_unit_with_a_ruinous_range_is_the_costliest(
         quantizer = model.get_submodule(path)
         quantizer.load_range(quantizer.amax * 1e-3)
     found = measure(model, sensitivities.task(), sensitivities.labelled(), by_metric=by_metric)
-    costs = [each.cost for each in found.costs]
+    costs = [cost.cost for cost in found.costs]
     assert found.costs[0].unit.name == name
     assert costs == sorted(costs, reverse=True)
     assert costs[0] > 10 * costs[1]
-    assert {each.unit for each in found.costs} == set(find_units(model))
+    assert {cost.unit for cost in found.costs} == set(find_units(model))
     assert found.measure == ("drop of accuracy in percent" if by_metric else "KL divergence")
 
 
@@ -90,7 +90,7 @@ def test_costs_of_each_head(head: str) -> None:
     qdqpatch.calibrate(model, batches(task, task.features([example]), 1))
     found = measure(model, task, [example])
     assert len(found.costs) == 8
-    assert all(0 < each.cost < 0.1 for each in found.costs)
+    assert all(0 < cost.cost < 0.1 for cost in found.costs)
     assert found.measure == ("1 - cosine" if head == "BertModel" else "KL divergence")
     # Embeddings need no labels, so it makes no difference that there are none.
     mixed = search(model, task, [example], found, 1e6, labelled=metric == "perplexity")
@@ -149,7 +149,7 @@ def test_the_texts_are_tokenized_once(model: PreTrainedModel, monkeypatch: pytes
 def test_texts_of_like_length_run_together(model: PreTrainedModel) -> None:
     subject = Subject.of(model, sensitivities.task(), sensitivities.labelled(), 3)
     lengths = [int(each) for batch in subject.batches() for each in batch["attention_mask"].sum(-1)]
-    assert lengths == sorted(len(each["input_ids"]) for each in subject.features)
+    assert lengths == sorted(len(feature["input_ids"]) for feature in subject.features)
 
 
 def test_progress_ends_at_its_total(model: PreTrainedModel) -> None:
@@ -172,7 +172,7 @@ def test_what_cannot_be_measured(model: PreTrainedModel) -> None:
         measure(model, task, [])
     with pytest.raises(NotQuantizedError):
         measure(sensitivities.classifier(), task, examples)
-    wrong = [type(each)(each.text, None, (each.label + 1) % 3) for each in examples]
+    wrong = [type(example)(example.text, None, (example.label + 1) % 3) for example in examples]
     with pytest.raises(ConfigError, match="accuracy on these 32 examples is 0, of which nothing can"):
         measure(model, task, wrong, by_metric=True)
 

@@ -15,7 +15,7 @@ import qdqpatch
 from qdqpatch import QDQConfig
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import predict, torch_run
-from qdqpatch.patch import enabled_quantizers
+from qdqpatch.patching.apply import enabled_quantizers
 from qdqpatch.sensitivity import MixedPrecision, Sensitivity, find_units, measure, search
 
 BAD = ("layer 1, attention add", "layer 0, feed-forward")
@@ -85,7 +85,7 @@ def test_what_is_not_needed_is_quantized_again(ruined: PreTrainedModel) -> None:
     upside_down = Sensitivity(costs.measure, costs.examples, costs.costs[::-1])
     found = search(ruined, task, examples, upside_down, 0.0)
     assert set(found.best.float_units) == set(BAD)
-    assert max(len(each.float_units) for each in found.trials) == 7
+    assert max(len(trial.float_units) for trial in found.trials) == 7
     few = search(ruined, task, examples, upside_down, 0.0, attempts=3)
     assert set(few.best.float_units) > set(BAD)
     assert len(few.trials) < len(found.trials)
@@ -94,7 +94,7 @@ def test_what_is_not_needed_is_quantized_again(ruined: PreTrainedModel) -> None:
 def test_nothing_is_left_in_float_without_need() -> None:
     model = sensitivities.calibrated()
     found = searched(model)
-    assert [each.float_units for each in found.trials] == [()]
+    assert [trial.float_units for trial in found.trials] == [()]
     assert found.best is found.trials[0]
     assert found.config == model.config.quantization_config
 
@@ -102,12 +102,12 @@ def test_nothing_is_left_in_float_without_need() -> None:
 def test_each_model_is_tried_once_and_the_limit_holds(ruined: PreTrainedModel) -> None:
     for max_drop in (0.0, 5.0, 40.0, 100.0):
         found = searched(ruined, max_drop)
-        tried = [frozenset(each.float_units) for each in found.trials]
+        tried = [frozenset(trial.float_units) for trial in found.trials]
         assert len(set(tried)) == len(tried)
         assert found.best.drop <= max_drop
         assert found.limit == pytest.approx(100 - max_drop, abs=1e-12)
-        for each in found.trials:
-            assert each.drop == pytest.approx(100 - each.value, abs=1e-12)
+        for trial in found.trials:
+            assert trial.drop == pytest.approx(100 - trial.value, abs=1e-12)
 
 
 def test_where_only_the_float_model_will_do() -> None:

@@ -10,10 +10,10 @@ from transformers import EncoderDecoderConfig, EncoderDecoderModel
 
 import qdqpatch
 from qdqpatch import QDQConfig
-from qdqpatch.config import PRESETS
+from qdqpatch.config.config import PRESETS
 from qdqpatch.errors import ConfigError, NotQuantizedError
-from qdqpatch.patch import enabled_quantizers
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import enabled_quantizers
 from qdqpatch.sensitivity import find_units
 
 CONFIGS = {

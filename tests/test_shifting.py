@@ -54,11 +54,11 @@ def test_the_float_function_stays(any_head: str, preset: str) -> None:
         limit = ROUNDING * float(expected.abs().max())
         assert float((after[name] - expected).abs().max()) <= limit, name
     assert list(model.state_dict()) == list(tensors)
-    changed = {name for name, each in model.state_dict().items() if (each != tensors[name]).any()}
+    changed = {name for name, tensor in model.state_dict().items() if (tensor != tensors[name]).any()}
     shifts = find_shifts(model)
     assert len(shifts) >= 2
     touched = {id(module.bias) for each in shifts for module in (each.source, *each.readers, *each.added)}
-    assert changed == {name for name, each in model.named_parameters() if id(each) in touched}
+    assert changed == {name for name, parameter in model.named_parameters() if id(parameter) in touched}
 
 
 def test_channels_lie_around_zero_afterwards() -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration.smoothing import PROJECTIONS, find_attentions, smooth
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, UnsupportedModelError
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 SELF = "encoder.layer.0.attention.self"
 DENSE = "encoder.layer.0.attention.output.dense"
@@ -71,10 +71,10 @@ def test_the_float_function_stays_bit_for_bit(any_head: str) -> None:
 
 def test_every_factor_is_a_power_of_two() -> None:
     model = quantize(with_outliers())
-    before = {name: each.clone() for name, each in model.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     smooth(model, [models.inputs()])
-    for name, each in model.named_parameters():
-        factors = (each / before[name]).log2()
+    for name, parameter in model.named_parameters():
+        factors = (parameter / before[name]).log2()
         assert torch.equal(factors, factors.round()), name
 
 
@@ -124,7 +124,10 @@ def test_padding_counts_only_if_asked_for() -> None:
     batch = models.inputs()
     hidden = batch | {"input_ids": batch["input_ids"] + 9 * (1 - batch["attention_mask"])}
     weights = [
-        [each.clone() for each in smooth(models.uncalibrated(), [data], padding_aware=aware).parameters()]
+        [
+            parameter.clone()
+            for parameter in smooth(models.uncalibrated(), [data], padding_aware=aware).parameters()
+        ]
         for aware in (True, False)
         for data in (batch, hidden)
     ]
@@ -156,10 +159,10 @@ def test_ranges_that_no_longer_fit_are_dropped_and_calibration_brings_them_back(
 
 def test_a_second_time_changes_nothing() -> None:
     model = smooth(quantize(with_outliers()), [models.inputs()])
-    weights = {name: each.clone() for name, each in model.named_parameters()}
-    for name, each in smooth(model, [models.inputs()]).named_parameters():
+    weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    for name, parameter in smooth(model, [models.inputs()]).named_parameters():
         # A factor that was rounded by half an exponent may be rounded once more.
-        assert (each / weights[name]).log2().abs().max() <= 1, name
+        assert (parameter / weights[name]).log2().abs().max() <= 1, name
 
 
 def test_a_channel_of_zeros_is_left_alone() -> None:
@@ -169,12 +172,12 @@ def test_a_channel_of_zeros_is_left_alone() -> None:
         for linear in (attention.query, attention.value):
             linear.weight[3], linear.bias[3] = 0.0, 0.0
         model.get_submodule(DENSE).weight[:, 4] = 0.0
-    before = {name: each.clone() for name, each in model.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     smooth(model, [models.inputs()])
     assert torch.equal(attention.key.weight[3], before[f"{SELF}.key.weight"][3])
     assert torch.equal(attention.value.weight[4], before[f"{SELF}.value.weight"][4])
     assert torch.equal(model.get_submodule(DENSE).weight[:, 3], before[f"{DENSE}.weight"][:, 3])
-    assert all(bool(each.isfinite().all()) for each in model.parameters())
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

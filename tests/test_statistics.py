@@ -18,7 +18,7 @@ from qdqpatch.calibration import collect
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.statistics import Statistics, TensorStatistics
 from qdqpatch.errors import CalibrationError
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 METHODS = ["max", "percentile", "mse", "entropy"]
 PER_CHANNEL = QDQConfig(overrides=["*.value._input_quantizer=axis:2"])
@@ -146,7 +146,7 @@ def test_statistics_of_weights_alone_are_none_and_can_be_saved(tmp_path: Path) -
     statistics.save(tmp_path / "none")
     assert len(Statistics.load(tmp_path / "none")) == 0
     calibrate(model, statistics)
-    enabled = [path for path, each in named_quantizers(model) if not each._disabled]
+    enabled = [path for path, quantizer in named_quantizers(model) if not quantizer._disabled]
     assert enabled
     assert all(models.ranges(model)[path] is not None for path in enabled)
 
@@ -261,7 +261,7 @@ def test_models_of_other_dtypes_have_fp32_ranges(dtype: torch.dtype, method: Any
     for path, amax in models.ranges(model).items():
         assert amax.dtype == torch.float32, path
         assert (amax.isfinite() & (amax > 0)).all(), path
-    assert {each.dtype for each in models.outputs(model).values()} == {dtype}
+    assert {output.dtype for output in models.outputs(model).values()} == {dtype}
 
 
 @pytest.mark.parametrize("method", METHODS)

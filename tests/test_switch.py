@@ -12,11 +12,11 @@ from torch import nn
 from transformers import AutoModel, EncoderDecoderConfig, EncoderDecoderModel, PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, dequantize, plan, quantize
-from qdqpatch.attention import IMPLEMENTATION
 from qdqpatch.calibration.adjust import expand_amax
 from qdqpatch.errors import ConfigError, NotQuantizedError, OverrideError
-from qdqpatch.patch import named_quantizers
-from qdqpatch.switch import switch_quantizers
+from qdqpatch.nn.attention import IMPLEMENTATION
+from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.patching.switch import switch_quantizers
 
 
 def on(model: nn.Module) -> set[str]:

@@ -5,7 +5,7 @@ import pytest
 from checkpoints import write_tokenizer
 from transformers import BertConfig
 
-from qdqpatch.checkpoint.source import TASKS as AUTO_CLASSES
+from qdqpatch.checkpoint.source import AUTO_CLASSES as AUTO_CLASSES
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks import TASKS, make_task, task_of

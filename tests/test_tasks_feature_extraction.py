@@ -6,9 +6,9 @@ from texts import Write
 
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import predict, torch_run
-from qdqpatch.tasks.base import Source
+from qdqpatch.tasks.base import DataSource
 from qdqpatch.tasks.feature_extraction import EMBEDDING, FeatureExtraction
-from qdqpatch.tasks.texts import Text
+from qdqpatch.tasks.unlabelled import Text
 
 TEXTS = ["the cat", "a dog sat on the mat", "mats"]
 
@@ -16,7 +16,7 @@ TEXTS = ["the cat", "a dog sat on the mat", "mats"]
 def test_from_file_to_cosine(write: Write) -> None:
     task, model = tiny_tasks.make(FeatureExtraction, "BertModel")
     other = tiny_tasks.make(FeatureExtraction, "BertModel", hidden_act="relu")[1]
-    examples = task.read(Source(str(write("texts.txt", "\n".join(TEXTS)))))
+    examples = task.read(DataSource(str(write("texts.txt", "\n".join(TEXTS)))))
     assert examples == [Text(text) for text in TEXTS]
     features = task.features(examples)
 

@@ -12,10 +12,10 @@ from tiny_tasks import CLS, MASK, SEP
 
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import predict, torch_run
-from qdqpatch.tasks.base import IGNORED, Columns, Source
+from qdqpatch.tasks.base import IGNORED, Columns, DataSource
 from qdqpatch.tasks.fill_mask import WANTED, FillMask
 from qdqpatch.tasks.masking import mask_tokens
-from qdqpatch.tasks.texts import Text
+from qdqpatch.tasks.unlabelled import Text
 
 HEAD = "BertForMaskedLM"
 LINES = ["The cat sat on the mat.", "a dog", "the cats and the dogs sat on the mat and the cat on a dog"]
@@ -28,7 +28,7 @@ def task() -> FillMask:
 
 def test_from_file_to_perplexity(write: Write) -> None:
     task, model = tiny_tasks.make(FillMask, HEAD)
-    examples = task.read(Source(str(write("texts.txt.gz", "\n\n".join(LINES)))))
+    examples = task.read(DataSource(str(write("texts.txt.gz", "\n\n".join(LINES)))))
     assert examples == [Text(line) for line in LINES]
     features = task.features(examples)
     seen: list[set[str]] = []
@@ -99,12 +99,12 @@ def test_what_is_kept_is_no_view_of_the_logits(task: FillMask) -> None:
 def test_texts_are_cut_at_max_length_and_pairs_are_read(write: Write) -> None:
     task, _ = tiny_tasks.make(FillMask, HEAD, 8)
     data = write("pairs.csv", "sentence1,sentence2,label\nthe cat sat on the mat,a dog,1\n")
-    examples = task.read(Source(str(data)))
+    examples = task.read(DataSource(str(data)))
     assert examples == [Text("the cat sat on the mat", "a dog")]
     (feature,) = task.features(examples)
     assert len(feature["input_ids"]) == 8
     assert feature["input_ids"].count(SEP) == 2
-    assert task.read(Source(str(data), Columns("sentence2"))) == [Text("a dog")]
+    assert task.read(DataSource(str(data), Columns("sentence2"))) == [Text("a dog")]
 
 
 def test_tokenizer_without_a_mask_token() -> None:
@@ -132,7 +132,7 @@ def test_masks_are_fifteen_percent_of_ordinary_tokens(words: list[int], seed: in
     tokens = [CLS, *words, SEP]
     special = [1, *[0] * len(words), 1]
     given, wanted = mask_tokens(tokens, special, MASK, 50, seed)
-    masked = [place for place, each in enumerate(wanted) if each != IGNORED]
+    masked = [place for place, tensor in enumerate(wanted) if tensor != IGNORED]
     assert len(masked) == (max(1, round(0.15 * len(words))) if words else 0)
     assert all(wanted[place] == tokens[place] and not special[place] for place in masked)
     assert all(given[place] == tokens[place] for place in range(len(tokens)) if place not in masked)
@@ -151,5 +151,5 @@ def test_masked_tokens_are_masks_replaced_or_kept_in_berts_shares() -> None:
     assert kept == pytest.approx(0.1, abs=0.0069)
     others = [a for a, b in pairs if a not in (b, MASK)]
     assert len(set(others)) > 2000  # random ones, not always the same
-    places = [place for place, each in enumerate(wanted) if each != IGNORED]
+    places = [place for place, tensor in enumerate(wanted) if tensor != IGNORED]
     assert np.mean(places) == pytest.approx(100_000, abs=4 * 200_000 / math.sqrt(12 * 30_000))

@@ -6,7 +6,7 @@ import torch
 from texts import Write
 
 from qdqpatch.evaluation.predicting import predict, torch_run
-from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.multiple_choice import Choice, MultipleChoice
 
 HEAD = "BertForMultipleChoice"
@@ -30,15 +30,17 @@ def score_alone(model: torch.nn.Module, prompt: str, ending: str) -> float:
 
 def test_from_file_to_accuracy(write: Write) -> None:
     task, model = tiny_tasks.make(MultipleChoice, HEAD)
-    alone = [[score_alone(model, each.prompt, ending) for ending in each.endings] for each in EXAMPLES]
+    alone = [
+        [score_alone(model, example.prompt, ending) for ending in example.endings] for example in EXAMPLES
+    ]
     best = [scores.index(max(scores)) for scores in alone]
     best[1] = (best[1] + 1) % 3
     lines = [
-        "\t".join([str(label), *each.endings, each.prompt])
-        for each, label in zip(EXAMPLES, best, strict=True)
+        "\t".join([str(label), *example.endings, example.prompt])
+        for example, label in zip(EXAMPLES, best, strict=True)
     ]
     header = "label\tending0\tending1\tending2\tprompt"
-    examples = task.read(Source(str(write("dev.tsv.gz", "\n".join([header, *lines])))))
+    examples = task.read(DataSource(str(write("dev.tsv.gz", "\n".join([header, *lines])))))
     features = task.features(examples)
     assert [task.length(feature) for feature in features] == [9, 7, 15]
 
@@ -68,10 +70,10 @@ def test_a_batch_trains_the_model() -> None:
     task, model = tiny_tasks.make(MultipleChoice, HEAD)
     batch = task.collate(task.features(EXAMPLES, training=True))
     expected = [
-        -torch.tensor([score_alone(model, each.prompt, ending) for ending in each.endings])
-        .log_softmax(0)[each.label]
+        -torch.tensor([score_alone(model, example.prompt, ending) for ending in example.endings])
+        .log_softmax(0)[example.label]
         .item()
-        for each in EXAMPLES
+        for example in EXAMPLES
     ]
     assert model(**batch).loss.item() == pytest.approx(sum(expected) / 3, rel=1e-5)  # fp32
 
@@ -106,16 +108,16 @@ NONE = (
 )
 def test_finds_usual_columns(task: MultipleChoice, write: Write, row: dict[str, object]) -> None:
     data = write("data.jsonl", json.dumps(row))
-    assert task.read(Source(str(data))) == [Choice("a cat", ("sat", "and"), 1)]
+    assert task.read(DataSource(str(data))) == [Choice("a cat", ("sat", "and"), 1)]
 
 
 def test_takes_named_columns(task: MultipleChoice, write: Write) -> None:
     row = {"prompt": "x", "answer1": "a cat", "ending0": "sat", "ending1": "and", "right": 1, "label": 0}
     data = str(write("data.jsonl", json.dumps(row)))
     expected = Choice("a cat", ("sat", "and"), 1)
-    assert task.read(Source(data, Columns("answer1", None, "right"))) == [expected]
+    assert task.read(DataSource(data, Columns("answer1", None, "right"))) == [expected]
     unlabelled = Choice("a cat", ("sat", "and"), None)
-    assert task.read(Source(data, Columns("answer1")), labelled=False) == [unlabelled]
+    assert task.read(DataSource(data, Columns("answer1")), labelled=False) == [unlabelled]
 
 
 @pytest.mark.parametrize(

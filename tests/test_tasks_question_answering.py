@@ -8,7 +8,7 @@ from texts import Write
 
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import predict, torch_run
-from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.question_answering import OFFSETS, QuestionAnswering
 from qdqpatch.tasks.questions import Question
 from qdqpatch.tasks.squad import scores
@@ -52,7 +52,7 @@ def test_from_file_to_scores(write: Write) -> None:
         {"id": f"q{number}", "question": text, "answers": [{"text": answer, "answer_start": start}]}
         for number, (text, (answer, start)) in enumerate(zip(texts, wanted, strict=True))
     ]
-    examples = task.read(Source(str(write("dev.json.gz", squad(*rows)))))
+    examples = task.read(DataSource(str(write("dev.json.gz", squad(*rows)))))
     features = task.features(examples)
 
     outputs = predict(torch_run(model), task, features, batch_size=2)
@@ -109,7 +109,10 @@ def test_training_labels_at_the_edges_of_windows() -> None:
         answer = Question(
             "the cat", CONTEXT, (CONTEXT[SPANS[first][0] : SPANS[last][1]],), (SPANS[first][0],)
         )
-        return [(each["start_positions"], each["end_positions"]) for each in task.features([answer], True)]
+        return [
+            (feature["start_positions"], feature["end_positions"])
+            for feature in task.features([answer], True)
+        ]
 
     assert labels(0, 0) == [(4, 4), (0, 0), (0, 0)]
     assert labels(6, 6) == [(10, 10), (5, 5), (0, 0)]
@@ -134,7 +137,8 @@ def test_the_answer_is_the_best_span_of_all_windows(task: QuestionAnswering) -> 
     examples = [Question("the cat", CONTEXT, ("dog",), (31,)), Question("the cat", "a dog", ("a",), (0,))]
     features = task.features(examples)
     outputs = [
-        {name: np.zeros(len(each["input_ids"]), np.float32) for name in task.logits} for each in features
+        {name: np.zeros(len(feature["input_ids"]), np.float32) for name in task.logits}
+        for feature in features
     ]
     for window, token, logit in ((0, 5, 2.0), (1, 6, 3.0), (-1, 5, 1.0)):
         outputs[window]["start_logits"][token] = outputs[window]["end_logits"][token] = logit
@@ -149,7 +153,7 @@ def test_questions_without_an_answer(write: Write) -> None:
     task = tiny_tasks.make(QuestionAnswering, HEAD, LENGTH)[0]
     task.no_answer, task.stride = True, 2
     impossible = {"id": "q2", "question": "on", "answers": [], "is_impossible": True}
-    examples = task.read(Source(str(write("dev.json", squad(question("cat", 4), impossible)))))
+    examples = task.read(DataSource(str(write("dev.json", squad(question("cat", 4), impossible)))))
     assert examples == [Question("the cat", CONTEXT, ("cat",), (4,)), Question("on", CONTEXT)]
     training = task.features(examples, training=True)
     labels = [(each["example"], each["start_positions"], each["end_positions"]) for each in training]
@@ -157,7 +161,8 @@ def test_questions_without_an_answer(write: Write) -> None:
 
     features = task.features(examples)
     outputs = [
-        {name: np.zeros(len(each["input_ids"]), np.float32) for name in task.logits} for each in features
+        {name: np.zeros(len(feature["input_ids"]), np.float32) for name in task.logits}
+        for feature in features
     ]
     for window, token in ((0, 5), (3, 3)):
         outputs[window]["start_logits"][token] = outputs[window]["end_logits"][token] = 2.0
@@ -199,18 +204,18 @@ def test_blanks_around_a_paragraph_are_kept_for_answers_are_places_in_it(
 ) -> None:
     row = {"question": "who", "context": "\n a cat ", "answers": {"text": ["cat"], "answer_start": [4]}}
     data = write("data.jsonl", json.dumps(row))
-    assert task.read(Source(str(data))) == [Question("who", "\n a cat ", ("cat",), (4,))]
+    assert task.read(DataSource(str(data))) == [Question("who", "\n a cat ", ("cat",), (4,))]
 
 
 def test_reads_rows_of_the_hub_and_other_names_of_columns(task: QuestionAnswering, write: Write) -> None:
     answers = {"text": ["cat", "the cat"], "answer_start": [4, 0]}
     expected = [Question("who", CONTEXT, ("cat", "the cat"), (4, 0))]
     row = {"question": " who", "context": CONTEXT, "answers": answers}
-    assert task.read(Source(str(write("hub.jsonl", json.dumps(row))))) == expected
+    assert task.read(DataSource(str(write("hub.jsonl", json.dumps(row))))) == expected
     row = {"q": "who", "c": CONTEXT, "a": answers}
-    assert task.read(Source(str(write("own.jsonl", json.dumps(row))), Columns("q", "c", "a"))) == expected
+    assert task.read(DataSource(str(write("own.jsonl", json.dumps(row))), Columns("q", "c", "a"))) == expected
     del row["a"]
-    unlabelled = Source(str(write("none.jsonl", json.dumps(row))), Columns("q", "c"))
+    unlabelled = DataSource(str(write("none.jsonl", json.dumps(row))), Columns("q", "c"))
     assert task.read(unlabelled, labelled=False) == [Question("who", CONTEXT)]
 
 

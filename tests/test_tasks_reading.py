@@ -11,7 +11,7 @@ from texts import Write
 
 from qdqpatch.errors import ConfigError, DataError
 from qdqpatch.tasks import TASKS
-from qdqpatch.tasks.base import Columns, Source, Task, draw
+from qdqpatch.tasks.base import Columns, DataSource, Task, draw
 
 HEADS = {
     "text-classification": "BertForSequenceClassification",
@@ -108,19 +108,19 @@ def test_rows_of_the_hub_are_named_by_their_number(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets, "load_dataset", load)
     task, _ = tiny_tasks.make(TASKS["token-classification"], HEADS["token-classification"])
     with pytest.raises(DataError) as caught:
-        task.read(Source("some/tags", split="test", subset="en"))
+        task.read(DataSource("some/tags", split="test", subset="en"))
     assert asked == [("some/tags", "en", "test")]
     assert str(caught.value) == (
         "some/tags, row 1, word 1, has the label '3'; the model's are 0 (LABEL_0), 1 (LABEL_1), 2 (LABEL_2)."
     )
-    unlabelled = task.read(Source("some/tags"), labelled=False)
+    unlabelled = task.read(DataSource("some/tags"), labelled=False)
     assert [each.words for each in unlabelled] == [("a", "cat"), ("sat",)]
 
 
 def test_split_and_subset_are_for_the_hub(write: Write, case: tuple[Task[Any], str]) -> None:
     task, suffix = case
     path = str(write(f"data{suffix}", "{}"))
-    for source in (Source(path, split="test"), Source(path, subset="sst2")):
+    for source in (DataSource(path, split="test"), DataSource(path, subset="sst2")):
         with pytest.raises(
             ConfigError, match=f"^split and subset are for data sets on the hub; {path} is none.$"
         ):
@@ -137,7 +137,7 @@ def test_split_and_subset_are_for_the_hub(write: Write, case: tuple[Task[Any], s
 )
 def test_second_texts_where_there_are_none(write: Write, name: str, content: str, message: str) -> None:
     task, _ = tiny_tasks.make(TASKS[name], HEADS[name])
-    source = Source(str(write("data.jsonl", content)), Columns(text_pair="other"))
+    source = DataSource(str(write("data.jsonl", content)), Columns(text_pair="other"))
     with pytest.raises(ConfigError) as caught:
         task.read(source)
     assert str(caught.value).startswith(message)

@@ -6,7 +6,7 @@ import torch
 from texts import Write
 
 from qdqpatch.evaluation.predicting import predict, torch_run
-from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.text_classification import LabelledText, TextClassification
 
 NAMES = {0: "bad", 1: "good", 2: "odd"}
@@ -23,7 +23,7 @@ def test_from_file_to_accuracy(write: Write) -> None:
     best = [int(tiny_tasks.alone(model, text)["logits"].argmax()) for text in TEXTS]
     best[2] = (best[2] + 1) % 3
     lines = [json.dumps({"text": text, "label": label}) for text, label in zip(TEXTS, best, strict=True)]
-    examples = task.read(Source(str(write("data.jsonl", "\n".join(lines)))))
+    examples = task.read(DataSource(str(write("data.jsonl", "\n".join(lines)))))
     features = task.features(examples)
     steps: list[tuple[int, int]] = []
 
@@ -40,13 +40,13 @@ def test_from_file_to_accuracy(write: Write) -> None:
 
 def test_reads_names_and_numbers_of_labels_and_pairs(task: TextClassification, write: Write) -> None:
     data = write("pairs.tsv", "sentence1\tsentence2\tgold_label\na cat\ta dog\tgood\nthe mat\tsat\t0\n")
-    assert task.read(Source(str(data))) == [
+    assert task.read(DataSource(str(data))) == [
         LabelledText("a cat", "a dog", 1),
         LabelledText("the mat", "sat", 0),
     ]
     columns = Columns("sentence2", None, "gold_label")
-    assert task.read(Source(str(data), columns))[0] == LabelledText("a dog", None, 1)
-    assert task.read(Source(str(data)), labelled=False)[0] == LabelledText("a cat", "a dog", None)
+    assert task.read(DataSource(str(data), columns))[0] == LabelledText("a dog", None, 1)
+    assert task.read(DataSource(str(data)), labelled=False)[0] == LabelledText("a cat", "a dog", None)
 
 
 def test_training_features_have_the_label_and_others_have_none(task: TextClassification) -> None:

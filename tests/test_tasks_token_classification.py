@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from texts import Write
 
 from qdqpatch.evaluation.predicting import predict, torch_run
-from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.entities import are_entity_tags, entity_f1
 from qdqpatch.tasks.token_classification import FIRST_PIECES, Sentence, TokenClassification
 
@@ -40,7 +40,7 @@ def test_from_file_to_accuracy_and_f1(write: Write) -> None:
         "".join(f"{word}\tx\t{NAMES[tag]}\n" for word, tag in zip(words, tags, strict=True))
         for words, tags in zip(WORDS, true, strict=True)
     ]
-    examples = task.read(Source(str(write("dev.conll.gz", "\n".join(lines)))))
+    examples = task.read(DataSource(str(write("dev.conll.gz", "\n".join(lines)))))
     assert examples == [Sentence(words, tuple(tags)) for words, tags in zip(WORDS, true, strict=True)]
     features = task.features(examples)
     assert [feature[FIRST_PIECES] for feature in features] == firsts
@@ -63,7 +63,7 @@ tags = st.sampled_from(["O", "B-a", "I-a", "E-a", "S-a", "B-b", "I-b", "I-a-b"])
 
 @given(st.lists(st.lists(st.tuples(tags, tags), min_size=1, max_size=8), min_size=1, max_size=5))
 def test_f1_of_sums_over_sentences_is_seqevals(sentences: list[list[tuple[str, str]]]) -> None:
-    predicted, true = ([[pair[part] for pair in each] for each in sentences] for part in (0, 1))
+    predicted, true = ([[pair[part] for pair in sentence] for sentence in sentences] for part in (0, 1))
     metric = entity_f1(predicted, true)
     assert len(metric.numerators) == len(metric.denominators) == len(sentences)
     # seqeval warns where it divides by no entity, and takes 0 for the result.
@@ -106,21 +106,21 @@ def test_tags_that_are_no_entities_have_accuracy_only() -> None:
 def test_reads_conll_with_blanks_and_document_starts(task: TokenClassification, write: Write) -> None:
     text = "\ufeff-DOCSTART- -X- O O\r\n\r\nthe DT O\r\ncat NN B-pet\r\n\r\n\r\n-DOCSTART- O\r\ndog NN 1\r\n"
     expected = [Sentence(("the", "cat"), (0, 1)), Sentence(("dog",), (1,))]
-    assert task.read(Source(str(write("train.conll", text)))) == expected
+    assert task.read(DataSource(str(write("train.conll", text)))) == expected
     without = [Sentence(each.words) for each in expected]
-    assert task.read(Source(str(write("train.conll", text))), labelled=False) == without
-    assert task.read(Source(str(write("words.conll", "the\ncat\n\ndog"))), labelled=False) == without
+    assert task.read(DataSource(str(write("train.conll", text))), labelled=False) == without
+    assert task.read(DataSource(str(write("words.conll", "the\ncat\n\ndog"))), labelled=False) == without
 
 
 def test_reads_rows_with_names_and_numbers(task: TokenClassification, write: Write) -> None:
     rows = [{"tokens": ["the", "cat"], "ner_tags": ["O", "B-pet"]}, {"tokens": ["dogs"], "ner_tags": [1]}]
     expected = [Sentence(("the", "cat"), (0, 1)), Sentence(("dogs",), (1,))]
     data = write("data.jsonl", "\n".join(json.dumps(row) for row in rows))
-    assert task.read(Source(str(data))) == expected
+    assert task.read(DataSource(str(data))) == expected
     data = write("data.jsonl", json.dumps({"w": ["dogs"], "t": [1]}))
-    assert task.read(Source(str(data), Columns("w", None, "t"))) == expected[1:]
+    assert task.read(DataSource(str(data), Columns("w", None, "t"))) == expected[1:]
     data = write("data.jsonl", json.dumps({"Words": ["dogs"]}))
-    assert task.read(Source(str(data)), labelled=False) == [Sentence(("dogs",))]
+    assert task.read(DataSource(str(data)), labelled=False) == [Sentence(("dogs",))]
 
 
 @pytest.mark.parametrize(

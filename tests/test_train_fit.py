@@ -24,12 +24,12 @@ FEATURES: list[Feature] = [
 
 
 def collate(features: Sequence[Feature]) -> Batch:
-    longest = max(len(each["input_ids"]) for each in features)
+    longest = max(len(feature["input_ids"]) for feature in features)
     padded = {
-        name: torch.tensor([each[name] + [0] * (longest - len(each[name])) for each in features])
+        name: torch.tensor([feature[name] + [0] * (longest - len(feature[name])) for feature in features])
         for name in ("input_ids", "attention_mask")
     }
-    return padded | {"labels": torch.tensor([each["labels"] for each in features])}
+    return padded | {"labels": torch.tensor([feature["labels"] for feature in features])}
 
 
 class Watched:
@@ -42,7 +42,7 @@ class Watched:
         step, watched = torch.optim.AdamW.step, self
 
         def spy(optimizer: torch.optim.AdamW, *rest: Any, **named: Any) -> Any:
-            groups = [{key: each[key] for key in ("lr", "weight_decay")} for each in optimizer.param_groups]
+            groups = [{key: group[key] for key in ("lr", "weight_decay")} for group in optimizer.param_groups]
             watched.groups.append(groups)
             return step(optimizer, *rest, **named)
 
@@ -86,7 +86,7 @@ def test_bf16_is_autocast(watched: Watched, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [True, False])
 def test_dropout_is_off_unless_asked_for_and_comes_back(kept: bool, watched: Watched, tmp_path: Path) -> None:
     model = watched.model()
-    layers = [each for each in model.modules() if isinstance(each, torch.nn.Dropout)]
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     for layer in layers:
         layer.p = 0.25
     found: set[float] = set()
@@ -102,7 +102,7 @@ def test_another_seed_is_another_order(tmp_path: Path) -> None:
         seen: list[list[int]] = []
 
         def remember(features: Sequence[Feature]) -> Batch:
-            seen.append([len(each["input_ids"]) for each in features])
+            seen.append([len(feature["input_ids"]) for feature in features])
             return collate(features)
 
         schedule = Schedule(epochs=2, batch_size=2, seed=seed)
@@ -119,10 +119,10 @@ def test_checkpoints_are_ten_and_two_of_them_stay(tmp_path: Path) -> None:
     written: list[str] = []
 
     def step(done: int, total: int, loss: float | None) -> None:
-        written.extend(each.name for each in tmp_path.glob("checkpoint-*") if each.name not in written)
+        written.extend(path.name for path in tmp_path.glob("checkpoint-*") if path.name not in written)
 
     fit(models.calibrated(NAME), FEATURES, collate, tmp_path, schedule, step=step)
-    kept = sorted(each.name for each in tmp_path.glob("checkpoint-*"))
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert kept == ["checkpoint-18", "checkpoint-20"]
     assert {*written, *kept} == {f"checkpoint-{number}" for number in range(2, 21, 2)}
     last = fitting.last_checkpoint(tmp_path)

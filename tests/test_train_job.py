@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification
 
 import qdqpatch
 from qdqpatch.errors import CheckpointError, ConfigError
-from qdqpatch.patch import named_quantizers
-from qdqpatch.quantizer import TensorQuantizer
-from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.fit import Schedule, last_checkpoint
 from qdqpatch.training.run import run_job
@@ -27,11 +27,13 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Source:
+def data(tmp_path: Path) -> DataSource:
     return write_data(tmp_path)
 
 
-def test_the_way_from_a_float_checkpoint_to_a_trained_one(ckpt: str, data: Source, tmp_path: Path) -> None:
+def test_the_way_from_a_float_checkpoint_to_a_trained_one(
+    ckpt: str, data: DataSource, tmp_path: Path
+) -> None:
     out, listener = tmp_path / "out", Recording()
     report = run_job(job(ckpt, data, distillation=Distillation()), out, listener=listener)
     assert [stage.name for stage in report.stages] == ["float", "calibrated", "distilled"]
@@ -49,16 +51,16 @@ def test_the_way_from_a_float_checkpoint_to_a_trained_one(ckpt: str, data: Sourc
         "Evaluating the distilled model",
     ]
     assert listener.steps == [(step, 24) for step in range(1, 25)]
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["out", "train.tsv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "train.tsv"]
     assert {"config.json", "model.safetensors", "tokenizer_config.json", "training.json", "vocab.txt"} == {
-        each.name for each in out.iterdir()
+        path.name for path in out.iterdir()
     }
     saved = json.loads((out / "training.json").read_text())
     assert saved["stages"] == [dataclasses.asdict(stage) for stage in report.stages]
     assert saved["job"]["schedule"]["epochs"] == 3
     model = AutoModelForSequenceClassification.from_pretrained(out)
-    assert {type(each) for _, each in named_quantizers(model)} == {TensorQuantizer}
-    assert all(each.amax is not None for _, each in named_quantizers(model))
+    assert {type(quantizer) for _, quantizer in named_quantizers(model)} == {TensorQuantizer}
+    assert all(quantizer.amax is not None for _, quantizer in named_quantizers(model))
     right = 0
     tokenizer = qdqpatch.checkpoint.tokenizer.load_tokenizer(str(out))
     for place, text in enumerate(TEXTS * 4):
@@ -67,7 +69,7 @@ def test_the_way_from_a_float_checkpoint_to_a_trained_one(ckpt: str, data: Sourc
     assert report.stages[-1].metrics["accuracy"] == pytest.approx(100 * right / 32)
 
 
-def test_training_learns_the_labels(ckpt: str, data: Source, tmp_path: Path) -> None:
+def test_training_learns_the_labels(ckpt: str, data: DataSource, tmp_path: Path) -> None:
     schedule = dataclasses.replace(SCHEDULE, epochs=100, lr=5e-3, dropout=False)
     by_text = [f"{text}\t{place % 3}" for place, text in enumerate(TEXTS)]
     Path(data.name).write_text("\n".join(["sentence\tlabel", *by_text]) + "\n")
@@ -79,7 +81,7 @@ def test_training_learns_the_labels(ckpt: str, data: Source, tmp_path: Path) -> 
 
 
 def test_a_run_goes_on_that_was_interrupted_before_its_first_checkpoint(
-    ckpt: str, data: Source, tmp_path: Path
+    ckpt: str, data: DataSource, tmp_path: Path
 ) -> None:
     wanted = job(ckpt, data, distillation=Distillation())
     run_job(wanted, tmp_path / "whole")
@@ -98,7 +100,7 @@ def test_a_run_goes_on_that_was_interrupted_before_its_first_checkpoint(
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: Source, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: DataSource, tmp_path: Path) -> None:
     wanted = job(ckpt, data, distillation=Distillation(hidden_states=0.1))
     whole = run_job(wanted, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -124,7 +126,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: Source, tm
     assert not folder.exists()
 
 
-def test_a_run_that_was_interrupted_can_be_replaced(ckpt: str, data: Source, tmp_path: Path) -> None:
+def test_a_run_that_was_interrupted_can_be_replaced(ckpt: str, data: DataSource, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_job(job(ckpt, data), tmp_path / "out", listener=Recording(stop_at=1))
     (tmp_path / "out.training" / "job.json").write_text("{")
@@ -136,20 +138,20 @@ def test_a_run_that_was_interrupted_can_be_replaced(ckpt: str, data: Source, tmp
     assert (tmp_path / "out" / "training.json").is_file()
 
 
-def test_without_data_to_evaluate_on_some_is_held_out(ckpt: str, data: Source, tmp_path: Path) -> None:
+def test_without_data_to_evaluate_on_some_is_held_out(ckpt: str, data: DataSource, tmp_path: Path) -> None:
     schedule = dataclasses.replace(SCHEDULE, epochs=0.1)
     report = run_job(job(ckpt, data, eval_data=None, schedule=schedule), tmp_path / "out")
     assert (report.examples, report.held_out, report.features) == (3, True, 29)
 
 
-def test_fewer_examples_to_evaluate_on(ckpt: str, data: Source, tmp_path: Path) -> None:
+def test_fewer_examples_to_evaluate_on(ckpt: str, data: DataSource, tmp_path: Path) -> None:
     report = run_job(job(ckpt, data, eval_samples=5), tmp_path / "out")
     assert report.examples == 5
     assert all(stage.metrics["accuracy"] % 20 == 0 for stage in report.stages)
 
 
 def test_a_calibrated_checkpoint_keeps_its_ranges_when_they_are_frozen(
-    ckpt: str, data: Source, tmp_path: Path
+    ckpt: str, data: DataSource, tmp_path: Path
 ) -> None:
     model = qdqpatch.quantize(AutoModelForSequenceClassification.from_pretrained(ckpt))
     qdqpatch.calibrate(model, [models.inputs(NAME)])
@@ -163,7 +165,7 @@ def test_a_calibrated_checkpoint_keeps_its_ranges_when_they_are_frozen(
     assert not torch.equal(trained.classifier.weight, model.classifier.weight)
 
 
-def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: Source, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: DataSource, tmp_path: Path) -> None:
     quantized = tmp_path / "uncalibrated"
     models.uncalibrated(NAME).save_pretrained(quantized)
     write_tokenizer(quantized)
@@ -195,7 +197,7 @@ def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: Source, t
             f"The teacher {quantized} is quantized: name the float checkpoint.",
         ),
         (
-            job(ckpt, Source(data.name, Columns(label="stars"))),
+            job(ckpt, DataSource(data.name, Columns(label="stars"))),
             False,
             f"{data.name} has no column 'stars'; it has sentence, label.",
         ),
@@ -211,7 +213,7 @@ def test_an_embedding_model_is_distilled_without_labels(ckpt: str, tmp_path: Pat
     models.build().save_pretrained(headless)
     write_tokenizer(headless)
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS * 2) + "\n")
-    source = Source(str(tmp_path / "texts.txt"))
+    source = DataSource(str(tmp_path / "texts.txt"))
     wanted = job(str(headless), source, eval_data=source, distillation=Distillation())
     report = run_job(wanted, tmp_path / "out")
     before, after = report.stages[1].metrics["cosine"], report.stages[2].metrics["cosine"]

@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import qdqpatch
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
-from qdqpatch.learned import ClippedQuantizer, FollowingQuantizer, LSQQuantizer
-from qdqpatch.patch import named_quantizers
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.learned import LSQQuantizer, PACTQuantizer, WeightTrackingQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.training import freeze_ranges, parameter_groups, train_ranges
 
 NAME = "BertForSequenceClassification"
@@ -28,17 +28,18 @@ def step(model: PreTrainedModel, lr: float = 1e-2) -> None:
 
 def weight_ranges(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the range of each weight's quantizer, and that of the weight."""
-    linears = [each for each in model.modules() if hasattr(each, "_weight_quantizer")]
+    linears = [module for module in model.modules() if hasattr(module, "_weight_quantizer")]
     return [
-        (each._weight_quantizer.amax, each.weight.detach().abs().amax(1, keepdim=True)) for each in linears
+        (linear._weight_quantizer.amax, linear.weight.detach().abs().amax(1, keepdim=True))
+        for linear in linears
     ]
 
 
 @pytest.mark.parametrize(
-    ("activations", "cls"), [("lsq", LSQQuantizer), ("clip", ClippedQuantizer), ("frozen", TensorQuantizer)]
+    ("activations", "cls"), [("lsq", LSQQuantizer), ("clip", PACTQuantizer), ("frozen", TensorQuantizer)]
 )
 @pytest.mark.parametrize(
-    ("weights", "of_weights"), [("follow", FollowingQuantizer), ("frozen", TensorQuantizer)]
+    ("weights", "of_weights"), [("follow", WeightTrackingQuantizer), ("frozen", TensorQuantizer)]
 )
 def test_every_quantizer_is_of_its_class(activations, cls, weights, of_weights) -> None:
     model = models.calibrated(NAME)
@@ -79,7 +80,7 @@ def test_a_saved_model_has_the_ranges_of_the_weights_after_the_last_step(tmp_pat
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert all(torch.equal(amax, own) for amax, own in weight_ranges(loaded))
-    assert {type(each) for _, each in named_quantizers(loaded)} == {TensorQuantizer}
+    assert {type(quantizer) for _, quantizer in named_quantizers(loaded)} == {TensorQuantizer}
     models.assert_equal(models.outputs(loaded, NAME), models.outputs(model.eval(), NAME))
 
 
@@ -155,4 +156,7 @@ def test_a_model_whose_ranges_were_learned_exports(tmp_path: Path) -> None:
         model.eval(), tmp_path / "out", "onnxruntime", shape=(2, 8), batches=[models.inputs(NAME)]
     )
     assert result.file.is_file()
-    assert {type(each) for _, each in named_quantizers(model)} == {LSQQuantizer, FollowingQuantizer}
+    assert {type(quantizer) for _, quantizer in named_quantizers(model)} == {
+        LSQQuantizer,
+        WeightTrackingQuantizer,
+    }

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig
 from qdqpatch.calibration import shifting
-from qdqpatch.tasks.base import Source
+from qdqpatch.tasks.base import DataSource
 from qdqpatch.training import run
 from qdqpatch.training.run import run_job
 
@@ -24,7 +24,7 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Source:
+def data(tmp_path: Path) -> DataSource:
     return write_data(tmp_path)
 
 
@@ -38,7 +38,7 @@ def data(tmp_path: Path) -> Source:
     ids=["not shifted", "not refined", "no activation quantized"],
 )
 def test_how_ranges_are_set(
-    changes: dict[str, Any], expected: list[str], ckpt: str, data: Source, tmp_path: Path
+    changes: dict[str, Any], expected: list[str], ckpt: str, data: DataSource, tmp_path: Path
 ) -> None:
     listener = Recording(stop_at=1)
     with pytest.raises(KeyboardInterrupt):
@@ -48,7 +48,7 @@ def test_how_ranges_are_set(
 
 
 def test_a_model_with_nothing_to_shift_trains_too(
-    ckpt: str, data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ckpt: str, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (run, shifting):
         monkeypatch.setattr(module, "find_shifts", lambda model: ())
@@ -58,7 +58,7 @@ def test_a_model_with_nothing_to_shift_trains_too(
 
 
 def test_ranges_are_set_from_the_same_batches(
-    ckpt: str, data: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ckpt: str, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, int, tuple[Any, ...]]] = []
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration.weights import STEPS, weight_ranges
 from qdqpatch.errors import CalibrationError
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
 
 DENSE = "encoder.layer.0.intermediate.dense"
 
@@ -50,7 +50,7 @@ def test_least_squares_are_found_among_all_fractions(bits: int, axis: str, arith
         assert torch.equal(maxima[path], largest), path
         assert amax.shape == largest.shape, path
         fractions = torch.arange(1, STEPS + 1) / STEPS
-        every = torch.stack([squared_errors(weight, largest * each, bits) for each in fractions])
+        every = torch.stack([squared_errors(weight, largest * fraction, bits) for fraction in fractions])
         error = squared_errors(weight, amax, bits)
         # fp32 against float64: the sums differ by a few parts in 10^6, more than that decides.
         assert (error <= every[-1] * (1 + 1e-5)).all(), path
@@ -126,7 +126,7 @@ def test_weights_of_other_dtypes_have_fp32_ranges(dtype: torch.dtype) -> None:
 
 def test_calibrate_sets_them_and_leaves_the_weights_alone() -> None:
     model = with_weights()
-    weights = {name: each.clone() for name, each in model.named_parameters()}
+    weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
     expected = weight_ranges(model, "mse")
     calibrate(model, [models.inputs()], method="max", weight_method="mse")
     models.assert_equal({path: models.ranges(model)[path] for path in expected}, expected)
@@ -144,8 +144,8 @@ def test_weight_quantizers_that_are_off_have_no_range() -> None:
     model = with_weights("*_weight_quantizer=off", "*.query._weight_quantizer=on")
     assert list(weight_ranges(model, "mse")) == [
         path
-        for path, each in named_quantizers(model)
-        if path.endswith("_weight_quantizer") and not each._disabled
+        for path, quantizer in named_quantizers(model)
+        if path.endswith("_weight_quantizer") and not quantizer._disabled
     ]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from qdqpatch.errors import DataError
-from qdqpatch.tasks.base import Columns, Source, Task
+from qdqpatch.tasks.base import Columns, DataSource, Task
 
 CLS, SEP, MASK = 2, 3, 4
 """Numbers of tokens in the vocabulary of `checkpoints.WORDS`."""
@@ -47,5 +47,5 @@ def alone(model: PreTrainedModel, *texts: str, **options: Any) -> dict[str, Tens
 def error_of(task: Task[Any], name: object, *columns: str | None) -> str:
     """Return what the `DataError` says that reading raises."""
     with pytest.raises(DataError) as caught:
-        task.read(Source(str(name), Columns(*columns)))
+        task.read(DataSource(str(name), Columns(*columns)))
     return str(caught.value)

@@ -7,7 +7,7 @@ from typing import Any
 import models
 from checkpoints import write_tokenizer
 
-from qdqpatch.tasks.base import Source
+from qdqpatch.tasks.base import DataSource
 from qdqpatch.training.fit import Schedule
 from qdqpatch.training.job import Job
 from qdqpatch.training.run import Listener
@@ -32,14 +32,14 @@ def write_float(folder: Path) -> str:
     return str(write_tokenizer(folder))
 
 
-def write_data(folder: Path) -> Source:
+def write_data(folder: Path) -> DataSource:
     """Write labelled texts, each four times, with labels that they do not determine."""
     lines = ["sentence\tlabel", *(f"{text}\t{place % 3}" for place, text in enumerate(TEXTS * 4))]
     (folder / "train.tsv").write_text("\n".join(lines) + "\n")
-    return Source(str(folder / "train.tsv"))
+    return DataSource(str(folder / "train.tsv"))
 
 
-def job(ckpt: str, data: Source, **changes: Any) -> Job:
+def job(ckpt: str, data: DataSource, **changes: Any) -> Job:
     """Return a short job on these."""
     return dataclasses.replace(Job(ckpt, data, eval_data=data, schedule=SCHEDULE), **changes)
 

@@ -6,9 +6,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from qdqpatch.bench.report import Report, Row, rounded
+from qdqpatch.bench.report import Benchmark, BenchmarkRow, rounded
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.report.figures import TEXT, write_figure
-from qdqpatch.shapes import Shape
 
 BASELINE = "#9aa3ad"
 COLORS = {"torch": "#ee8866", "onnxruntime": "#4477aa", "openvino": "#8a63a8"}
@@ -17,7 +17,7 @@ WIDTH, BAR, PANEL = 8.0, 0.3, 0.75
 """Inches: of the chart; height of a bar with its gap; height of what else a panel has."""
 
 
-def write_chart(file: Path, report: Report) -> None:
+def write_chart(file: Path, report: Benchmark) -> None:
     """Draw the chart: all of it or, if anything fails, nothing. A file that is there is replaced.
 
     Raises:
@@ -26,7 +26,7 @@ def write_chart(file: Path, report: Report) -> None:
     write_figure(file, lambda: _draw(report))
 
 
-def _draw(report: Report) -> Any:
+def _draw(report: Benchmark) -> Any:
     """Return the figure; panels share the order of the bars, each has a scale of its own."""
     from matplotlib.figure import Figure
 
@@ -43,7 +43,7 @@ def _draw(report: Report) -> Any:
     return figure
 
 
-def _panel(axes: Any, shape: Shape, rows: list[Row], report: Report) -> None:
+def _panel(axes: Any, shape: Shape, rows: list[BenchmarkRow], report: Benchmark) -> None:
     places = range(len(rows))
     medians = [row.p50_ms or 0.0 for row in rows]
     slowest = [row.p90_ms or 0.0 for row in rows]

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from qdqpatch.contenders import Facts
-from qdqpatch.engines import Array, Arrays, Input
+from qdqpatch.data.arrays import Array, Arrays
+from qdqpatch.engines.models import Facts
+from qdqpatch.engines.sessions import Input
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError
-from qdqpatch.shapes import Shape
 
 UNKNOWN_VOCABULARY = 1000
 """Ids are below this where no config tells the size of the vocabulary."""
@@ -55,29 +56,29 @@ def check_inputs(name: str, inputs: Sequence[Input]) -> None:
     Raises:
         ConfigError: If it takes a tensor that is not known, or one that is not `(batch, length)`.
     """
-    unknown = [each.name for each in inputs if each.name not in VALUES]
+    unknown = [value.name for value in inputs if value.name not in VALUES]
     if unknown:
         raise ConfigError(f"{name} takes {', '.join(unknown)}; bench makes {', '.join(VALUES)}.")
-    for each in inputs:
-        if len(each.shape) not in (0, 2):
+    for value in inputs:
+        if len(value.shape) not in (0, 2):
             raise ConfigError(
-                f"{name} takes {each.name} of {len(each.shape)} dimensions; bench makes (batch, length)."
+                f"{name} takes {value.name} of {len(value.shape)} dimensions; bench makes (batch, length)."
             )
 
 
 def make_inputs(inputs: Sequence[Input], shape: Shape, facts: Facts) -> Arrays:
     """Return the tensors that a model takes; `check_inputs` comes before."""
     tensors = {}
-    for each in inputs:
+    for value in inputs:
         own = shape
-        if each.name == POSITIONS and each.shape and each.shape[0] is not None:
-            own = Shape(each.shape[0], shape.length)
-        tensors[each.name] = VALUES[each.name](own, facts).astype(each.dtype)
+        if value.name == POSITIONS and value.shape and value.shape[0] is not None:
+            own = Shape(value.shape[0], shape.length)
+        tensors[value.name] = VALUES[value.name](own, facts).astype(value.dtype)
     return tensors
 
 
 def fixed_sizes(inputs: Sequence[Input]) -> tuple[int | None, int | None]:
     """Return the batch and the length that a graph is made for; None for what is free."""
-    shapes = [each.shape for each in inputs if each.shape and each.name != POSITIONS]
-    batch, length = ([each[axis] for each in shapes if each[axis] is not None] for axis in (0, 1))
+    shapes = [value.shape for value in inputs if value.shape and value.name != POSITIONS]
+    batch, length = ([shape[axis] for shape in shapes if shape[axis] is not None] for axis in (0, 1))
     return next(iter(batch), None), next(iter(length), None)

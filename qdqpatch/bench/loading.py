@@ -11,10 +11,11 @@ import torch
 
 from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.contenders import TORCH, Contender
-from qdqpatch.engines import ENGINES, Arrays, Input
+from qdqpatch.data.arrays import Arrays
+from qdqpatch.engines.models import TORCH, Contender
+from qdqpatch.engines.sessions import ENGINES, Input
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, EngineError, one_line
-from qdqpatch.shapes import Shape
 
 TORCH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 """What a torch model is given of these, as far as it takes them."""

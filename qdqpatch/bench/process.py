@@ -18,11 +18,11 @@ from pathlib import Path
 
 from qdqpatch.bench.loading import load
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.contenders import TORCH, Contender, Facts
-from qdqpatch.engines import ENGINES
+from qdqpatch.engines.models import TORCH, Contender, Facts
+from qdqpatch.engines.sessions import ENGINES
+from qdqpatch.engines.shapes import Shape
+from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import EngineError, QdqError, one_line
-from qdqpatch.shapes import Shape
-from qdqpatch.threads import torch_threads
 
 
 @dataclass(frozen=True)

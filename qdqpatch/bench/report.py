@@ -9,8 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from qdqpatch.shapes import Shape
-from qdqpatch.skipping import Skipped
+from qdqpatch.engines.loading import Skipped
+from qdqpatch.engines.shapes import Shape
 
 COLUMNS = (
     "Model",
@@ -29,7 +29,7 @@ _NUMBERS = 7
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """A contender at a shape.
 
     Attributes:
@@ -77,7 +77,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class Benchmark:
     """Everything that was measured.
 
     Attributes:
@@ -94,14 +94,14 @@ class Report:
     rounds: int
     versions: dict[str, str | None]
     baseline: str
-    rows: tuple[Row, ...]
+    rows: tuple[BenchmarkRow, ...]
     skipped: tuple[Skipped, ...]
     shortened: str | None = None
 
     @property
-    def by_shape(self) -> dict[Shape, list[Row]]:
+    def by_shape(self) -> dict[Shape, list[BenchmarkRow]]:
         """The rows of each shape."""
-        groups: dict[Shape, list[Row]] = {}
+        groups: dict[Shape, list[BenchmarkRow]] = {}
         for row in self.rows:
             groups.setdefault(row.shape, []).append(row)
         return groups
@@ -121,7 +121,7 @@ class Report:
         """The notes, after the numbers that mark them."""
         return [f"({number}) {note}" for number, note in enumerate(self.notes, start=1)]
 
-    def mark(self, row: Row) -> str:
+    def mark(self, row: BenchmarkRow) -> str:
         """Return the number of a row's note, as ` (1)`; nothing if it has none."""
         return "" if row.note is None else f" ({self.notes.index(row.note) + 1})"
 
@@ -158,7 +158,7 @@ class Report:
         return [*self.numbered_notes, speedup, *filter(None, [self.shortened])]
 
 
-def _figures(row: Row) -> tuple[str, ...]:
+def _figures(row: BenchmarkRow) -> tuple[str, ...]:
     speedup = "-" if row.speedup is None else f"{row.speedup:.2f}x"
     return (
         rounded(row.p50_ms),

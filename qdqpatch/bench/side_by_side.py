@@ -11,14 +11,14 @@ from qdqpatch.bench.inputs import fixed_sizes
 from qdqpatch.bench.loading import Loaded, load
 from qdqpatch.bench.measure import Latency, interleave
 from qdqpatch.bench.process import Footprint, alone
-from qdqpatch.bench.report import Report, Row
+from qdqpatch.bench.report import Benchmark, BenchmarkRow
 from qdqpatch.bench.sizes import size_on_disk
-from qdqpatch.contenders import TORCH, Contender, find_contenders
-from qdqpatch.engines import ENGINES
+from qdqpatch.engines.loading import Skipped, load_each
+from qdqpatch.engines.models import TORCH, Contender, find_contenders
+from qdqpatch.engines.sessions import ENGINES
+from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape, cut
+from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError
-from qdqpatch.shapes import DEFAULT_SHAPES, Shape, cut
-from qdqpatch.skipping import Skipped, load_each
-from qdqpatch.threads import torch_threads
 
 Step = Callable[[str, int, int], None]
 """Told what is done now, how many steps are done, and of how many."""
@@ -32,7 +32,7 @@ def compare(
     threads: int | None = None,
     rounds: int = 20,
     step: Step = lambda text, done, total: None,
-) -> Report:
+) -> Benchmark:
     """Measure models side by side, all of them in this process and in turns.
 
     Args:
@@ -70,7 +70,9 @@ def compare(
             contender = each.contender
             latency, reference = found.get(contender), found.get(baseline)
             rows.append(_row(each, shape, latency, reference, footprints[contender], sizes[contender]))
-    return Report(threads, rounds, _versions(loaded), str(baseline), tuple(rows), tuple(skipped), shortened)
+    return Benchmark(
+        threads, rounds, _versions(loaded), str(baseline), tuple(rows), tuple(skipped), shortened
+    )
 
 
 class _Progress:
@@ -121,7 +123,11 @@ def _shapes_for(
     contenders: Sequence[Contender], asked: Sequence[Shape]
 ) -> tuple[tuple[Shape, ...], str | None]:
     """Return the shapes asked for, or the default ones cut to what all models take; then say so."""
-    known = [(each.facts.max_length, each) for each in contenders if each.facts.max_length is not None]
+    known = [
+        (contender.facts.max_length, contender)
+        for contender in contenders
+        if contender.facts.max_length is not None
+    ]
     shapes = tuple(dict.fromkeys(asked or DEFAULT_SHAPES))
     if not known:
         return shapes, None
@@ -157,9 +163,9 @@ def _row(
     baseline: Latency | None,
     footprint: Footprint,
     size: int,
-) -> Row:
+) -> BenchmarkRow:
     contender = loaded.contender
-    return Row(
+    return BenchmarkRow(
         model=contender.model,
         engine=contender.engine,
         path=contender.path,

@@ -2,8 +2,8 @@
 
 from qdqpatch.calibration.adjust import clip_gelu, expand_amax, fuse_qkv, recalibrate_weights
 from qdqpatch.calibration.bias_correction import correct_biases
+from qdqpatch.calibration.calibrate import calibrate, set_ranges
 from qdqpatch.calibration.collecting import collect
-from qdqpatch.calibration.loop import calibrate, set_ranges
 from qdqpatch.calibration.refining import refine_ranges
 from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth

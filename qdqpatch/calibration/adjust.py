@@ -17,14 +17,14 @@ from transformers import PreTrainedModel
 
 from qdqpatch.calibration.methods import WeightMethod, check_weight_method
 from qdqpatch.calibration.weights import weight_ranges
-from qdqpatch.config import QDQConfig
-from qdqpatch.conversion import float_twin
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.config.quantizer import Override
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
-from qdqpatch.patch import is_quantized
-from qdqpatch.quantizer import TensorQuantizer, absolute_max
-from qdqpatch.recipe import first_like, placement, record
-from qdqpatch.settings import Override
-from qdqpatch.switch import replace_quantizer
+from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
+from qdqpatch.patching.apply import is_quantized
+from qdqpatch.patching.placement import first_like, placement, record
+from qdqpatch.patching.quantize import float_twin
+from qdqpatch.patching.switch import replace_quantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -235,7 +235,7 @@ def _qkv(model: nn.Module) -> Iterator[dict[str, TensorQuantizer]]:
                     for name, linear in linears.items()
                     if linear is not None
                 )
-                yield {name: each for name, each in weights.items() if _is_per_tensor(each)}
+                yield {name: weight for name, weight in weights.items() if _is_per_tensor(weight)}
 
 
 def _is_cross_attention(path: str, module: nn.Module) -> bool:
@@ -254,8 +254,8 @@ def _feed_forward_outputs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(layers, nn.ModuleList):
             for index, layer in layers.named_children():
                 named = layer.named_modules(prefix=f"{path}.{index}")
-                linears = [(name, each) for name, each in named if isinstance(each, nn.Linear)][-2:]
-                sizes = {(each.in_features, each.out_features) for _, each in linears}
+                linears = [(name, module) for name, module in named if isinstance(module, nn.Linear)][-2:]
+                sizes = {(linear.in_features, linear.out_features) for _, linear in linears}
                 # There and back: the second's sizes are the first's the other way round.
                 if len(linears) == 2 and sizes == {size[::-1] for size in sizes}:
                     yield linears[1]

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration import distributed
 from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
 from qdqpatch.errors import CalibrationError, NotQuantizedError
-from qdqpatch.linear import QuantLinear
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -51,7 +51,9 @@ def correct_biases(model: Model, batches: Iterable[Mapping[str, Any]], padding_a
     """
     modules = model.named_modules()
     linears = {
-        path: each for path, each in modules if isinstance(each, QuantLinear) and each.bias is not None
+        path: module
+        for path, module in modules
+        if isinstance(module, QuantLinear) and module.bias is not None
     }
     if not linears:
         raise NotQuantizedError(
@@ -107,7 +109,7 @@ def _sums(
     padding_aware: bool,
 ) -> dict[str, Tensor]:
     """Return each Linear's sums over all batches and processes, on the host."""
-    observers = {path: Sums(each, model.device) for path, each in linears.items()}
+    observers = {path: Sums(linear, model.device) for path, linear in linears.items()}
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(observing(model, {}))
         for path, observer in observers.items():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qdqpatch.calibration.methods import PERCENTILES
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.rules.adds import RESIDUAL
 
 STEP = 2**0.5
@@ -66,7 +66,7 @@ def stages(paths: Iterable[str]) -> list[list[str]]:
     ]
 
 
-class Comparison:
+class OperationComparison:
     """Repeats every operation of a float model with one of its operands quantized to each candidate range.
 
     An operation is a module with quantizers: a Linear, an attention, or a block with a residual add, whose

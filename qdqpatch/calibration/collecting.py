@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
-from qdqpatch.calibration.candidates import Comparison, candidates, stages
+from qdqpatch.calibration.candidates import OperationComparison, candidates, stages
 from qdqpatch.calibration.histogram import UNSEEN
 from qdqpatch.calibration.observing import (
     Observer,
@@ -25,8 +25,8 @@ from qdqpatch.calibration.observing import (
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics, TensorStatistics, least_error
 from qdqpatch.errors import CalibrationError
-from qdqpatch.patch import enabled_quantizers
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import enabled_quantizers
 
 
 def collect(
@@ -86,7 +86,7 @@ def _compare(
     # An operation that is repeated must not find its own keys and values in a cache.
     without_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
-    def run(comparison: Comparison) -> dict[str, Tensor]:
+    def run(comparison: OperationComparison) -> dict[str, Tensor]:
         with observing(model, {}), comparison.watching(model), torch.no_grad():
             for batch in batches:
                 comparison.padding = Padding(batch) if padding_aware else None
@@ -96,7 +96,7 @@ def _compare(
     errors: dict[str, dict[float, float]] = {}
     chosen: dict[str, float] = {}
     for paths in stages(ranges):
-        comparison = Comparison({path: ranges[path] for path in paths}, chosen)
+        comparison = OperationComparison({path: ranges[path] for path in paths}, chosen)
         measured = distributed.together(functools.partial(run, comparison), model.device)
         unmeasured = {path: torch.zeros(len(ranges[path]), dtype=torch.float64) for path in paths}
         for path, summed in distributed.sum_over_processes(unmeasured | measured, model.device).items():

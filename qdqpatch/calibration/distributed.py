@@ -29,16 +29,16 @@ def merge(histograms: Sequence[Histogram]) -> None:
     """
     if not histograms:
         return
-    exponents = torch.stack([each.exponent for each in histograms])
-    amax = torch.stack([each.amax for each in histograms])
+    exponents = torch.stack([histogram.exponent for histogram in histograms])
+    amax = torch.stack([histogram.amax for histogram in histograms])
     dist.all_reduce(exponents, dist.ReduceOp.MAX)
     dist.all_reduce(amax, dist.ReduceOp.MAX)
     counts = torch.stack(
-        [each.coarsened(exponent) for each, exponent in zip(histograms, exponents, strict=True)]
+        [histogram.coarsened(exponent) for histogram, exponent in zip(histograms, exponents, strict=True)]
     )
     dist.all_reduce(counts, dist.ReduceOp.SUM)
-    for each, *merged in zip(histograms, counts, exponents, amax, strict=True):
-        each.counts, each.exponent, each.amax = merged
+    for histogram, *merged in zip(histograms, counts, exponents, amax, strict=True):
+        histogram.counts, histogram.exponent, histogram.amax = merged
 
 
 def merge_maxima(maxima: Sequence[Tensor | None]) -> list[Tensor | None]:

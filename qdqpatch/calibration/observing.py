@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.padding import POSITIONS, Padding
 from qdqpatch.errors import CalibrationError
-from qdqpatch.patch import named_quantizers
-from qdqpatch.quantizer import TensorQuantizer, absolute_max
+from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
+from qdqpatch.patching.apply import named_quantizers
 
 HELD_BACK = 8
 """Of so many batches one is held back, the second first, where ranges are to be compared on it."""
@@ -168,8 +168,8 @@ def first_rows(batch: Mapping[str, Any], tokens: int) -> dict[str, Any]:
         return dict(batch)
     rows = max(1, tokens // ids.shape[1:].numel())
     return {
-        name: each[:rows] if isinstance(each, Tensor) and each.shape[:1] == ids.shape[:1] else each
-        for name, each in batch.items()
+        name: tensor[:rows] if isinstance(tensor, Tensor) and tensor.shape[:1] == ids.shape[:1] else tensor
+        for name, tensor in batch.items()
     }
 
 

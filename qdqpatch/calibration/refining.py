@@ -25,9 +25,9 @@ from qdqpatch.calibration.candidates import SMALLEST_NORM
 from qdqpatch.calibration.observing import HELD_BACK, no_batch, observing, on_device
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.errors import CalibrationError, ConfigError
-from qdqpatch.learned import LSQQuantizer
-from qdqpatch.patch import enabled_quantizers
-from qdqpatch.quantizer import TensorQuantizer, at_least_fp32
+from qdqpatch.nn.learned import LSQQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
+from qdqpatch.patching.apply import enabled_quantizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Batch = Mapping[str, Any]
@@ -72,7 +72,7 @@ def refine_ranges(
     if not can_refine(model):
         raise ConfigError(f"{type(model).__name__} has no layer with a range to refine.")
     quantizers, layers = _learnable(model), _layers(model)
-    before = torch.stack([_amax(each) for each in quantizers])
+    before = torch.stack([_amax(quantizer) for quantizer in quantizers])
     reconstruction = _Reconstruction(model, layers, padding_aware)
     given: list[Batch] = []
 
@@ -182,7 +182,7 @@ def _learn(
     step: Step,
 ) -> Tensor:
     """Return what is to be added to the logarithm of each range, fp32, shape `(quantizers,)`."""
-    start = torch.stack([_amax(each) for each in quantizers])
+    start = torch.stack([_amax(quantizer) for quantizer in quantizers])
     moved = torch.zeros_like(start)
     optimizer = torch.optim.Adam([moved], lr=RATE)
     steps = epochs * len(batches)
@@ -200,12 +200,12 @@ def _learn(
                 )
             loss.backward()
             optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * done / steps)) / 2
-            moved.grad = torch.stack([_gradient(each) for each in quantizers])
+            moved.grad = torch.stack([_gradient(quantizer) for quantizer in quantizers])
             optimizer.step()
             with torch.no_grad():
-                for each, amax in zip(quantizers, start * moved.exp(), strict=True):
-                    each._amax.copy_(amax)
-                    each._amax.grad = None
+                for quantizer, amax in zip(quantizers, start * moved.exp(), strict=True):
+                    quantizer._amax.copy_(amax)
+                    quantizer._amax.grad = None
             step(done + 1, steps)
     return moved
 
@@ -220,7 +220,7 @@ def _gradient(quantizer: TensorQuantizer) -> Tensor:
 def _learning(model: nn.Module, quantizers: Sequence[TensorQuantizer]) -> Iterator[None]:
     """Make the ranges the only parameters that have a gradient, and put everything back."""
     parameters = {each: each.requires_grad for each in model.parameters()}
-    classes = [(type(each), "_amax" in each._parameters) for each in quantizers]
+    classes = [(type(quantizer), "_amax" in quantizer._parameters) for quantizer in quantizers]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)

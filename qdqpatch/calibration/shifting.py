@@ -33,12 +33,12 @@ from qdqpatch.calibration import distributed
 from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
 from qdqpatch.calibration.smoothing import find_attentions
 from qdqpatch.errors import CalibrationError, NotQuantizedError, UnsupportedModelError
-from qdqpatch.linear import QuantLinear
-from qdqpatch.patch import is_quantized
-from qdqpatch.quantizer import TensorQuantizer, at_least_fp32
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
+from qdqpatch.nn.toolkit import QuantDescriptor
+from qdqpatch.patching.apply import is_quantized
 from qdqpatch.rules import RULES
 from qdqpatch.rules.adds import LOCAL, RESIDUAL, ResidualAdds
-from qdqpatch.toolkit import QuantDescriptor
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -107,13 +107,15 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
 
 def find_shifts(model: nn.Module) -> tuple[Shift, ...]:
     """Return what `shift` moves in a quantized model."""
-    users = Counter(id(each) for module in model.modules() for each in module._parameters.values())
+    users = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
 
     def usable(module: nn.Module) -> bool:
         # A subclass, as of an adapter or with a parametrization, may compute something else from its bias.
         is_plain = type(module) in (nn.LayerNorm, nn.Linear, QuantLinear)
         parameters = list(module._parameters.values())
-        return is_plain and None not in parameters and all(users[id(each)] == 1 for each in parameters)
+        return (
+            is_plain and None not in parameters and all(users[id(parameter)] == 1 for parameter in parameters)
+        )
 
     return tuple(
         each
@@ -124,9 +126,11 @@ def find_shifts(model: nn.Module) -> tuple[Shift, ...]:
 
 def _values(model: nn.Module) -> Iterator[Shift]:
     """Yield the values of every attention that `smooth` knows."""
-    for each in find_attentions(model)[0]:
-        quantizers = _quantizers((model.get_submodule(each.path), VALUE), (each.output, "_input_quantizer"))
-        yield Shift(f"{each.path}.value", each.value, (each.output,), (), quantizers)
+    for attention in find_attentions(model)[0]:
+        quantizers = _quantizers(
+            (model.get_submodule(attention.path), VALUE), (attention.output, "_input_quantizer")
+        )
+        yield Shift(f"{attention.path}.value", attention.value, (attention.output,), (), quantizers)
 
 
 def _inside_layers(model: nn.Module) -> Iterator[Shift]:
@@ -135,24 +139,24 @@ def _inside_layers(model: nn.Module) -> Iterator[Shift]:
     A layer has two blocks with a residual add, the attention's and the feed-forward's, and one Linear between
     them; with cross-attention, which may be there or not from call to call, it has more.
     """
-    models = (each for each in model.modules() if isinstance(each, PreTrainedModel))
+    models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
     rules = {rule for each in models for rule in RULES.get(each.config.model_type, ())}
     blocks = tuple(each for rule in rules if isinstance(rule, ResidualAdds) for each in rule.inside)
     for path, layers in model.named_modules():
         for index, layer in layers.named_children() if isinstance(layers, nn.ModuleList) else ():
-            adds = {name: each for name, each in layer.named_modules() if isinstance(each, blocks)}
+            adds = {name: module for name, module in layer.named_modules() if isinstance(module, blocks)}
             if len(adds) != 2:
                 continue
             (first_name, first), (last_name, last) = adds.items()
             attention = first_name.rpartition(".")[0]
             between = [
-                each
-                for name, each in layer.named_modules()
-                if isinstance(each, nn.Linear) and not name.startswith((f"{attention}.", f"{last_name}."))
+                module
+                for name, module in layer.named_modules()
+                if isinstance(module, nn.Linear) and not name.startswith((f"{attention}.", f"{last_name}."))
             ]
-            norms = {name: each for name, each in first.named_children() if isinstance(each, nn.LayerNorm)}
-            added = [each for each in last.children() if isinstance(each, nn.Linear)]
-            is_float = all(each._disabled for each in _quantizers((last, LOCAL)))
+            norms = {name: child for name, child in first.named_children() if isinstance(child, nn.LayerNorm)}
+            added = [child for child in last.children() if isinstance(child, nn.Linear)]
+            is_float = all(quantizer._disabled for quantizer in _quantizers((last, LOCAL)))
             if len(norms) == len(between) == len(added) == 1 and is_float:
                 ((name, norm),) = norms.items()
                 quantizers = _quantizers((between[0], "_input_quantizer"), (last, RESIDUAL))
@@ -216,8 +220,8 @@ def _channels(
         count = distributed.together(
             lambda: feed_batches(model, batches, observers, padding_aware, None), model.device
         )
-    bounds = [each.bounds for each in observers.values()]
-    sums = {path: each.sums for path, each in observers.items()}
+    bounds = [observer.bounds for observer in observers.values()]
+    sums = {path: observer.sums for path, observer in observers.items()}
     if distributed.is_distributed():
         bounds = distributed.merge_maxima(bounds)
         empty = {

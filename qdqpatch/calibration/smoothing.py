@@ -32,11 +32,11 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration import distributed
 from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, UnsupportedModelError
-from qdqpatch.linear import QuantLinear
-from qdqpatch.patch import is_quantized
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.nn.toolkit import QuantDescriptor
+from qdqpatch.patching.apply import is_quantized
 from qdqpatch.rules.base import Miss
-from qdqpatch.toolkit import QuantDescriptor
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -106,11 +106,11 @@ def smooth(
         reason = f"{misses[0].path}: {misses[0].reason}" if misses else "it has no quantized attention matmul"
         raise UnsupportedModelError(f"There is nothing to smooth in {type(model).__name__}: {reason}.")
     maxima = _channel_maxima(model, attentions, batches, padding_aware)
-    changes = [change for each in attentions for change in _changes(each, maxima, strength)]
+    changes = [change for attention in attentions for change in _changes(attention, maxima, strength)]
     with torch.no_grad():
         for parameter, changed in changes:
             parameter.copy_(changed)
-    for quantizer in (quantizer for each in attentions for quantizer in each.quantizers):
+    for quantizer in (quantizer for attention in attentions for quantizer in attention.quantizers):
         if quantizer.amax is not None:
             del quantizer._amax
     return model
@@ -118,13 +118,13 @@ def smooth(
 
 def find_attentions(model: nn.Module) -> tuple[list[Attention], list[Miss]]:
     """Return the attentions of a quantized model that `smooth` rescales, and those it leaves alone."""
-    users = Counter(id(each) for module in model.modules() for each in module._parameters.values())
+    users = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     found: list[Attention] = []
     misses = []
     for path, module in model.named_modules():
         if any(name in module._modules for name in OPERANDS):
             siblings = model.get_submodule(path.rpartition(".")[0]).children()
-            outputs = [each._modules["dense"] for each in siblings if "dense" in each._modules]
+            outputs = [sibling._modules["dense"] for sibling in siblings if "dense" in sibling._modules]
             linears = [module._modules.get(name) for name in PROJECTIONS] + outputs
             reason = _reason(module, linears, users)
             if reason:
@@ -146,7 +146,7 @@ def _reason(attention: nn.Module, linears: list[nn.Module | None], users: Counte
     for name, child in attention.named_children():
         if name not in PROJECTIONS and not isinstance(child, (nn.Dropout, TensorQuantizer)):
             return f"its part {name} may read query, key or value as well"
-    if any(users[id(each)] > 1 for linear in linears if linear for each in linear.parameters()):
+    if any(users[id(parameter)] > 1 for linear in linears if linear for parameter in linear.parameters()):
         return "one of its Linears shares a parameter with another module"
     return ""
 
@@ -154,9 +154,9 @@ def _reason(attention: nn.Module, linears: list[nn.Module | None], users: Counte
 def _affected(attention: nn.Module, linears: list[nn.Module | None]) -> tuple[TensorQuantizer, ...]:
     """Return the quantizers of the operands and the weights that change."""
     children = [attention._modules.get(name) for name in OPERANDS]
-    children += [each._modules.get("_weight_quantizer") for each in linears if each]
-    children += [each._modules.get("_input_quantizer") for each in linears[3:] if each]
-    return tuple(each for each in children if isinstance(each, TensorQuantizer))
+    children += [linear._modules.get("_weight_quantizer") for linear in linears if linear]
+    children += [linear._modules.get("_input_quantizer") for linear in linears[3:] if linear]
+    return tuple(child for child in children if isinstance(child, TensorQuantizer))
 
 
 def _channel_maxima(
@@ -167,8 +167,10 @@ def _channel_maxima(
 ) -> dict[nn.Module, Tensor]:
     """Return the largest magnitude of every output channel of the projections, shape `(channels,)`."""
     paths = {
-        getattr(each, name): f"{each.path}.{name}" for each in attentions for name in PROJECTIONS
-    }  # fmt: skip
+        getattr(attention, name): f"{attention.path}.{name}"
+        for attention in attentions
+        for name in PROJECTIONS
+    }
     per_channel = TensorQuantizer(QuantDescriptor(axis=-1))
     observers = {linear: Observer("", per_channel, model.device) for linear in paths}
     named = {paths[linear]: observer for linear, observer in observers.items()}
@@ -208,7 +210,7 @@ def _changes(
         (linear.weight, linear.weight * factor[:, None].to(linear.weight.dtype)) for linear, factor in rows
     ]
     changes += [
-        (each.bias, each.bias * factor.to(each.bias.dtype)) for each, factor in rows if each.bias is not None
+        (row.bias, row.bias * factor.to(row.bias.dtype)) for row, factor in rows if row.bias is not None
     ]
     return [*changes, (output.weight, output.weight * to_output.to(output.weight.dtype))]
 

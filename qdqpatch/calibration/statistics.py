@@ -18,7 +18,7 @@ from torch import Tensor
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.methods import Method, bins_in_range, check_method
 from qdqpatch.errors import CalibrationError
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 FORMAT = "qdqpatch-statistics-1"
 """What a file of statistics calls itself."""

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from qdqpatch.calibration.methods import WeightMethod
 from qdqpatch.errors import CalibrationError
-from qdqpatch.linear import QuantEmbedding, QuantLinear
-from qdqpatch.quantizer import TensorQuantizer, absolute_max
+from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
 
 STEPS = 64
 """The `"mse"` method tries these fractions of the largest magnitude: 1/64, 2/64, ..., 1."""

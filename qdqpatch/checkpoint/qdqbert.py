@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, BertConfig, PreTrainedModel
 
-from qdqpatch.config import QUANT_METHOD, QDQConfig
+from qdqpatch.config.config import QUANT_METHOD, QDQConfig
 from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
-from qdqpatch.patch import is_quantized, named_quantizers
-from qdqpatch.plan import find_sites
+from qdqpatch.patching.apply import is_quantized, named_quantizers
+from qdqpatch.patching.plan import find_sites
 
 MODEL_TYPE = "qdqbert"
 

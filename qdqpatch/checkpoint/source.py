@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qdqpatch.checkpoint.files import find_file
-from qdqpatch.checkpoint.ranges import read_ranges, weight_settings
-from qdqpatch.config import QDQConfig
+from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError
-from qdqpatch.plan import Plan, find_sites
+from qdqpatch.patching.plan import Plan, find_sites
+from qdqpatch.patching.stored_ranges import read_ranges, weight_settings
 
-TASKS = {
+AUTO_CLASSES = {
     "feature-extraction": "AutoModel",
     "fill-mask": "AutoModelForMaskedLM",
     "text-classification": "AutoModelForSequenceClassification",
@@ -41,7 +41,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
-class Source:
+class Checkpoint:
     """A checkpoint whose config has been read.
 
     Attributes:
@@ -140,12 +140,12 @@ class Source:
         return model, sorted(info["missing_keys"])
 
 
-def open_checkpoint(name: str, task: str | None = None) -> Source:
+def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
     """Read the config of a checkpoint and settle the class to load it with.
 
     Args:
         name: A folder, or a model's name on the hub.
-        task: A key of `TASKS`; None takes the class that the config names.
+        task: A key of `AUTO_CLASSES`; None takes the class that the config names.
 
     Raises:
         CheckpointError: If there is no checkpoint of that name, or its config cannot be read.
@@ -167,14 +167,14 @@ def open_checkpoint(name: str, task: str | None = None) -> Source:
         raise CheckpointError(
             f"There is no folder {name} here, and no model of that name on the hub: {_first_line(error)}"
         ) from error
-    return Source(name, config, _model_class(config, task))
+    return Checkpoint(name, config, _model_class(config, task))
 
 
 def _model_class(config: PreTrainedConfig, task: str | None) -> Any:
     architecture = next(iter(config.architectures or []), None)
     if task is None and architecture is not None and hasattr(transformers, architecture):
         return getattr(transformers, architecture)
-    return getattr(transformers, TASKS[task or "feature-extraction"])
+    return getattr(transformers, AUTO_CLASSES[task or "feature-extraction"])
 
 
 def _first_line(error: BaseException) -> str:

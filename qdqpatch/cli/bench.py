@@ -9,14 +9,14 @@ import click
 from rich.console import Console
 
 from qdqpatch.bench.chart import write_chart
-from qdqpatch.bench.report import Report
+from qdqpatch.bench.report import Benchmark
 from qdqpatch.bench.side_by_side import compare
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.contenders import RUNNERS
+from qdqpatch.engines.models import RUNNERS
+from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
 from qdqpatch.errors import ConfigError
 from qdqpatch.report.figures import check_can_plot
-from qdqpatch.shapes import DEFAULT_SHAPES, Shape
 
 
 def _parse_shapes(
@@ -129,7 +129,7 @@ def bench(
         _print_report(report)
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: Benchmark) -> None:
     """Print the table, wider than a narrow terminal rather than cut, and the lines below it."""
     table = report.table()
     console = Console(highlight=False, markup=False, soft_wrap=True)

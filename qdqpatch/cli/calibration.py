@@ -241,7 +241,11 @@ def calibration_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_calibration(**arguments: Any) -> None:
         context = click.get_current_context()
-        options = [each for each in context.command.params if getattr(each, "section", None) == SECTION]
+        options = [
+            parameter
+            for parameter in context.command.params
+            if getattr(parameter, "section", None) == SECTION
+        ]
         values = {str(option.name): arguments.pop(str(option.name)) for option in options}
         given = {
             str(option.name): option.opts[0]

@@ -19,17 +19,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qdqpatch.checkpoint.source import TASKS
-from qdqpatch.config import PRESETS, QDQConfig
+from qdqpatch.checkpoint.source import AUTO_CLASSES
+from qdqpatch.config.config import PRESETS, QDQConfig
+from qdqpatch.config.quantizer import Override
 from qdqpatch.errors import CalibrationWarning, ConfigError, QdqError
-from qdqpatch.settings import Override
 
 Command = Callable[..., None]
 
 
 task_option = click.option(
     "--task",
-    type=click.Choice(list(TASKS)),
+    type=click.Choice(list(AUTO_CLASSES)),
     help="The head to load; the default is the one that the checkpoint names.",
 )
 """For commands whose data has no labels; `data_options` has a `--task` for the others."""

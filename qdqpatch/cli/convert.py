@@ -17,13 +17,13 @@ from qdqpatch.cli.calibration import Calibration, calibration_options
 from qdqpatch.cli.common import placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.sections import SectionCommand
-from qdqpatch.config import QDQConfig
-from qdqpatch.conversion import quantize
-from qdqpatch.device import to_fastest_device
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.errors import QuantizedError
 from qdqpatch.exporter.export import TARGETS
 from qdqpatch.exporter.export import export as export_model
-from qdqpatch.patch import named_quantizers
+from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.patching.quantize import quantize
 from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
 
 
@@ -92,7 +92,7 @@ def convert(
         f"{sum(calibrated)} of {len(calibrated)} quantizers have a range "
         f"({time.perf_counter() - started:.1f} s)."
     )
-    for each in exports:
-        print_export(dataclasses.replace(each, file=out / each.target / each.file.name), console)
+    for export in exports:
+        print_export(dataclasses.replace(export, file=out / export.target / export.file.name), console)
     if not any(calibrated):
         console.print("To set the ranges, convert again with --calib FILE.")

@@ -14,7 +14,7 @@ from qdqpatch.cli.common import Command
 from qdqpatch.cli.sections import SectionOption
 from qdqpatch.data.texts import is_hub_name
 from qdqpatch.tasks import TASKS, make_task
-from qdqpatch.tasks.base import Columns, Source, Task
+from qdqpatch.tasks.base import Columns, DataSource, Task
 
 _option = functools.partial(click.option, cls=SectionOption, section="Data")
 
@@ -89,7 +89,7 @@ class Data:
     """
 
     task: str | None
-    source: Source
+    source: DataSource
     max_length: int | None
     options: Mapping[str, float]
 
@@ -101,7 +101,7 @@ class Data:
         """
         return make_task(self.task, tokenizer, config, self.max_length, self.options)
 
-    def to_evaluate_on(self, name: str) -> Source:
+    def to_evaluate_on(self, name: str) -> DataSource:
         """Return another source with the same columns; of a data set on the hub, what it has for that."""
         if is_hub_name(name):
             return replace(self.source, name=name, split="validation")
@@ -141,7 +141,7 @@ def data_options(command: Command) -> Command:
             "null_threshold": null_threshold,
         }
         options = {name: value for name, value in given.items() if value is not None}
-        command(data=Data(task, Source(data, columns, split, subset), max_length, options), **arguments)
+        command(data=Data(task, DataSource(data, columns, split, subset), max_length, options), **arguments)
 
     for option in reversed(OPTIONS):
         with_data = option(with_data)

@@ -13,11 +13,11 @@ from rich.console import Console
 from qdqpatch.cli.common import print_table, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.contenders import RUNNERS
 from qdqpatch.data.texts import is_hub_name
+from qdqpatch.engines.models import RUNNERS
 from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES
 from qdqpatch.evaluation.evaluate import evaluate
-from qdqpatch.evaluation.result import Evaluation, Row
+from qdqpatch.evaluation.result import Evaluation, EvaluationRow
 
 _option = functools.partial(click.option, cls=SectionOption)
 
@@ -154,7 +154,7 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         )
 
 
-def _differences(row: Row, metric: str) -> list[str]:
+def _differences(row: EvaluationRow, metric: str) -> list[str]:
     """Return difference and drop, with as many digits as the metric itself has."""
     if row.difference is None:
         return ["", ""]

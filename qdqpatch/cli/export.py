@@ -11,16 +11,16 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from qdqpatch.checkpoint.files import find_file
-from qdqpatch.checkpoint.source import TASKS, open_checkpoint
+from qdqpatch.checkpoint.source import AUTO_CLASSES, open_checkpoint
 from qdqpatch.checkpoint.staging import check_output
 from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
 from qdqpatch.cli.common import verbosity_options
 from qdqpatch.cli.sections import SectionCommand
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, NotQuantizedError
 from qdqpatch.exporter.export import TARGETS
 from qdqpatch.exporter.export import export as export_model
-from qdqpatch.folding import fold
-from qdqpatch.shapes import Shape
+from qdqpatch.patching.folding import fold
 
 if TYPE_CHECKING:
     from qdqpatch.exporter.result import Export
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--task",
-    type=click.Choice(list(TASKS)),
+    type=click.Choice(list(AUTO_CLASSES)),
     help="The head to load; the default is the one that the checkpoint names.",
 )
 @click.option(
@@ -126,7 +126,7 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
     """Say what was written, how it was compared, and which matmuls stayed float."""
     console.print(f"Wrote {result.file}: {result.size / 1e6:.1f} MB for {result.target}{taken}.")
     if result.operations is not None:
-        left = [each for each in result.operations if not each.integer]
+        left = [operation for operation in result.operations if not operation.integer]
         console.print(
             f"{len(result.operations) - len(left)} of {len(result.operations)} matmuls run as integer kernels"
             + (". Float:" if left else ".")

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.cli.common import placement_options, print_table, task_option, verbosity_options
-from qdqpatch.config import QDQConfig
+from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import NotQuantizedError, QuantizedError
-from qdqpatch.folding import fold
-from qdqpatch.plan import Plan
+from qdqpatch.patching.folding import fold
+from qdqpatch.patching.plan import Plan
+from qdqpatch.report.formatting import decibels_text, range_text, share_text
 from qdqpatch.report.page import check_can_draw, write_page
 from qdqpatch.report.quantizers import QuantizerReport, load_statistics, report_quantizers, worst_first
-from qdqpatch.report.texts import decibels_text, range_text, share_text
 
 WORST = 10
 """So many quantizers are listed unless all are asked for."""
@@ -108,11 +108,11 @@ def print_plan(plan: Plan) -> None:
 def _print_quantizers(reports: Sequence[QuantizerReport], quantized: bool, everything: bool) -> None:
     """Print the table of all quantizers, or of the worst if figures of them are known."""
     if everything and not quantized:
-        rows = [[each.path, str(each.settings), range_text(each)] for each in reports]
+        rows = [[report.path, str(report.settings), range_text(report)] for report in reports]
         print_table("Quantizers", ["Path", "Settings", "Range"], rows)
         return
     columns = ["Path", "Settings", "SQNR", "Clipped", "Range"]
-    worst = [each for each in worst_first(reports) if each.sqnr_db is not None]
+    worst = [report for report in worst_first(reports) if report.sqnr_db is not None]
     if everything:
         print_table("Quantizers", columns, map(_row, reports))
         for each in worst[:3]:

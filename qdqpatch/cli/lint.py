@@ -10,9 +10,9 @@ import click
 from rich.console import Console
 
 from qdqpatch.cli.common import print_table, verbosity_options
-from qdqpatch.folding import fold
-from qdqpatch.lint import TARGETS, Report, check_file
+from qdqpatch.lint import TARGETS, LintReport, check_file
 from qdqpatch.lint.sites import Site
+from qdqpatch.patching.folding import fold
 
 
 @click.command()
@@ -26,7 +26,7 @@ def lint(file: Path, target: str, as_json: bool, console: Console) -> None:
     """Show what the engine can compute in int8 of FILE.onnx, and what keeps it from the rest.
 
     Any encoder with QuantizeLinear and DequantizeLinear will do, whoever exported it. Each operation that
-    breaks a rule of the engine is named, with the rule, its documentation and the mend. Only the graph is
+    breaks a rule of the engine is named, with the rule, its documentation and the fix. Only the graph is
     read. The exit code is 1 if anything was found.
     """
     with console.status(f"Reading {file}"):
@@ -39,17 +39,17 @@ def lint(file: Path, target: str, as_json: bool, console: Console) -> None:
         click.get_current_context().exit(1)
 
 
-def _print_report(file: Path, report: Report) -> None:
+def _print_report(file: Path, report: LintReport) -> None:
     rows = [(site.path, site.operation, _verdict(report, site)) for site in report.sites]
     print_table(f"{file.name} in {report.target}", ["Module", "Operation", "Result"], fold(rows))
     for name, findings in report.broken.items():
         rule = findings[0].rule
         operations = f"{len(findings)} operation{'s' * (len(findings) > 1)}"
         click.echo(f"{name}: {rule.effect}, {operations}")
-        details = Counter(each.detail for each in findings)
+        details = Counter(finding.detail for finding in findings)
         _print_field("Found", "; ".join(f"{detail} ({count}x)" for detail, count in details.items()))
         _print_field("Why", rule.reason)
-        _print_field("Mend", rule.mend)
+        _print_field("Fix", rule.fix)
         for document in rule.documents:
             click.echo(f"  See   {document.title}\n        {document.url}")
         click.echo()
@@ -60,7 +60,7 @@ def _print_field(name: str, text: str) -> None:
     click.echo(click.wrap_text(text, 100, f"  {name:<6}", " " * 8))
 
 
-def _verdict(report: Report, site: Site) -> str:
+def _verdict(report: LintReport, site: Site) -> str:
     """Say what becomes of an operation, worst first."""
     found = report.of(site)
     if not found:
@@ -70,7 +70,7 @@ def _verdict(report: Report, site: Site) -> str:
     return f"{worst}: {', '.join(each.rule.name for each in found)}"
 
 
-def _summary(file: Path, report: Report) -> str:
+def _summary(file: Path, report: LintReport) -> str:
     if not report.findings:
         return f"{file.name} breaks no rule of {report.target}: {len(report.sites)} operations are fine."
     fine = Counter(site.operation for site in report.sites if not report.of(site))

@@ -20,16 +20,16 @@ from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.config import QDQConfig
-from qdqpatch.conversion import quantize
-from qdqpatch.device import to_fastest_device
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError
 from qdqpatch.evaluation.predicting import batches
-from qdqpatch.patch import enabled_quantizers
+from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.quantize import quantize
 from qdqpatch.report.figures import check_can_plot, check_can_write, replace_file
 from qdqpatch.sensitivity import MixedPrecision, Sensitivity, measure, search
 from qdqpatch.sensitivity.chart import write_chart
-from qdqpatch.sensitivity.judging import UNCHANGED
+from qdqpatch.sensitivity.criteria import UNCHANGED
 from qdqpatch.sensitivity.report import (
     COST_COLUMNS,
     conclusion,
@@ -38,8 +38,8 @@ from qdqpatch.sensitivity.report import (
     trial_columns,
     trial_rows,
 )
-from qdqpatch.sensitivity.running import Step
-from qdqpatch.tasks.base import Source, Task, draw
+from qdqpatch.sensitivity.subject import Step
+from qdqpatch.tasks.base import DataSource, Task, draw
 
 CALIBRATION = 256
 """So many examples calibrate a float checkpoint."""
@@ -173,7 +173,7 @@ def sensitivity(
 
 
 def _read(
-    task: Task[Any], source: Source, by_metric: bool, with_search: bool
+    task: Task[Any], source: DataSource, by_metric: bool, with_search: bool
 ) -> tuple[list[Any], bool, DataError | None]:
     """Return all examples, whether they have labels, and if those are wanted and not there, why."""
     if not by_metric and not with_search:
@@ -187,7 +187,7 @@ def _read(
 
 
 def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:
-    unset = [path for path, each in enabled_quantizers(model).items() if each.amax is None]
+    unset = [path for path, quantizer in enabled_quantizers(model).items() if quantizer.amax is None]
     if unset:
         raise CalibrationError(
             f"{ckpt} is not calibrated: {len(unset)} quantizers have no range. Convert it again with "

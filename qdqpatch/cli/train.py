@@ -15,10 +15,10 @@ from qdqpatch.calibration.methods import Method
 from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.config import QDQConfig
+from qdqpatch.config.config import QDQConfig
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.fit import Schedule
-from qdqpatch.training.job import Job, Report
+from qdqpatch.training.job import Job, TrainingReport
 from qdqpatch.training.ranges import ActivationRanges, WeightRanges
 from qdqpatch.training.run import Listener, can_resume, run_job
 
@@ -227,7 +227,7 @@ class _Bar(Listener):
         self._bar.update(self._task, completed=done, total=total)
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: TrainingReport) -> None:
     """Print a row for each stage, with its difference to the float model."""
     names = list(report.stages[0].metrics)
     first = report.stages[0].metrics

@@ -56,7 +56,7 @@ def _interval(first: Metric, other: Metric, seed: int) -> tuple[float, float] | 
         return None
 
     def statistic(*sums: Floats, axis: int) -> Floats:
-        numerators, denominators, others, their_denominators = (each.sum(axis=axis) for each in sums)
+        numerators, denominators, others, their_denominators = (total.sum(axis=axis) for total in sums)
         return other.of(others, their_denominators) - first.of(numerators, denominators)
 
     found = bootstrap(

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdqpatch.contenders import Contender, find_contenders
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
+from qdqpatch.engines.loading import load_each
+from qdqpatch.engines.models import Contender, find_contenders
+from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError, EngineError
 from qdqpatch.evaluation.bootstrap import difference
 from qdqpatch.evaluation.models import Model, load
 from qdqpatch.evaluation.predicting import predict
-from qdqpatch.evaluation.result import Evaluation, Row
-from qdqpatch.evaluation.settling import settle
-from qdqpatch.skipping import load_each
-from qdqpatch.tasks.base import Feature, Source, Task, draw
-from qdqpatch.threads import torch_threads
+from qdqpatch.evaluation.result import Evaluation, EvaluationRow
+from qdqpatch.evaluation.shared_task import settle
+from qdqpatch.tasks.base import DataSource, Feature, Task, draw
 
 Step = Callable[[str, int, int], None]
 """Told what is done now, how many steps are done, and of how many."""
@@ -29,7 +29,7 @@ Step = Callable[[str, int, int], None]
 def evaluate(
     models: Sequence[str],
     task: str | None,
-    source: Source,
+    source: DataSource,
     samples: int | None = None,
     *,
     seed: int = 0,
@@ -82,7 +82,7 @@ def evaluate(
     metrics = [settled.score(examples, features, each.outputs, reference) for each in runs]
     first = metrics[0][-1]
     rows = [
-        Row(
+        EvaluationRow(
             model=each.contender.model,
             engine=each.contender.engine,
             path=each.contender.path,
@@ -123,7 +123,7 @@ def _run_all(
 
 
 def _check_numbers(outputs: Sequence[Arrays], model: Model) -> None:
-    broken = sum(any(np.isnan(value).any() for value in each.values()) for each in outputs)
+    broken = sum(any(np.isnan(value).any() for value in output.values()) for output in outputs)
     if broken:
         raise EngineError(f"{model.contender} gives NaN for {broken} of {len(outputs)} sequences.")
 

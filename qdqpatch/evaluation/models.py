@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.contenders import TORCH, Contender
-from qdqpatch.device import to_fastest_device
-from qdqpatch.engines import ENGINES, Input
+from qdqpatch.engines.device import to_fastest_device
+from qdqpatch.engines.models import TORCH, Contender
+from qdqpatch.engines.sessions import ENGINES, Input
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError, one_line
-from qdqpatch.evaluation.fixed import filled
 from qdqpatch.evaluation.predicting import Run, engine_run, torch_run
+from qdqpatch.evaluation.static_shapes import filled
 from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Task
 
 
@@ -74,8 +74,8 @@ def load(contender: Contender, task: Task[Any], threads: int | None = None) -> M
 
 def fixed_sizes(inputs: Sequence[Input]) -> tuple[int | None, int | None]:
     """Return the batch and the length that a graph is made for; None for what is free."""
-    shapes = [each.shape for each in inputs if each.shape and each.name in MODEL_INPUTS]
-    batch, length = ([each[axis] for each in shapes if each[axis] is not None] for axis in (0, -1))
+    shapes = [value.shape for value in inputs if value.shape and value.name in MODEL_INPUTS]
+    batch, length = ([shape[axis] for shape in shapes if shape[axis] is not None] for axis in (0, -1))
     return next(iter(batch), None), next(iter(length), None)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from qdqpatch.engines import Array, Arrays, Session
+from qdqpatch.data.arrays import Array, Arrays
+from qdqpatch.engines.sessions import Session
 from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Task
 
 Run = Callable[[Batch], Mapping[str, Any]]
@@ -37,7 +38,7 @@ def predict(
         For each feature what `task.reduce` leaves of its `task.logits`, which are fp32 arrays; where one
         has an entry for each token, without those of padding.
     """
-    lengths = [task.length(each) for each in features]
+    lengths = [task.length(feature) for feature in features]
     order = sorted(range(len(features)), key=lengths.__getitem__)
     outputs: list[Arrays] = [{} for _ in features]
     for start in range(0, len(order), batch_size):
@@ -47,8 +48,8 @@ def predict(
         values = {name: _array(found[name]) for name in task.logits}
         for place, number in enumerate(chosen):
             own = {
-                name: each[place, : lengths[number]] if name in task.by_token else each[place]
-                for name, each in values.items()
+                name: value[place, : lengths[number]] if name in task.by_token else value[place]
+                for name, value in values.items()
             }
             outputs[number] = task.reduce(features[number], own)
         if step is not None:
@@ -59,7 +60,7 @@ def predict(
 def batches(task: Task[Any], features: Sequence[Feature], batch_size: int) -> list[Batch]:
     """Return features without labels as batches, in their order: what a model is calibrated with."""
     return [
-        task.collate([_inputs(each) for each in features[start : start + batch_size]])
+        task.collate([_inputs(feature) for feature in features[start : start + batch_size]])
         for start in range(0, len(features), batch_size)
     ]
 
@@ -71,7 +72,7 @@ def torch_run(model: PreTrainedModel) -> Run:
     def run(batch: Batch) -> Mapping[str, Any]:
         with torch.inference_mode():
             outputs: Mapping[str, Any] = model(
-                **{name: each.to(model.device) for name, each in batch.items() if name in taken}
+                **{name: tensor.to(model.device) for name, tensor in batch.items() if name in taken}
             )
         return outputs
 
@@ -80,9 +81,9 @@ def torch_run(model: PreTrainedModel) -> Run:
 
 def engine_run(session: Session) -> Run:
     """Return a run of a model in an engine; it gets the tensors that it takes, in the types that it takes."""
-    taken = {each.name: each.dtype for each in session.inputs}
+    taken = {value.name: value.dtype for value in session.inputs}
     return lambda batch: session.run(
-        {name: each.numpy().astype(taken[name]) for name, each in batch.items() if name in taken}
+        {name: tensor.numpy().astype(taken[name]) for name, tensor in batch.items() if name in taken}
     )
 
 

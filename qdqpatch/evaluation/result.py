@@ -6,13 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from qdqpatch.engines.loading import Skipped
 from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference
-from qdqpatch.skipping import Skipped
 from qdqpatch.tasks.metrics import Metric
 
 
 @dataclass(frozen=True)
-class Row:
+class EvaluationRow:
     """A model in an engine.
 
     Attributes:
@@ -71,10 +71,10 @@ class Evaluation:
     data: str
     examples: int
     metric: str
-    rows: tuple[Row, ...]
+    rows: tuple[EvaluationRow, ...]
     skipped: tuple[Skipped, ...] = ()
 
-    def behind(self, percent: float) -> list[Row]:
+    def behind(self, percent: float) -> list[EvaluationRow]:
         """Return the rows whose main metric is worse than the first one's by more than so many percent."""
         return [row for row in self.rows if row.difference and (row.difference.drop or 0) > percent]
 

@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.engines import Array
+from qdqpatch.data.arrays import Array
 from qdqpatch.errors import ExportError
-from qdqpatch.patch import named_quantizers
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import named_quantizers
 
 STEPS = 127
 """Of an output's own range, its largest magnitude; a difference is measured in such steps."""
@@ -36,7 +36,7 @@ LEAST_CHANGED = 0.05
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OutputComparison:
     """How far an output of the file is from the model's, over all batches.
 
     Attributes:
@@ -58,7 +58,7 @@ Run = Callable[[dict[str, Tensor]], dict[str, Array]]
 """From inputs to outputs, both by name."""
 
 
-def compare(reference: Run, other: Run, batches: Iterable[dict[str, Tensor]]) -> list[Comparison]:
+def compare(reference: Run, other: Run, batches: Iterable[dict[str, Tensor]]) -> list[OutputComparison]:
     """Run both on the same batches.
 
     Args:
@@ -81,12 +81,12 @@ def compare(reference: Run, other: Run, batches: Iterable[dict[str, Tensor]]) ->
                     f"the shape {array.shape}. Nothing was written."
                 )
             pairs.setdefault(name, []).append((array, found[name]))
-    return [_comparison(name, each) for name, each in pairs.items()]
+    return [_comparison(name, pair) for name, pair in pairs.items()]
 
 
 def own_noise(
     model: PreTrainedModel, reference: Run, batches: Iterable[dict[str, Tensor]]
-) -> list[Comparison]:
+) -> list[OutputComparison]:
     """Compare the model with itself: the toolkit's two arithmetics, which differ in the last bit alone.
 
     A last bit moves some values to the neighbouring level, and every layer carries that on. No engine,
@@ -94,7 +94,7 @@ def own_noise(
     """
 
     def other(batch: dict[str, Tensor]) -> dict[str, Array]:
-        quantizers = [each for _, each in named_quantizers(model)]
+        quantizers = [quantizer for _, quantizer in named_quantizers(model)]
         try:
             for each in quantizers:
                 each.use_fb_fake_quant = not TensorQuantizer.use_fb_fake_quant
@@ -106,7 +106,9 @@ def own_noise(
     return compare(reference, other, batches)
 
 
-def require_equal(comparisons: Sequence[Comparison], noise: Callable[[], Sequence[Comparison]]) -> None:
+def require_equal(
+    comparisons: Sequence[OutputComparison], noise: Callable[[], Sequence[OutputComparison]]
+) -> None:
     """Refuse a file whose outputs are further from the model's than rounding explains.
 
     Args:
@@ -117,27 +119,29 @@ def require_equal(comparisons: Sequence[Comparison], noise: Callable[[], Sequenc
         ExportError: If one is; the message has the figures.
     """
     if all(
-        each.mean <= LEAST_TOLERANCE and each.changed <= 1 + LEAST_CHANGED * each.predictions
-        for each in comparisons
+        comparison.mean <= LEAST_TOLERANCE
+        and comparison.changed <= 1 + LEAST_CHANGED * comparison.predictions
+        for comparison in comparisons
     ):
         return
-    for each, own in zip(comparisons, noise(), strict=True):
+    for comparison, own in zip(comparisons, noise(), strict=True):
         mean = min(max(LEAST_TOLERANCE, MARGIN * own.mean), MOST_TOLERANCE)
         changed = 1 + max(LEAST_CHANGED * own.predictions, CHANGED_MARGIN * own.changed)
-        if each.mean > mean or each.changed > changed:
+        if comparison.mean > mean or comparison.changed > changed:
             raise ExportError(
-                f"The file does not compute what the model does: {each.output} is off by {each.mean:.2f} "
-                f"steps of 1/{STEPS} of its range in the mean (allowed: {mean:.2f}), and {each.changed} of "
-                f"{each.predictions} predictions differ (allowed: {changed:.0f}). Nothing was written."
+                f"The file does not compute what the model does: {comparison.output} is off by "
+                f"{comparison.mean:.2f} steps of 1/{STEPS} of its range in the mean (allowed: {mean:.2f}), and "
+                f"{comparison.changed} of {comparison.predictions} predictions differ (allowed: {changed:.0f}). "
+                "Nothing was written."
             )
 
 
-def _comparison(name: str, pairs: list[tuple[Array, Array]]) -> Comparison:
+def _comparison(name: str, pairs: list[tuple[Array, Array]]) -> OutputComparison:
     step = max(float(np.abs(expected).max()) for expected, _ in pairs) / STEPS or 1.0
     differences = np.concatenate([np.abs(np.subtract(a, b)).ravel() for a, b in pairs]) / step
     logits = pairs if "logits" in name else []
     changed = sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in logits)
-    return Comparison(
+    return OutputComparison(
         name,
         float(differences.mean()),
         float(differences.max()),

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.staging import check_output
+from qdqpatch.engines.shapes import Shape
+from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
-from qdqpatch.patch import enabled_quantizers
-from qdqpatch.saturation import saturates
-from qdqpatch.shapes import Shape
+from qdqpatch.patching.apply import enabled_quantizers
 
 if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
     from qdqpatch.exporter.result import Export

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.errors import ExportError
-from qdqpatch.patch import enabled_quantizers
-from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer
+from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
+from qdqpatch.patching.apply import enabled_quantizers
 
 Float = npt.NDArray[np.float32]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ExportError
-from qdqpatch.shapes import Shape
 
 Batch = dict[str, Tensor]
 

@@ -13,19 +13,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.staging import staged
-from qdqpatch.engines import ONNX_RUNTIME, Engine
+from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError, ExportError
-from qdqpatch.exporter.check import Comparison, compare, own_noise, require_equal
+from qdqpatch.exporter.check import OutputComparison, compare, own_noise, require_equal
 from qdqpatch.exporter.graph import Rewriter
 from qdqpatch.exporter.grids import check_grids
 from qdqpatch.exporter.inputs import Inputs
-from qdqpatch.exporter.operations import match, matmuls, name_after_modules
-from qdqpatch.exporter.operators import DOMAIN
+from qdqpatch.exporter.kernels import match, matmuls, name_after_modules
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
+from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import outputs_of, trace
-from qdqpatch.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Pipeline:
 
     def _compared(
         self, file: Path, out: Path, batches: list[dict[str, Tensor]]
-    ) -> tuple[list[Comparison], bool]:
+    ) -> tuple[list[OutputComparison], bool]:
         """Return the differences between file and model, if they are small enough, and `float_matmuls`."""
         # A file for ONNX Runtime is to be exact as its users run it, without settings of ours.
         exact = self.target.engine is not ONNX_RUNTIME

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from qdqpatch.linear import QuantEmbedding
-from qdqpatch.quantizer import TensorQuantizer
-from qdqpatch.toolkit import QuantDescriptor
+from qdqpatch.nn.linear import QuantEmbedding
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.nn.toolkit import QuantDescriptor
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qdqpatch.exporter.check import Comparison
-from qdqpatch.exporter.operations import Operation
+from qdqpatch.exporter.check import OutputComparison
+from qdqpatch.exporter.kernels import Operation
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,6 @@ class Export:
     target: str
     size: int
     operations: list[Operation] | None
-    comparisons: list[Comparison] | None
+    comparisons: list[OutputComparison] | None
     engine: str | None
     float_matmuls: bool = False

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.engines import Array
-from qdqpatch.exporter import operators
+from qdqpatch.data.arrays import Array
+from qdqpatch.exporter import symbolic_operators as operators
 
 Batch = dict[str, Tensor]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.errors import ExportError
-from qdqpatch.lint.rules import RULES, Rule
+from qdqpatch.lint.rules import RULES
+from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.sites import Site
 
 TARGETS = tuple(RULES)
@@ -26,12 +27,12 @@ class Finding:
     """
 
     site: Site
-    rule: Rule
+    rule: LintRule
     detail: str
 
 
 @dataclass(frozen=True)
-class Report:
+class LintReport:
     """What was found in a file.
 
     Attributes:
@@ -48,13 +49,14 @@ class Report:
     def broken(self) -> dict[str, list[Finding]]:
         """The findings by the names of the rules, in the order of the engine's table."""
         found = {
-            rule.name: [each for each in self.findings if each.rule is rule] for rule in RULES[self.target]
+            rule.name: [finding for finding in self.findings if finding.rule is rule]
+            for rule in RULES[self.target]
         }
         return {name: findings for name, findings in found.items() if findings}
 
     def of(self, site: Site) -> tuple[Finding, ...]:
         """Return the findings of one operation."""
-        return tuple(each for each in self.findings if each.site is site)
+        return tuple(finding for finding in self.findings if finding.site is site)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data."""
@@ -73,7 +75,7 @@ class Report:
         }
 
 
-def check_sites(sites: Sequence[Site], target: str) -> Report:
+def check_sites(sites: Sequence[Site], target: str) -> LintReport:
     """Hold every operation against the rules of an engine."""
     findings = []
     rules = [rule for rule in RULES[target] if rule.concerns is None or rule.concerns(sites)]
@@ -82,10 +84,10 @@ def check_sites(sites: Sequence[Site], target: str) -> Report:
             detail = rule.check(site) if site.operation in rule.operations else None
             if detail is not None:
                 findings.append(Finding(site, rule, detail))
-    return Report(target, tuple(sites), tuple(findings))
+    return LintReport(target, tuple(sites), tuple(findings))
 
 
-def check_file(path: Path, target: str) -> Report:
+def check_file(path: Path, target: str) -> LintReport:
     """Check an ONNX file; weights that it keeps in another file are not needed.
 
     Args:
@@ -108,7 +110,7 @@ def _described(findings: Sequence[Finding]) -> dict[str, Any]:
     return {
         "effect": rule.effect,
         "reason": rule.reason,
-        "mend": rule.mend,
-        "documents": [{"title": each.title, "url": each.url} for each in rule.documents],
+        "fix": rule.fix,
+        "documents": [{"title": document.title, "url": document.url} for document in rule.documents],
         "operations": len(findings),
     }

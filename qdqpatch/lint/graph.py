@@ -63,7 +63,11 @@ def read_sites(path: Path) -> list[Site]:
         kind = _NUMBERED.get(operation, node.op_type)
         name = name or f"{kind}.{numbers[operation, kind]}"
         site = _site(node, operation, name, node in scores and scores[node])
-        if operation == "linear" and node not in before and not any(each.dtype for each in site.operands):
+        if (
+            operation == "linear"
+            and node not in before
+            and not any(operand.dtype for operand in site.operands)
+        ):
             continue  # a pooler or a head, which are meant to be float
         numbers[operation, kind] += 1
         sites.append(site)

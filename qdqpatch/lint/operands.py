@@ -108,10 +108,10 @@ def _count_readers(integers: ir.Value) -> int:
     quantize = integers.producer()
     if quantize is not None and quantize.inputs and quantize.inputs[0] is not None:
         left = [
-            each.outputs[0]
-            for each in readers_of(quantize.inputs[0])
-            if each.op_type == quantize.op_type
-            and list(map(_key, each.inputs[1:])) == list(map(_key, quantize.inputs[1:]))
+            reader.outputs[0]
+            for reader in readers_of(quantize.inputs[0])
+            if reader.op_type == quantize.op_type
+            and list(map(_key, reader.inputs[1:])) == list(map(_key, quantize.inputs[1:]))
         ]
     found: set[ir.Node] = set()
     while left:

@@ -67,7 +67,7 @@ class Site:
     @property
     def is_quantized(self) -> bool:
         """Whether all operands are."""
-        return all(each.dtype is not None for each in self.operands)
+        return all(operand.dtype is not None for operand in self.operands)
 
 
 INTEGER_OPERATORS = (

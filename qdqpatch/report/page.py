@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.errors import ReportError
+from qdqpatch.report.formatting import decibels_text, range_text, share_text
 from qdqpatch.report.quantizers import QuantizerReport, worst_first
-from qdqpatch.report.texts import decibels_text, range_text, share_text
 
 TEMPLATE = "page.html.j2"
 
@@ -118,10 +118,10 @@ def render_page(title: str, model: str, reports: Sequence[QuantizerReport]) -> s
         ordered=ordered,
         compared=any(picture.candidates for picture in pictures),
         pictures=pictures,
-        anchors={each.path: picture.name for picture in pictures for each in picture.reports},
+        anchors={report.path: picture.name for picture in pictures for report in picture.reports},
         overview=_overview(reports),
-        layers=sorted({each.layer for each in reports if each.layer is not None}),
-        with_range=sum(each.amax is not None for each in reports),
+        layers=sorted({report.layer for report in reports if report.layer is not None}),
+        with_range=sum(report.amax is not None for report in reports),
         median=sorted(known)[len(known) // 2] if known else None,
         judged=len(known),
         color=_color,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qdqpatch.calibration.statistics import TensorStatistics
-from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer
+from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
 
 
 @dataclass(frozen=True)

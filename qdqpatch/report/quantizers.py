@@ -14,11 +14,11 @@ from torch import Tensor
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.statistics import Statistics, TensorStatistics
 from qdqpatch.checkpoint.files import find_file
-from qdqpatch.checkpoint.source import Source
-from qdqpatch.plan import Plan
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.checkpoint.source import Checkpoint
+from qdqpatch.config.quantizer import QuantizerConfig
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.plan import Plan
 from qdqpatch.report.quality import Quality, of_statistics, of_tensor
-from qdqpatch.settings import QuantizerConfig
 
 STATISTICS_FILE = "calibration.safetensors"
 """The file of a checkpoint that holds what its quantizers saw; transformers does not look at it."""
@@ -64,7 +64,7 @@ class QuantizerReport:
         return self.path[found.end() + 1 :] if found else self.path
 
 
-def load_statistics(source: Source) -> Statistics | None:
+def load_statistics(source: Checkpoint) -> Statistics | None:
     """Return the calibration statistics that a checkpoint holds, None if it holds none.
 
     Raises:
@@ -75,7 +75,7 @@ def load_statistics(source: Source) -> Statistics | None:
 
 
 def report_quantizers(
-    source: Source,
+    source: Checkpoint,
     plan: Plan,
     ranges: Mapping[str, Tensor],
     statistics: Statistics | None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from qdqpatch.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
 from qdqpatch.rules.base import Match, Miss, Operand
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from qdqpatch.attention import IMPLEMENTATION
 from qdqpatch.errors import QuantizedError
+from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.rules.base import Match, Miss
 from qdqpatch.rules.subclass import subclass
 

@@ -63,11 +63,11 @@ def _bars(axes: Any, sensitivity: Sensitivity, float_units: tuple[str, ...]) -> 
 
 
 def _curve(axes: Any, sensitivity: Sensitivity, found: MixedPrecision) -> None:
-    names = tuple(each.unit.name for each in sensitivity.costs)
-    in_order = [each for each in found.trials if each.float_units == names[: len(each.float_units)]]
+    names = tuple(cost.unit.name for cost in sensitivity.costs)
+    in_order = [trial for trial in found.trials if trial.float_units == names[: len(trial.float_units)]]
     points = sorted((len(each.float_units), each.value) for each in in_order)
     points.append((found.units, found.float_value))
-    others = [(len(each.float_units), each.value) for each in found.trials if each not in in_order]
+    others = [(len(trial.float_units), trial.value) for trial in found.trials if trial not in in_order]
     axes.axhline(found.float_value, color=LINE, linewidth=1)
     axes.axhline(found.limit, color=LINE, linewidth=1, linestyle="--")
     axes.plot(

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from qdqpatch.evaluation.predicting import torch_run
 from qdqpatch.sensitivity.cost import STATES, Cost
-from qdqpatch.sensitivity.judging import MetricJudge
-from qdqpatch.sensitivity.running import Progress, Step, Subject, Switch, switching
+from qdqpatch.sensitivity.criteria import MetricJudge
+from qdqpatch.sensitivity.subject import Progress, Step, Subject, Switch, switching
 from qdqpatch.sensitivity.units import Unit, find_units
 from qdqpatch.tasks.base import Task
 
@@ -42,12 +42,12 @@ class Sensitivity:
         """Return everything as data for JSON."""
         units = [
             {
-                "name": each.unit.name,
-                "kind": each.unit.kind,
-                "cost": each.cost,
-                "quantizers": list(each.unit.quantizers),
+                "name": cost.unit.name,
+                "kind": cost.unit.kind,
+                "cost": cost.cost,
+                "quantizers": list(cost.unit.quantizers),
             }
-            for each in self.costs
+            for cost in self.costs
         ]
         return {"measure": self.measure, "examples": self.examples, "units": units}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qdqpatch.sensitivity.judging import UNCHANGED
+from qdqpatch.sensitivity.criteria import UNCHANGED
 from qdqpatch.sensitivity.measure import Sensitivity
 from qdqpatch.sensitivity.search import MixedPrecision, Trial
 
@@ -16,16 +16,16 @@ def cost_title(sensitivity: Sensitivity) -> str:
 
 def cost_rows(sensitivity: Sensitivity) -> list[list[str]]:
     """Return a row for each unit, costliest first; a share of costs that are below 0 has no meaning."""
-    costs = [each.cost for each in sensitivity.costs]
+    costs = [cost.cost for cost in sensitivity.costs]
     total = sum(costs) if min(costs) >= 0 else 0.0
     return [
         [
-            each.unit.name,
-            str(len(each.unit.quantizers)),
-            number(each.cost),
-            f"{100 * each.cost / total:.1f}%" if total else "-",
+            cost.unit.name,
+            str(len(cost.unit.quantizers)),
+            number(cost.cost),
+            f"{100 * cost.cost / total:.1f}%" if total else "-",
         ]
-        for each in sensitivity.costs
+        for cost in sensitivity.costs
     ]
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from qdqpatch.config import QDQConfig
+from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import ConfigError
-from qdqpatch.recipe import extended
-from qdqpatch.sensitivity.judging import Judge, make_judge
+from qdqpatch.patching.placement import extended
+from qdqpatch.sensitivity.criteria import Judge, make_judge
 from qdqpatch.sensitivity.measure import Sensitivity
-from qdqpatch.sensitivity.running import Progress, Step, Subject, Switch, switching
+from qdqpatch.sensitivity.subject import Progress, Step, Subject, Switch, switching
 from qdqpatch.sensitivity.units import Unit, find_units
 from qdqpatch.tasks.base import Task
 
@@ -79,7 +79,7 @@ class MixedPrecision:
             for item in dataclasses.fields(self)
             if item.name not in ("trials", "best", "config")
         }
-        trials = [dataclasses.asdict(each) for each in self.trials]
+        trials = [dataclasses.asdict(trial) for trial in self.trials]
         config = None if self.config is None else self.config.to_dict()
         return {**data, "best": dataclasses.asdict(self.best), "trials": trials, "config": config}
 
@@ -122,7 +122,7 @@ def search(
     """
     if not 0 <= max_drop < math.inf:
         raise ConfigError(f"max_drop must be a number of at least 0, not {max_drop}.")
-    units = [each.unit for each in sensitivity.costs]
+    units = [cost.unit for cost in sensitivity.costs]
     if set(units) != set(find_units(model)):
         raise ConfigError("The costs are those of another model: measure this one.")
     subject = Subject.of(model, task, examples, batch_size)

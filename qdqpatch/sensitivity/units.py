@@ -8,15 +8,15 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
-from qdqpatch.config import PARTS, QDQConfig
-from qdqpatch.conversion import float_twin
+from qdqpatch.config.config import PARTS, QDQConfig
+from qdqpatch.config.quantizer import Override
 from qdqpatch.errors import ConfigError, UnsupportedModelError
-from qdqpatch.patch import enabled_quantizers
-from qdqpatch.plan import find_sites
+from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.plan import find_sites
+from qdqpatch.patching.quantize import float_twin
 from qdqpatch.rules import RULES
 from qdqpatch.rules.linears import Linears
 from qdqpatch.rules.matmuls import AttentionMatmuls
-from qdqpatch.settings import Override
 
 Kind = Literal["attention", "feed-forward", "residual add", "embeddings", "pooler", "head"]
 
@@ -111,7 +111,7 @@ def _place(path: str, part: str, layers: tuple[str, ...], attentions: tuple[str,
     if layer is None:
         return OUTSIDE[part], OUTSIDE[part]
     child = path.removeprefix(f"{layer}.").partition(".")[0]
-    in_attention = any(f"{each}.".startswith(f"{layer}.{child}.") for each in attentions)
+    in_attention = any(f"{attention}.".startswith(f"{layer}.{child}.") for attention in attentions)
     block = child if in_attention else "feed-forward"
     where = _layer_name(layer, layers)
     if part == "residual_adds":

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from qdqpatch.checkpoint.source import TASKS as AUTO_CLASSES
+from qdqpatch.checkpoint.source import AUTO_CLASSES as AUTO_CLASSES
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Task
@@ -80,7 +80,7 @@ def make_task(
     kind = task_of(config) if name is None else TASKS[name]
     for option in options or {}:
         if option not in kind.options:
-            owners = " and ".join(each.name for each in TASKS.values() if option in each.options)
+            owners = " and ".join(task.name for task in TASKS.values() if option in task.options)
             raise ConfigError(f"{option} is for {owners}, not for {kind.name}.")
     length = min(max_length or kind.default_length, config_limit(config))
     return kind(tokenizer, config, length, **(options or {}))

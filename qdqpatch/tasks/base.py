@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
 from qdqpatch.tasks.metrics import Metric
 
 Example = TypeVar("Example")
@@ -39,7 +39,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Where data comes from.
 
     Attributes:
@@ -91,7 +91,7 @@ class Task(ABC, Generic[Example]):
         self.max_length = max_length or self.default_length
 
     @abstractmethod
-    def read(self, source: Source, labelled: bool = True) -> list[Example]:
+    def read(self, source: DataSource, labelled: bool = True) -> list[Example]:
         """Read all examples of a source.
 
         Args:
@@ -156,7 +156,7 @@ class Task(ABC, Generic[Example]):
         names = [name for name in MODEL_INPUTS if name in features[0]]
         batch: Batch = dict(
             self.tokenizer.pad(
-                [{name: each[name] for name in names} for each in features],
+                [{name: feature[name] for name in names} for feature in features],
                 padding_side="right",  # positions are counted from the left
                 return_tensors="pt",
             )
@@ -164,7 +164,7 @@ class Task(ABC, Generic[Example]):
         length = batch["input_ids"].shape[-1]
         for name in LABELS:
             if name in features[0]:
-                batch[name] = torch.tensor([_padded(each[name], length) for each in features])
+                batch[name] = torch.tensor([_padded(feature[name], length) for feature in features])
         return batch
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from qdqpatch.data.files import open_text
 from qdqpatch.errors import DataError
-from qdqpatch.tasks.base import Source
-from qdqpatch.tasks.reading import Row, checked_file
+from qdqpatch.tasks.base import DataSource
+from qdqpatch.tasks.reading import LabelledRow, checked_file
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Word:
     where: str
 
 
-def read_conll(source: Source, labelled: bool) -> Iterator[list[Word]]:
+def read_conll(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
     """Yield the sentences of a file, which blank lines and `-DOCSTART-` lines separate.
 
     Args:
@@ -54,5 +54,5 @@ def _word(line: str, where: str, labelled: bool) -> Word:
         raise DataError(
             f"{where} has the word {columns[0]!r} without a tag, which a tab or a blank separates."
         )
-    text = Row(where, {"word": columns[0]}).text("word")
+    text = LabelledRow(where, {"word": columns[0]}).text("word")
     return Word(text, columns[-1] if labelled else None, where)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Feature, rows
 from qdqpatch.tasks.metrics import Metric, mean
-from qdqpatch.tasks.texts import Text, TextTask
+from qdqpatch.tasks.unlabelled import Text, TextTask
 
 EMBEDDING = "embedding"
 
@@ -51,7 +51,7 @@ class FeatureExtraction(TextTask):
                 "before quantization."
             )
         own, other = (
-            torch.from_numpy(np.stack([each[EMBEDDING] for each in embeddings]))
+            torch.from_numpy(np.stack([embedding[EMBEDDING] for embedding in embeddings]))
             for embeddings in (outputs, reference)
         )
         return [mean("cosine", cosine_similarity(own, other).tolist(), in_percent=False)]

@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import IGNORED, Feature, rows
 from qdqpatch.tasks.masking import mask_tokens
 from qdqpatch.tasks.metrics import Metric
-from qdqpatch.tasks.texts import Text, TextTask
+from qdqpatch.tasks.unlabelled import Text, TextTask
 
 WANTED = "wanted"
 """Key of a feature that is not for training: the tokens to tell, where others have `IGNORED`."""
@@ -71,5 +71,7 @@ class FillMask(TextTask):
     ) -> list[Metric]:
         """Return the perplexity: the exponential of the mean negative log likelihood of masked tokens."""
         losses = np.array([output["nll"] for output in outputs], dtype=np.float64)
-        counts = np.array([np.sum(np.array(each[WANTED]) != IGNORED) for each in features], dtype=np.float64)
+        counts = np.array(
+            [np.sum(np.array(feature[WANTED]) != IGNORED) for feature in features], dtype=np.float64
+        )
         return [Metric("perplexity", losses, counts, in_percent=False, exponential=True)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
 
 Floats = NDArray[np.float64]
 
@@ -63,5 +63,5 @@ def mean(name: str, values: list[float], in_percent: bool = True) -> Metric:
 
 def accuracy(outputs: Sequence[Arrays], labels: Sequence[int | None]) -> Metric:
     """Return how often the highest of the `logits` is the label's."""
-    right = [np.argmax(each["logits"]) == label for each, label in zip(outputs, labels, strict=True)]
+    right = [np.argmax(output["logits"]) == label for output, label in zip(outputs, labels, strict=True)]
     return mean("accuracy", [float(each) for each in right])

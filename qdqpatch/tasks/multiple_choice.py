@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import DataError
-from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Source, Task, rows
-from qdqpatch.tasks.endings import Endings, ending_names, endings_of
+from qdqpatch.tasks.base import MODEL_INPUTS, Batch, DataSource, Feature, Task, rows
+from qdqpatch.tasks.choices import Endings, ending_names, endings_of
 from qdqpatch.tasks.metrics import Metric, accuracy
-from qdqpatch.tasks.reading import Row, column_name, label_name, read_rows, refuse_pair
+from qdqpatch.tasks.reading import LabelledRow, column_name, label_name, read_rows, refuse_pair
 
 PROMPTS = ("prompt", "question", "startphrase", "ctx", "context")
 """The usual names of the column of prompts, most usual first."""
@@ -41,7 +41,7 @@ class MultipleChoice(Task[Choice]):
         "ending1, ... or, in JSONL, one list"
     )
 
-    def read(self, source: Source, labelled: bool = True) -> list[Choice]:
+    def read(self, source: DataSource, labelled: bool = True) -> list[Choice]:
         """Read rows."""
         refuse_pair(source.columns, "Multiple choice")
         examples: list[Choice] = []
@@ -53,7 +53,7 @@ class MultipleChoice(Task[Choice]):
                 label = label_name(row, named, source) if labelled else ""
                 used = (prompt, label, named.label)
                 others = {name: value for name, value in row.fields.items() if name not in used}
-                names = ending_names(Row(row.where, others), source.name)
+                names = ending_names(LabelledRow(row.where, others), source.name)
             endings = endings_of(row, names)
             wanted = len(examples[0].endings) if examples else max(2, len(endings))
             if len(endings) != wanted:
@@ -111,7 +111,7 @@ class MultipleChoice(Task[Choice]):
         return [accuracy(outputs, [example.label for example in examples])]
 
 
-def _number(row: Row, column: str, endings: int) -> int:
+def _number(row: LabelledRow, column: str, endings: int) -> int:
     text = str(row.value(column)).strip()
     if not text.isdecimal() or int(text) >= endings:
         raise DataError(

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError
-from qdqpatch.tasks.base import Feature, Source, Task, rows
+from qdqpatch.tasks.base import DataSource, Feature, Task, rows
 from qdqpatch.tasks.metrics import Metric, mean
 from qdqpatch.tasks.questions import Question, read_questions
 from qdqpatch.tasks.spans import best_span
@@ -78,7 +78,7 @@ class QuestionAnswering(Task[Question]):
                 "question and its paragraph."
             )
 
-    def read(self, source: Source, labelled: bool = True) -> list[Question]:
+    def read(self, source: DataSource, labelled: bool = True) -> list[Question]:
         """Read the questions of a file in SQuAD's layout, of a .jsonl file, or of a hub data set.
 
         Their columns are question, context and answers, unless `source.columns` names others as its text,
@@ -92,10 +92,10 @@ class QuestionAnswering(Task[Question]):
         `start_positions` and `end_positions` are the answer's first and last token; both are 0 where a
         window does not hold all of it.
         """
-        questions, longest = self._cut([each.text for each in examples])
+        questions, longest = self._cut([example.text for example in examples])
         encoded = self.tokenizer(
             questions,
-            [each.context for each in examples],
+            [example.context for example in examples],
             truncation="only_second",
             max_length=self.max_length,
             # The tokenizer panics if a window would not get on.

@@ -8,8 +8,8 @@ from typing import Any
 
 from qdqpatch.data.squad import read_squad
 from qdqpatch.errors import DataError
-from qdqpatch.tasks.base import Columns, Source
-from qdqpatch.tasks.reading import Row, checked_file, is_format, read_rows
+from qdqpatch.tasks.base import Columns, DataSource
+from qdqpatch.tasks.reading import LabelledRow, checked_file, is_format, read_rows
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Question:
     starts: tuple[int, ...] = ()
 
 
-def read_questions(source: Source, labelled: bool, no_answer: bool = False) -> list[Question]:
+def read_questions(source: DataSource, labelled: bool, no_answer: bool = False) -> list[Question]:
     """Read the questions of a file in SQuAD's layout (.json), or of the rows of another file or data set.
 
     Args:
@@ -41,15 +41,15 @@ def read_questions(source: Source, labelled: bool, no_answer: bool = False) -> l
     return [_question(row, source.columns, labelled, no_answer) for row in raw]
 
 
-def _squad_rows(source: Source) -> Iterator[Row]:
+def _squad_rows(source: DataSource) -> Iterator[LabelledRow]:
     path = checked_file(source)
     for number, (line, fields) in enumerate(read_squad(path), start=1):
         name = fields.get("id")
         place = f"line {line}, question {name!r}" if isinstance(name, str) else f"question number {number}"
-        yield Row(f"{path}, {place},", fields)
+        yield LabelledRow(f"{path}, {place},", fields)
 
 
-def _question(row: Row, columns: Columns, labelled: bool, no_answer: bool) -> Question:
+def _question(row: LabelledRow, columns: Columns, labelled: bool, no_answer: bool) -> Question:
     question = row.text(columns.text or "question")
     context = row.text(columns.text_pair or "context", strip=False)  # answers are places in it
     if not labelled:
@@ -75,7 +75,7 @@ def _answers(answers: Any, where: str) -> Iterator[tuple[str, int]]:
         if isinstance(answers, Mapping):
             found = zip(answers["text"], answers["answer_start"], strict=True)
         else:
-            found = ((each["text"], each["answer_start"]) for each in answers)  # type: ignore[assignment]
+            found = ((answer["text"], answer["answer_start"]) for answer in answers)  # type: ignore[assignment]
         for text, start in found:
             yield str(text), int(start)
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -14,14 +14,14 @@ from qdqpatch.data.hub import load_hub_dataset
 from qdqpatch.data.records import Record, read_records
 from qdqpatch.data.texts import is_hub_name
 from qdqpatch.errors import ConfigError, DataError
-from qdqpatch.tasks.base import Columns, Source
+from qdqpatch.tasks.base import Columns, DataSource
 
 LABEL_COLUMNS = ("label", "labels", "gold_label", "target", "class")
 """The usual names of a column of labels, most usual first."""
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelledRow:
     """A record and where it stands.
 
     Attributes:
@@ -55,7 +55,7 @@ class Row:
         return self.fields[column]
 
 
-def read_rows(source: Source) -> Iterator[Row]:
+def read_rows(source: DataSource) -> Iterator[LabelledRow]:
     """Yield the records of a file or a hub data set.
 
     Raises:
@@ -67,12 +67,12 @@ def read_rows(source: Source) -> Iterator[Row]:
         if record.problem:
             raise DataError(f"{where} {record.problem}.")
         empty = False
-        yield Row(where, record.fields)
+        yield LabelledRow(where, record.fields)
     if empty:
         raise DataError(f"{source.name} is empty.")
 
 
-def _records(source: Source) -> Iterator[tuple[str, Record]]:
+def _records(source: DataSource) -> Iterator[tuple[str, Record]]:
     if is_hub_name(source.name):
         data = load_hub_dataset(source.name, source.split, source.subset)
         for number, fields in enumerate(data):
@@ -82,7 +82,7 @@ def _records(source: Source) -> Iterator[tuple[str, Record]]:
         yield f"{source.name}, line {record.number},", record
 
 
-def checked_file(source: Source) -> Path:
+def checked_file(source: DataSource) -> Path:
     """Return the path of a source that is a file.
 
     Raises:
@@ -99,12 +99,12 @@ def checked_file(source: Source) -> Path:
     return path
 
 
-def is_format(source: Source, *suffixes: str) -> bool:
+def is_format(source: DataSource, *suffixes: str) -> bool:
     """Tell whether a source has a file's name that, without .gz, ends so."""
     return source.name.lower().removesuffix(".gz").endswith(suffixes)
 
 
-def text_names(row: Row, columns: Columns, source: Source) -> tuple[str, str | None]:
+def text_names(row: LabelledRow, columns: Columns, source: DataSource) -> tuple[str, str | None]:
     """Return the columns of the text and its pair, the usual ones unless they are named.
 
     Raises:
@@ -121,7 +121,9 @@ def text_names(row: Row, columns: Columns, source: Source) -> tuple[str, str | N
     return columns.text, columns.text_pair
 
 
-def label_name(row: Row, columns: Columns, source: Source, usual: Sequence[str] = LABEL_COLUMNS) -> str:
+def label_name(
+    row: LabelledRow, columns: Columns, source: DataSource, usual: Sequence[str] = LABEL_COLUMNS
+) -> str:
     """Return the column of the labels, the usual one unless it is named.
 
     Raises:
@@ -131,7 +133,7 @@ def label_name(row: Row, columns: Columns, source: Source, usual: Sequence[str] 
 
 
 def column_name(
-    row: Row, source: Source, named: str | None, usual: Sequence[str], what: str, setting: str
+    row: LabelledRow, source: DataSource, named: str | None, usual: Sequence[str], what: str, setting: str
 ) -> str:
     """Return a column, the usual one unless it is named.
 
@@ -165,7 +167,7 @@ def refuse_pair(columns: Columns, task: str) -> None:
         raise ConfigError(f"{task} has no second text, so text_pair (--text-pair-column) means nothing.")
 
 
-def check_column(name: str | None, row: Row, source: Source) -> None:
+def check_column(name: str | None, row: LabelledRow, source: DataSource) -> None:
     """Raise a `DataError` unless the column is there; None is nothing to check."""
     if name is not None and name not in row.fields:
         raise DataError(f"{source.name} has no column {name!r}; it has {text_columns.listed(row.fields)}.")

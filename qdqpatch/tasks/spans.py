@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qdqpatch.engines import Array
+from qdqpatch.data.arrays import Array
 
 
 def best_span(start: Array, end: Array, longest: int) -> tuple[float, int, int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qdqpatch.engines import Arrays
-from qdqpatch.tasks.base import Feature, Source, Task, rows
+from qdqpatch.data.arrays import Arrays
+from qdqpatch.tasks.base import DataSource, Feature, Task, rows
 from qdqpatch.tasks.metrics import Metric, accuracy
 from qdqpatch.tasks.reading import label_id, label_name, read_rows, text_names
 
@@ -27,7 +27,7 @@ class TextClassification(Task[LabelledText]):
     logits = ("logits",)
     formats = "CSV, TSV or JSONL with a column of texts, or two, and one of labels"
 
-    def read(self, source: Source, labelled: bool = True) -> list[LabelledText]:
+    def read(self, source: DataSource, labelled: bool = True) -> list[LabelledText]:
         """Read rows; labels are numbers, or names in the model's `label2id`."""
         examples: list[LabelledText] = []
         text, pair, label = "", None, ""

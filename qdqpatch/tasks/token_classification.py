@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError, DataError
-from qdqpatch.tasks.base import IGNORED, Feature, Source, Task, rows
+from qdqpatch.tasks.base import IGNORED, DataSource, Feature, Task, rows
 from qdqpatch.tasks.conll import Word, read_conll
 from qdqpatch.tasks.entities import OUTSIDE, are_entity_tags, entity_f1
 from qdqpatch.tasks.metrics import Metric
-from qdqpatch.tasks.reading import Row, column_name, is_format, label_id, label_names, read_rows, refuse_pair
+from qdqpatch.tasks.reading import (
+    LabelledRow,
+    column_name,
+    is_format,
+    label_id,
+    label_names,
+    read_rows,
+    refuse_pair,
+)
 
 WORDS = ("tokens", "words")
 TAGS = ("ner_tags", "tags", "labels")
@@ -57,7 +65,7 @@ class TokenClassification(Task[Sentence]):
             raise ConfigError("Token classification needs a fast tokenizer (tokenizer.json).")
         self._tag_ids: dict[str, int] = {}
 
-    def read(self, source: Source, labelled: bool = True) -> list[Sentence]:
+    def read(self, source: DataSource, labelled: bool = True) -> list[Sentence]:
         """Read sentences; tags are numbers, or names in the model's `label2id`."""
         refuse_pair(source.columns, "Token classification")
         conll = is_format(source, ".conll")
@@ -104,7 +112,7 @@ class TokenClassification(Task[Sentence]):
         predicted = [
             [OUTSIDE if first is None else names[best[first]] for first in feature[FIRST_PIECES]]
             for feature, best in zip(
-                features, (np.argmax(each["logits"], axis=-1).tolist() for each in outputs), strict=True
+                features, (np.argmax(output["logits"], axis=-1).tolist() for output in outputs), strict=True
             )
         ]
         true = [[names[tag] for tag in example.tags] for example in examples]
@@ -122,7 +130,7 @@ class TokenClassification(Task[Sentence]):
         return self._tag_ids[tag]
 
 
-def _rows(source: Source, labelled: bool) -> Iterator[list[Word]]:
+def _rows(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
     """Yield the sentences of rows that have a list of words and one of tags."""
     words = tags = ""
     for row in read_rows(source):
@@ -134,7 +142,7 @@ def _rows(source: Source, labelled: bool) -> Iterator[list[Word]]:
         texts = _list(row, words)
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{row.where} has something in {words!r} that is no word.")
-        Row(row.where, {words: " ".join(texts)}).text(words)
+        LabelledRow(row.where, {words: " ".join(texts)}).text(words)
         found = [str(tag) for tag in _list(row, tags)] if labelled else [None] * len(texts)
         if len(found) != len(texts):
             raise DataError(f"{row.where} has {len(texts)} words and {len(found)} tags.")
@@ -144,7 +152,7 @@ def _rows(source: Source, labelled: bool) -> Iterator[list[Word]]:
         ]
 
 
-def _list(row: Row, column: str) -> list[Any]:
+def _list(row: LabelledRow, column: str) -> list[Any]:
     value = row.value(column)
     if not isinstance(value, (list, tuple)):
         raise DataError(f"{row.where} has {type(value).__name__} in {column!r}, where a list is needed.")

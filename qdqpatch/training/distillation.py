@@ -56,7 +56,7 @@ class Distillation:
     temperature: float | None = None
 
     def __post_init__(self) -> None:
-        weights = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)[:-1]}
+        weights = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:-1]}
         if min(weights.values()) < 0 or not any(weights.values()):
             raise ConfigError(f"The weights must not be negative, nor all of them 0: {weights}.")
         if self.temperature is not None and not self.temperature > 0:

@@ -145,9 +145,9 @@ def fit(
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end; None if there is none."""
     found = [
-        each
-        for each in folder.glob("checkpoint-*")
-        if each.name.rpartition("-")[2].isdecimal() and (each / "trainer_state.json").is_file()
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdecimal() and (path / "trainer_state.json").is_file()
     ]
     return max(found, key=lambda each: int(each.name.rpartition("-")[2]), default=None)
 
@@ -155,7 +155,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 @contextmanager
 def dropout(model: nn.Module, on: bool) -> Iterator[None]:
     """Leave dropout on or take it away; afterwards it is as before."""
-    layers = [each for each in model.modules() if isinstance(each, nn.Dropout)]
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     before = [layer.p for layer in layers]
     try:
         for layer in layers:
@@ -172,7 +172,7 @@ class _Trainer(DistillationTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of an epoch."""
         features: Any = self.train_dataset
-        lengths = [_length(each["input_ids"]) for each in features]
+        lengths = [_length(feature["input_ids"]) for feature in features]
         size = self.args.train_batch_size
         loader = DataLoader(
             features,

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qdqpatch.calibration.methods import Method
-from qdqpatch.config import QDQConfig
-from qdqpatch.tasks.base import Source
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.tasks.base import DataSource
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.fit import Schedule
 from qdqpatch.training.ranges import ActivationRanges, WeightRanges
@@ -41,8 +41,8 @@ class Job:
     """
 
     ckpt: str
-    data: Source
-    eval_data: Source | None = None
+    data: DataSource
+    eval_data: DataSource | None = None
     task: str | None = None
     max_length: int | None = None
     options: Mapping[str, float] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Stage:
 
 
 @dataclass
-class Report:
+class TrainingReport:
     """What each stage gained.
 
     Attributes:

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.errors import CalibrationError, ConfigError
-from qdqpatch.learned import (
-    ClippedQuantizer,
-    FollowingQuantizer,
+from qdqpatch.nn.learned import (
     LearnedQuantizer,
     LSQQuantizer,
-    update_following,
+    PACTQuantizer,
+    WeightTrackingQuantizer,
+    update_tracked_ranges,
     weighted,
 )
-from qdqpatch.patch import enabled_quantizers
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import enabled_quantizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 ActivationRanges = Literal["frozen", "lsq", "clip"]
@@ -26,9 +26,9 @@ WeightRanges = Literal["frozen", "follow"]
 ACTIVATIONS: dict[str, type[TensorQuantizer]] = {
     "frozen": TensorQuantizer,
     "lsq": LSQQuantizer,
-    "clip": ClippedQuantizer,
+    "clip": PACTQuantizer,
 }
-WEIGHTS: dict[str, type[TensorQuantizer]] = {"frozen": TensorQuantizer, "follow": FollowingQuantizer}
+WEIGHTS: dict[str, type[TensorQuantizer]] = {"frozen": TensorQuantizer, "follow": WeightTrackingQuantizer}
 
 
 def train_ranges(
@@ -63,7 +63,7 @@ def train_ranges(
         if value not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
     quantizers = enabled_quantizers(model)
-    of_weights = {id(each._weight_quantizer) for each in weighted(model)}
+    of_weights = {id(module._weight_quantizer) for module in weighted(model)}
     changes = [
         (path, each, WEIGHTS[weights] if id(each) in of_weights else ACTIVATIONS[activations])
         for path, each in quantizers.items()
@@ -91,7 +91,7 @@ def freeze_ranges(model: Model) -> Model:
     Returns:
         The same model, whose quantizers are all of the usual class.
     """
-    update_following(model)
+    update_tracked_ranges(model)
     for quantizer in model.modules():
         if isinstance(quantizer, TensorQuantizer):
             _become(quantizer, TensorQuantizer)
@@ -126,11 +126,23 @@ def parameter_groups(
         range_lr: The rate of learned ranges. None for 127 times `lr`: a range is that many steps long,
             so that with an optimizer of Adam's kind the step size moves by `lr`, as in LSQ.
     """
-    ranges = {id(each) for each in learned_ranges(model).values()}
-    parameters = [each for each in model.parameters() if each.requires_grad and id(each) not in ranges]
+    ranges = {id(parameter) for parameter in learned_ranges(model).values()}
+    parameters = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.requires_grad and id(parameter) not in ranges
+    ]
     groups: list[dict[str, object]] = [
-        {"params": [each for each in parameters if each.dim() > 1], "lr": lr, "weight_decay": weight_decay},
-        {"params": [each for each in parameters if each.dim() <= 1], "lr": lr, "weight_decay": 0.0},
+        {
+            "params": [parameter for parameter in parameters if parameter.dim() > 1],
+            "lr": lr,
+            "weight_decay": weight_decay,
+        },
+        {
+            "params": [parameter for parameter in parameters if parameter.dim() <= 1],
+            "lr": lr,
+            "weight_decay": 0.0,
+        },
     ]
     if ranges:
         rate = 127 * lr if range_lr is None else range_lr

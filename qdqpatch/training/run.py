@@ -17,16 +17,16 @@ from qdqpatch.calibration.shifting import find_shifts
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
-from qdqpatch.conversion import dequantize, quantize
-from qdqpatch.device import to_fastest_device
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
+from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.errors import CheckpointError, ConfigError
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
-from qdqpatch.patch import enabled_quantizers
+from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.quantize import dequantize, quantize
 from qdqpatch.tasks import make_task
 from qdqpatch.tasks.base import Feature, draw
 from qdqpatch.training.fit import fit, last_checkpoint
-from qdqpatch.training.job import Job, Report, Stage
+from qdqpatch.training.job import Job, Stage, TrainingReport
 from qdqpatch.training.ranges import train_ranges
 
 CALIBRATION = 256
@@ -66,7 +66,7 @@ class Listener:
 
 def run_job(
     job: Job, out: Path, resume: bool = False, force: bool = False, listener: Listener | None = None
-) -> Report:
+) -> TrainingReport:
     """Train a checkpoint and save the trained one, with a report of what each stage gained.
 
     Checkpoints of the run are kept in a folder beside `out`, `OUT.training`, until it is done.
@@ -93,7 +93,7 @@ def run_job(
         run.calibrate()
         folder.mkdir(parents=True)
         run.model.save_pretrained(folder / CALIBRATED)
-        state = {"job": job.to_dict(), "stages": [asdict(each) for each in run.report.stages]}
+        state = {"job": job.to_dict(), "stages": [asdict(stage) for stage in run.report.stages]}
         (folder / JOB_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
         run.train()
     else:
@@ -133,7 +133,7 @@ def _interrupted(job: Job, folder: Path, resume: bool, force: bool) -> list[Stag
             f"The run in {folder} was another one: it differs in {', '.join(differing)}. Give the same "
             "options, or begin anew by --force."
         )
-    return [Stage(**each) for each in state["stages"]]
+    return [Stage(**stage) for stage in state["stages"]]
 
 
 class _Run:
@@ -166,7 +166,9 @@ class _Run:
         self._teacher = self._float_model()
         if self._is_float:
             quantize(self.model, job.config)
-        elif unset := [path for path, each in enabled_quantizers(self.model).items() if each.amax is None]:
+        elif unset := [
+            path for path, quantizer in enabled_quantizers(self.model).items() if quantizer.amax is None
+        ]:
             raise ConfigError(
                 f"{job.ckpt} is not calibrated: {len(unset)} quantizers have no range. Convert it again with "
                 "--calib, or train the float checkpoint."
@@ -186,7 +188,7 @@ class _Run:
             places = draw(range(len(examples)), min(HELD_OUT, max(1, len(examples) // 10)), job.schedule.seed)
             out = set(places)
             self._examples = [examples[each] for each in places]
-            examples = [each for place, each in enumerate(examples) if place not in out]
+            examples = [example for place, example in enumerate(examples) if place not in out]
         else:
             self._examples = task.read(job.eval_data)
         self._examples = draw(self._examples, job.eval_samples)
@@ -195,7 +197,7 @@ class _Run:
         self._features: list[Feature] = task.features(
             examples, training=labelled or not task.needs_labels, seed=job.schedule.seed
         )
-        self.report = Report(len(self._examples), job.eval_data is None, features=len(self._features))
+        self.report = TrainingReport(len(self._examples), job.eval_data is None, features=len(self._features))
 
     def _float_model(self) -> PreTrainedModel:
         """Return the model to compare with and to distil from."""
@@ -265,7 +267,7 @@ class _Run:
         # Embeddings are worth what they are beside the float model's.
         reference = None if self._task.has_loss else self._outputs(self._teacher)
         metrics = self._task.score(self._examples, self._eval_features, outputs, reference)
-        self.report.stages.append(Stage(name, {each.name: each.value for each in metrics}, seconds))
+        self.report.stages.append(Stage(name, {metric.name: metric.value for metric in metrics}, seconds))
 
     def _outputs(self, model: PreTrainedModel) -> list[Arrays]:
         return predict(torch_run(model.eval()), self._task, self._eval_features, step=self._listener.step)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
-from qdqpatch.conversion import dequantize
 from qdqpatch.errors import ConfigError
-from qdqpatch.patch import is_quantized
+from qdqpatch.patching.apply import is_quantized
+from qdqpatch.patching.quantize import dequantize
 from qdqpatch.training.distillation import Distillation, distillation_loss
 from qdqpatch.training.ranges import parameter_groups
 

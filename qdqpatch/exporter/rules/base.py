@@ -9,7 +9,7 @@ import onnx_ir as ir
 from qdqpatch.exporter.graph import Rewriter
 
 
-class Rule(Protocol):
+class RewriteRule(Protocol):
     """Replaces the nodes of one operator."""
 
     @property
@@ -24,7 +24,7 @@ class Rule(Protocol):
         """Replace the node, or leave it as it is."""
 
 
-def apply(rewriter: Rewriter, *rules: Rule) -> None:
+def apply(rewriter: Rewriter, *rules: RewriteRule) -> None:
     """Let rules rewrite every node of their operators, in the graph's order.
 
     In one pass, because what a rule computes for one node, such as a tensor's integers, another rule may

@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import Grid
-from qdqpatch.exporter.operators import ATTENTION, DOMAIN
 from qdqpatch.exporter.rules.integer_linear import Operand, multiply
 from qdqpatch.exporter.rules.push_quantize import quantize_before_moves
 from qdqpatch.exporter.rules.qdq_attention import (
@@ -23,6 +22,7 @@ from qdqpatch.exporter.rules.qdq_attention import (
     operands,
     softmax,
 )
+from qdqpatch.exporter.symbolic_operators import ATTENTION, DOMAIN
 
 
 @dataclass(frozen=True)

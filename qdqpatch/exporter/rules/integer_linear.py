@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from qdqpatch.exporter.graph import MICROSOFT, Rewriter, path
 from qdqpatch.exporter.grids import Grid, activation_grid, weight_grid
-from qdqpatch.exporter.operators import DOMAIN, LINEAR
 from qdqpatch.exporter.rules.push_quantize import quantize_before_moves
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
-from qdqpatch.linear import QuantLinear
+from qdqpatch.exporter.symbolic_operators import DOMAIN, LINEAR
+from qdqpatch.nn.linear import QuantLinear
 
 
 @dataclass(frozen=True)

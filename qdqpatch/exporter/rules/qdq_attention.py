@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import Grid, activation_grid
-from qdqpatch.exporter.operators import ATTENTION, DOMAIN
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.exporter.symbolic_operators import ATTENTION, DOMAIN
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 HEADS_FIRST = [0, 2, 1, 3]
 KEYS_LAST = [0, 2, 3, 1]

@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import Grid, activation_grid, weight_grid
-from qdqpatch.exporter.operators import DOMAIN, LINEAR
-from qdqpatch.linear import QuantLinear
+from qdqpatch.exporter.symbolic_operators import DOMAIN, LINEAR
+from qdqpatch.nn.linear import QuantLinear
 
 
 @dataclass(frozen=True)

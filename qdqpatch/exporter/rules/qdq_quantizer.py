@@ -8,12 +8,12 @@ import onnx_ir as ir
 
 from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import activation_grid
-from qdqpatch.exporter.operators import DOMAIN, FAKE_QUANTIZE
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.exporter.symbolic_operators import DOMAIN, FAKE_QUANTIZE
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 
 @dataclass(frozen=True)
-class QDQQuantizer:
+class QDQActivation:
     """The operands of residual adds, and whatever else a quantizer stands at by itself.
 
     Attributes:

@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import Grid, weight_grid
-from qdqpatch.exporter.operators import DOMAIN, EMBEDDING
-from qdqpatch.linear import QuantEmbedding
+from qdqpatch.exporter.symbolic_operators import DOMAIN, EMBEDDING
+from qdqpatch.nn.linear import QuantEmbedding
 
 
 @dataclass(frozen=True)

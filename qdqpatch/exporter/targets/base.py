@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qdqpatch.engines import Engine
-from qdqpatch.exporter.operations import Kernel
-from qdqpatch.exporter.rules.base import Rule
+from qdqpatch.engines.sessions import Engine
+from qdqpatch.exporter.kernels import Kernel
+from qdqpatch.exporter.rules.base import RewriteRule
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Target:
 
     name: str
     opset: int
-    passes: Sequence[Sequence[Rule]]
+    passes: Sequence[Sequence[RewriteRule]]
     file: str
     write: Callable[[ir.Model, Path], None]
     engine: Engine | None = None

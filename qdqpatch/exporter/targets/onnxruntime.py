@@ -12,12 +12,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qdqpatch.engines import ONNX_RUNTIME
+from qdqpatch.engines.sessions import ONNX_RUNTIME
 from qdqpatch.exporter.graph import MICROSOFT
-from qdqpatch.exporter.operations import Kernel
+from qdqpatch.exporter.kernels import Kernel
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
-from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
+from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
 from qdqpatch.exporter.targets.base import ONNX_FILE, Target, write_onnx
@@ -54,7 +54,7 @@ TARGET = Target(
     name="onnxruntime",
     opset=20,
     passes=(
-        (IntegerLinear(), IntegerAttention(), QDQQuantizer(offset=True), LookUpIntegers()),
+        (IntegerLinear(), IntegerAttention(), QDQActivation(offset=True), LookUpIntegers()),
         (SumBeforeNorm(),),
     ),
     file=ONNX_FILE,

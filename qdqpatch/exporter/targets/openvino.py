@@ -8,11 +8,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qdqpatch.engines import OPENVINO
-from qdqpatch.exporter.operations import Kernel
+from qdqpatch.engines.sessions import OPENVINO
+from qdqpatch.exporter.kernels import Kernel
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
-from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
+from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
 from qdqpatch.exporter.targets.base import Target, write_onnx
 
@@ -51,7 +51,7 @@ def kernels(path: Path) -> list[Kernel]:
 TARGET = Target(
     name="openvino",
     opset=20,
-    passes=((QDQLinear(), QDQAttention(), QDQQuantizer(), LookUpIntegers()),),
+    passes=((QDQLinear(), QDQAttention(), QDQActivation(), LookUpIntegers()),),
     file=IR_FILE,
     write=write,
     engine=OPENVINO,

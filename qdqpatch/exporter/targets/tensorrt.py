@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
-from qdqpatch.exporter.rules.qdq_quantizer import QDQQuantizer
+from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
 from qdqpatch.exporter.targets.base import ONNX_FILE, Target, write_onnx
 
@@ -22,7 +22,7 @@ def target(float_weights: bool = False) -> Target:
             (
                 QDQLinear(float_weights=float_weights, transposed=False),
                 QDQAttention(),
-                QDQQuantizer(),
+                QDQActivation(),
                 LookUpIntegers(),
             ),
         ),

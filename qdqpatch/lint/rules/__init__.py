@@ -25,9 +25,9 @@ from qdqpatch.lint.rules import (
     unsigned_key_value,
     weight_axis,
 )
-from qdqpatch.lint.rules.base import Document, Effect, Rule
+from qdqpatch.lint.rules.base import Document, Effect, LintRule
 
-RULES: dict[str, tuple[Rule, ...]] = {
+RULES: dict[str, tuple[LintRule, ...]] = {
     "tensorrt": (
         unknown_operator.RULE,
         symmetric.RULE,

@@ -26,7 +26,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Rule:
+class LintRule:
     """A rule of an engine.
 
     Attributes:
@@ -34,7 +34,7 @@ class Rule:
         effect: What the engine does where it is broken.
         operations: The kinds of operation that it is about.
         reason: Why the engine does so.
-        mend: What to change in the graph.
+        fix: What to change in the graph.
         documents: Where it is written down.
         check: Returns what breaks it at an operation; None where it is kept.
         concerns: Says of all operations of a file whether the rule is about such a file; None if about any.
@@ -44,7 +44,7 @@ class Rule:
     effect: Effect
     operations: tuple[Operation, ...]
     reason: str
-    mend: str
+    fix: str
     documents: tuple[Document, ...]
     check: Callable[[Site], str | None]
     concerns: Callable[[Sequence[Site]], bool] | None = None

@@ -1,6 +1,6 @@
 """TensorRT: DequantizeLinear stands right before the attention matmul."""
 
-from qdqpatch.lint.rules.base import Rule
+from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import MODELOPT_ATTENTION
 from qdqpatch.lint.sites import Site, listed, operand_names
 
@@ -15,13 +15,13 @@ def check(site: Site) -> str | None:
     return listed(wrong) or None
 
 
-RULE = Rule(
+RULE = LintRule(
     name="dq-feeds-matmul",
     effect="stays float",
     operations=("linear", "query x key", "probabilities x value"),
     reason="TensorRT looks for DequantizeLinear as the operand itself; with Transpose or Reshape in between "
     "it can miss the integer kernel, and fused attention.",
-    mend="Move Transpose and Reshape before QuantizeLinear: qdqpatch export --target tensorrt.",
+    fix="Move Transpose and Reshape before QuantizeLinear: qdqpatch export --target tensorrt.",
     documents=(MODELOPT_ATTENTION,),
     check=check,
 )

@@ -1,6 +1,6 @@
 """ONNX Runtime: a QuantizeLinear right behind a matmul makes it QLinearMatMul."""
 
-from qdqpatch.lint.rules.base import Rule
+from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import ORT_QUANTIZATION, ORT_SELECTORS
 from qdqpatch.lint.sites import Site
 
@@ -14,14 +14,14 @@ def check(site: Site) -> str | None:
     return None
 
 
-RULE = Rule(
+RULE = LintRule(
     name="quantized-output",
     effect="slower",
     operations=("linear", "query x key", "probabilities x value"),
     reason="The runtime takes that QuantizeLinear, also from behind Reshape and Transpose, into "
     "QLinearMatMul, whose result then has to be dequantized again. MatMulIntegerToFloat gives the float at "
     "once.",
-    mend="Quantize the inputs only; where the next operation needs its input quantized, write "
+    fix="Quantize the inputs only; where the next operation needs its input quantized, write "
     "com.microsoft.MatMulIntegerToFloat: qdqpatch export --target onnxruntime.",
     documents=(ORT_SELECTORS, ORT_QUANTIZATION),
     check=check,

@@ -1,6 +1,6 @@
 """TensorRT: both sides of a residual add are quantized."""
 
-from qdqpatch.lint.rules.base import Rule
+from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import TENSORRT_RESIDUAL
 from qdqpatch.lint.sites import Site
 
@@ -11,13 +11,13 @@ def check(site: Site) -> str | None:
     return f"no Q/DQ before {'either' if floats == 2 else 'one'} of its operands" if floats else None
 
 
-RULE = Rule(
+RULE = LintRule(
     name="residual",
     effect="stays float",
     operations=("residual add",),
     reason="TensorRT takes the add into the matmul before it if both of its inputs are integers. Otherwise "
     "the tensors between the layers stay float, and int8 was slower than fp16.",
-    mend="Quantize both inputs of the add: the qdqbert preset of qdqpatch does.",
+    fix="Quantize both inputs of the add: the qdqbert preset of qdqpatch does.",
     documents=(TENSORRT_RESIDUAL,),
     check=check,
 )

@@ -1,6 +1,6 @@
 """TensorRT: attention's scale comes before the first matmul."""
 
-from qdqpatch.lint.rules.base import Rule
+from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import TENSORRT_ATTENTION
 from qdqpatch.lint.sites import Site
 
@@ -10,13 +10,13 @@ def check(site: Site) -> str | None:
     return "its scores are scaled after the matmul" if site.scaled_after else None
 
 
-RULE = Rule(
+RULE = LintRule(
     name="scale-after-matmul",
     effect="slower",
     operations=("query x key",),
     reason="TensorRT fuses an attention whose query or key is multiplied by the scale before they are "
     "multiplied with each other.",
-    mend="Multiply 1/sqrt(d) into the query projection or into a scale of Q/DQ: qdqpatch export --target "
+    fix="Multiply 1/sqrt(d) into the query projection or into a scale of Q/DQ: qdqpatch export --target "
     "tensorrt.",
     documents=(TENSORRT_ATTENTION,),
     check=check,

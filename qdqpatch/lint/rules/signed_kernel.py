@@ -1,6 +1,6 @@
 """ONNX Runtime on x64: an operator that multiplies signed by signed."""
 
-from qdqpatch.lint.rules.base import Rule
+from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import ORT_QUANTIZATION
 from qdqpatch.lint.sites import Site, operand_names
 
@@ -12,13 +12,13 @@ def check(site: Site) -> str | None:
     return None
 
 
-RULE = Rule(
+RULE = LintRule(
     name="signed-kernel",
     effect="slower",
     operations=("linear", "query x key", "probabilities x value"),
     reason="x64 has no fast kernel for signed times signed: it was measured at 1/50 of the speed of unsigned "
     "times signed.",
-    mend="Quantize the first operand to uint8 with zero point 128, which is the same grid.",
+    fix="Quantize the first operand to uint8 with zero point 128, which is the same grid.",
     documents=(ORT_QUANTIZATION,),
     check=check,
 )

@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU: Add and LayerNormalization are slower as one operator."""
 
-from qdqpatch.lint.rules.base import Rule
+from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import ORT_OPTIMIZATIONS
 from qdqpatch.lint.sites import Site
 
@@ -12,13 +12,13 @@ def check(site: Site) -> str | None:
     return "Add before LayerNormalization" if site.op_type == "Add" else None
 
 
-RULE = Rule(
+RULE = LintRule(
     name="skip-layer-norm",
     effect="slower",
     operations=("residual add",),
     reason="Where it knows the shapes, the runtime joins both into SkipLayerNormalization, which was "
     "measured to be slower on the CPU than the two apart.",
-    mend="Write Sum instead of Add, which is not joined: qdqpatch export --target onnxruntime.",
+    fix="Write Sum instead of Add, which is not joined: qdqpatch export --target onnxruntime.",
     documents=(ORT_OPTIMIZATIONS,),
     check=check,
 )

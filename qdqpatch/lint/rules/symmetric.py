@@ -1,6 +1,6 @@
 """TensorRT: int8 is signed, and zero is 0."""
 
-from qdqpatch.lint.rules.base import Rule
+from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import TENSORRT_OPERATORS, TENSORRT_TYPES
 from qdqpatch.lint.sites import Site, listed, operand_names
 
@@ -16,12 +16,12 @@ def check(site: Site) -> str | None:
     return listed(wrong) or None
 
 
-RULE = Rule(
+RULE = LintRule(
     name="symmetric",
     effect="refused",
     operations=("linear", "query x key", "probabilities x value", "residual add"),
     reason="TensorRT quantizes symmetrically: it has signed int8 and no zero point but 0.",
-    mend="Quantize to int8 with zero point 0: qdqpatch export --target tensorrt.",
+    fix="Quantize to int8 with zero point 0: qdqpatch export --target tensorrt.",
     documents=(TENSORRT_TYPES, TENSORRT_OPERATORS),
     check=check,
 )

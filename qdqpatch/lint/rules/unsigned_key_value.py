@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from qdqpatch.lint.rules import signed_input
-from qdqpatch.lint.rules.base import Rule
+from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import ORT_QUANTIZATION, ORT_S8_TO_U8
 from qdqpatch.lint.sites import Operand, Site, operand_names
 
@@ -11,7 +11,7 @@ from qdqpatch.lint.sites import Operand, Site, operand_names
 def is_for_vnni(sites: Sequence[Site]) -> bool:
     """Say whether a weight is signed: none is in a file for processors without VNNI, which would saturate."""
     weights = [site.operands[1] for site in sites if site.operation == "linear" and site.is_quantized]
-    return not weights or any(each.dtype != "uint8" for each in weights)
+    return not weights or any(weight.dtype != "uint8" for weight in weights)
 
 
 def check(site: Site) -> str | None:
@@ -32,13 +32,13 @@ def _is_made_unsigned(operand: Operand) -> bool:
     return bool(operand.between) or (operand.readers == 1 and not operand.moved)
 
 
-RULE = Rule(
+RULE = LintRule(
     name="unsigned-key-value",
     effect="slower",
     operations=("query x key", "probabilities x value"),
     reason="With VNNI the kernel for unsigned times signed was measured at twice the speed of unsigned times "
     "unsigned.",
-    mend="Quantize key and value to int8 with zero point 0, and multiply by MatMulIntegerToFloat of "
+    fix="Quantize key and value to int8 with zero point 0, and multiply by MatMulIntegerToFloat of "
     "com.microsoft, which takes uint8 and int8: qdqpatch export --target onnxruntime --vnni.",
     documents=(ORT_QUANTIZATION, ORT_S8_TO_U8),
     check=check,

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from qdqpatch.linear import QuantEmbedding, QuantLinear
-from qdqpatch.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max, at_least_fp32
+from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max, at_least_fp32
 
 
-class FollowingQuantizer(TensorQuantizer):
+class WeightTrackingQuantizer(TensorQuantizer):
     """Takes the range of each tensor that it sees as its own: for weights, which move."""
 
     def range_of(self, inputs: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class LSQQuantizer(LearnedQuantizer):
     function = _LSQ
 
 
-class ClippedQuantizer(LearnedQuantizer):
+class PACTQuantizer(LearnedQuantizer):
     """Learns its range as PACT does (arXiv 1805.06085), and `learn_amax` of pytorch-quantization."""
 
     function = _Clip
@@ -97,15 +97,15 @@ class ClippedQuantizer(LearnedQuantizer):
 
 def weighted(model: nn.Module) -> list[QuantLinear | QuantEmbedding]:
     """Return the modules whose weights have quantizers."""
-    return [each for each in model.modules() if isinstance(each, (QuantLinear, QuantEmbedding))]
+    return [module for module in model.modules() if isinstance(module, (QuantLinear, QuantEmbedding))]
 
 
-def update_following(model: nn.Module) -> None:
+def update_tracked_ranges(model: nn.Module) -> None:
     """Give quantizers that follow their weights the ranges that these have now.
 
     They take them in each forward pass; an optimizer's step after that moves the weights once more.
     """
     for module in weighted(model):
         quantizer = module._weight_quantizer
-        if isinstance(quantizer, FollowingQuantizer) and not quantizer._disabled:
+        if isinstance(quantizer, WeightTrackingQuantizer) and not quantizer._disabled:
             quantizer.range_of(module.weight)

@@ -10,16 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
+from qdqpatch.data.arrays import Array, Arrays
+from qdqpatch.engines.vnni import has_signed_products, saturates
 from qdqpatch.errors import EngineError
-from qdqpatch.saturation import has_signed_products, saturates
-
-Array = npt.NDArray[np.generic]
-Arrays = Mapping[str, Array]
-"""Tensors by name: ids and masks as int64, the rest as fp32."""
 
 REDUCED = "computes in bfloat16, which this processor has, what the model leaves in float"
 SATURATED = "loses accuracy here: this processor has no VNNI, and sums of products of integers saturate"
@@ -71,7 +66,7 @@ class Session:
     @property
     def input_names(self) -> tuple[str, ...]:
         """The names of what it takes."""
-        return tuple(each.name for each in self.inputs)
+        return tuple(value.name for value in self.inputs)
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Return the outputs by name; tensors that the model does not take are left out.
@@ -148,7 +143,7 @@ def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) ->
     # Threads that wait for the next run by spinning would take the time of whatever runs meanwhile.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    outputs = [each.name for each in session.get_outputs()]
+    outputs = [output.name for output in session.get_outputs()]
     return Session(
         tuple(
             Input(

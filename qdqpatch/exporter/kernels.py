@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from torch import nn
 
-from qdqpatch.linear import QuantLinear
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 MATMULS = ("MatMul", "Gemm", "MatMulIntegerToFloat")
 ATTENTION = {".query_x_key": "qk", ".probabilities_x_value": "av"}
@@ -113,7 +113,7 @@ def _float_in(model: nn.Module, name: str) -> str:
         quantizers = ["_input_quantizer", "_weight_quantizer"]
     else:
         return "not quantized: its part of the model is off in the QDQConfig"
-    children = {each: module._modules.get(each) for each in quantizers}
+    children = {quantizer: module._modules.get(quantizer) for quantizer in quantizers}
     off = [
         each for each, child in children.items() if not isinstance(child, TensorQuantizer) or child._disabled
     ]

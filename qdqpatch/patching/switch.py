@@ -9,13 +9,13 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from qdqpatch.config import QDQConfig
-from qdqpatch.conversion import float_twin
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.config.quantizer import Override, QuantizerConfig
 from qdqpatch.errors import ConfigError, OverrideError
-from qdqpatch.patch import named_quantizers
-from qdqpatch.quantizer import TensorQuantizer
-from qdqpatch.recipe import Placement, extended, first_like, placement, record, without
-from qdqpatch.settings import Override, QuantizerConfig
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.patching.placement import Placement, extended, first_like, placement, record, without
+from qdqpatch.patching.quantize import float_twin
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -29,7 +29,7 @@ def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
     quantized. A quantizer that is turned off keeps its range in memory, so that it can be turned on
     again, but is not saved; the model's `QDQConfig` follows, so that a checkpoint loads as the model is.
     Where no matmul is left quantized, the loaded model computes attention with transformers' default and
-    not with `qdqpatch.attention`, as after quantizing so; the last bits of its outputs may differ.
+    not with `qdqpatch.nn.attention`, as after quantizing so; the last bits of its outputs may differ.
 
     Args:
         model: A quantized model.

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from qdqpatch.config import QDQConfig
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.errors import ConfigError, OverrideError, UnsupportedModelError
-from qdqpatch.folding import Row, fold
-from qdqpatch.linear import QuantLinear
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.patching.folding import Row, fold
 from qdqpatch.rules import RULES
 from qdqpatch.rules.base import Match, Miss, Rule
-from qdqpatch.settings import QuantizerConfig
 
 
 @dataclass(frozen=True)

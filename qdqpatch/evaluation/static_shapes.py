@@ -31,7 +31,7 @@ def filled(run: Run, size: int | None, length: int | None, task: Task[Any]) -> R
         rows, tokens = batch["input_ids"].shape[0], batch["input_ids"].shape[-1]
         padding = 0 if length is None else length - tokens
         copies = 0 if size is None else size - rows
-        full = {name: _filled(each, padding, copies, _value(name, task)) for name, each in batch.items()}
+        full = {name: _filled(tensor, padding, copies, _value(name, task)) for name, tensor in batch.items()}
         return {
             name: each[:rows, :tokens] if name in task.by_token else each[:rows]
             for name, each in run(full).items()

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from qdqpatch.checkpoint.source import HUB_NAME, WEIGHTS, open_checkpoint
-from qdqpatch.engines import ENGINES
+from qdqpatch.engines.sessions import ENGINES
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
 TORCH = "torch"
@@ -77,9 +77,9 @@ def find_contenders(models: Sequence[str], engines: Collection[str] = ()) -> lis
         files = _files(name)
         if engines and not files.keys() & set(engines):
             raise ConfigError(f"{name} runs in {' and '.join(files)}, not in {' or '.join(engines)}.")
-        usable = [each for each in files if (each in engines if engines else _installed(each))]
+        usable = [file for file in files if (file in engines if engines else _installed(file))]
         if not usable:
-            packages = " or ".join(ENGINES[each].package for each in files)
+            packages = " or ".join(ENGINES[file].package for file in files)
             raise EngineError(f"Nothing that runs {name} is installed: pip install {packages}")
         facts = _facts(name)
         contenders += [Contender(label, each, files[each], facts) for each in usable]
@@ -109,7 +109,7 @@ def _files(name: str) -> dict[str, str]:
 
 def _files_in(folder: Path) -> dict[str, str]:
     files = {}
-    if any((folder / f"{each}{index}").is_file() for each in WEIGHTS for index in ("", ".index.json")):
+    if any((folder / f"{weight}{index}").is_file() for weight in WEIGHTS for index in ("", ".index.json")):
         files[TORCH] = str(folder)
     for engine in ENGINES.values():
         exports = (folder / EXPORTS[suffix] for suffix in engine.suffixes)
@@ -151,10 +151,10 @@ def _labels(models: Sequence[str]) -> list[str]:
     parts = [PurePath(name).parts for name in models]
     labels: list[str] = []
     for own in parts:
-        others = {each for each in parts if each != own}
+        others = {part for part in parts if part != own}
         sizes = range(1, len(own) + 1)
         size = next((n for n in sizes if all(each[-n:] != own[-n:] for each in others)), len(own))
         label = str(PurePath(*own[-size:])) if own else "."
-        before = sum(each == own for each in parts[: len(labels)])
+        before = sum(part == own for part in parts[: len(labels)])
         labels.append(f"{label} ({before + 1})" if before else label)
     return labels

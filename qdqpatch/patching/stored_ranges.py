@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from qdqpatch.linear import QuantLinear
-from qdqpatch.patch import named_quantizers
-from qdqpatch.settings import QuantizerConfig
+from qdqpatch.config.quantizer import QuantizerConfig
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.patching.apply import named_quantizers
 
 SUFFIX = "._amax"
 

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qdqpatch.attention import IMPLEMENTATION
 from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
-from qdqpatch.plan import Plan, Site
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.attention import IMPLEMENTATION
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.plan import Plan, Site
 
 
-def apply(model: PreTrainedModel, plan: Plan) -> None:
+def apply_plan(model: PreTrainedModel, plan: Plan) -> None:
     """Give every site of the plan its quantizers and its class, in place.
 
     Fixed ranges (`amax` in the configuration) are not set here but by `set_fixed_ranges`, because a
@@ -36,7 +36,7 @@ def apply(model: PreTrainedModel, plan: Plan) -> None:
 
 
 def revert(model: PreTrainedModel, attn_implementation: str | None) -> None:
-    """Undo `apply`: every class, child and the attention implementation as before, in place.
+    """Undo `apply_plan`: every class, child and the attention implementation as before, in place.
 
     Args:
         model: A quantized model.
@@ -65,7 +65,7 @@ def enabled_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     Raises:
         NotQuantizedError: If there is none.
     """
-    quantizers = {path: each for path, each in named_quantizers(model) if not each._disabled}
+    quantizers = {path: quantizer for path, quantizer in named_quantizers(model) if not quantizer._disabled}
     if not quantizers:
         raise NotQuantizedError("The model has no enabled quantizer: call qdqpatch.quantize(model) first.")
     return quantizers
@@ -109,7 +109,7 @@ def own_config(model: PreTrainedModel) -> Iterator[None]:
 
 
 def uses_qdq_attention(model: PreTrainedModel) -> bool:
-    """Whether attention runs through `qdqpatch.attention`."""
+    """Whether attention runs through `qdqpatch.nn.attention`."""
     return any(
         module.config._attn_implementation == IMPLEMENTATION
         for module in model.modules()

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from qdqpatch import patch
-from qdqpatch.checkpoint.hf_quantizer import QDQQuantizer
-from qdqpatch.config import QDQConfig
+from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import NotQuantizedError, QuantizedError
-from qdqpatch.plan import Plan, find_sites
+from qdqpatch.patching.apply import is_quantized, own_config, set_fixed_ranges
+from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
+from qdqpatch.patching.plan import Plan, find_sites
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -33,7 +33,7 @@ def plan(model: PreTrainedModel, config: QDQConfig | None = None) -> Plan:
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
     """
-    if not isinstance(model, PreTrainedModel) or not patch.is_quantized(model):
+    if not isinstance(model, PreTrainedModel) or not is_quantized(model):
         return find_sites(model, config)
     twin = float_twin(model)
     if config is not None:
@@ -66,15 +66,15 @@ def quantize(model: Model, config: QDQConfig | None = None) -> Model:
         >>> type(model).__name__, type(model.bert.encoder.layer[0].output.dense).__name__
         ('BertForMaskedLM', 'QuantLinear')
     """
-    if isinstance(model, PreTrainedModel) and patch.is_quantized(model):
+    if isinstance(model, PreTrainedModel) and is_quantized(model):
         raise QuantizedError(
             f"This {type(model).__name__} is quantized already. To quantize it otherwise, call "
             "qdqpatch.dequantize(model) first."
         )
     sites = find_sites(model, config)
-    with patch.own_config(model):
-        QDQQuantizer(sites.config).patch(model, sites)
-    patch.set_fixed_ranges(model, sites)
+    with own_config(model):
+        QDQHfQuantizer(sites.config).patch(model, sites)
+    set_fixed_ranges(model, sites)
     return model
 
 
@@ -90,7 +90,7 @@ def dequantize(model: Model) -> Model:
     Raises:
         NotQuantizedError: If the model has no quantizer.
     """
-    if not isinstance(getattr(model, "hf_quantizer", None), QDQQuantizer):
+    if not isinstance(getattr(model, "hf_quantizer", None), QDQHfQuantizer):
         raise NotQuantizedError(f"This {type(model).__name__} was not quantized by qdqpatch.")
     # transformers' method, which asks our QDQQuantizer; mypy does not see that it may be called untyped.
     model.dequantize()  # type: ignore[no-untyped-call]

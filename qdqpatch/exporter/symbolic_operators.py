@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function, eager_mask
 
-from qdqpatch.linear import QuantEmbedding, QuantLinear
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 DOMAIN = "qdqpatch"
 LINEAR = "QuantLinear"

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.errors import DataError
 from qdqpatch.evaluation.predicting import batches
-from qdqpatch.patch import enabled_quantizers
+from qdqpatch.patching.apply import enabled_quantizers
 from qdqpatch.tasks.base import Batch, Feature, Task
 
 Switch = Callable[[Collection[str]], None]

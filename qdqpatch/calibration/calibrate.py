@@ -14,8 +14,8 @@ from qdqpatch.calibration.methods import Method, WeightMethod, check_method, che
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.calibration.weights import weight_ranges
 from qdqpatch.errors import CalibrationError
-from qdqpatch.patch import enabled_quantizers
-from qdqpatch.quantizer import TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import enabled_quantizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 

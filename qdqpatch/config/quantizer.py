@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from qdqpatch.errors import ConfigError
-from qdqpatch.toolkit import QuantDescriptor
+from qdqpatch.nn.toolkit import QuantDescriptor
 
 T = TypeVar("T")
 

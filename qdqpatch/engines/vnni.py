@@ -53,7 +53,7 @@ def has_signed_products(path: Path) -> bool:
     from qdqpatch.lint.operands import INPUTS, read_operands
 
     return any(
-        [each.dtype for each in read_operands(node)] == ["uint8", "int8"]
+        [operand.dtype for operand in read_operands(node)] == ["uint8", "int8"]
         for node in ir.load(path).graph.all_nodes()
         if node.op_type in INPUTS
     )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdqpatch.engines import Arrays
+from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.sensitivity.cost import STATES, distributions
-from qdqpatch.sensitivity.running import Subject
+from qdqpatch.sensitivity.subject import Subject
 from qdqpatch.tasks.metrics import Metric
 
 UNCHANGED = "unchanged predictions"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdqpatch.tasks.base import Source, Task
+from qdqpatch.tasks.base import DataSource, Task
 from qdqpatch.tasks.reading import read_rows, text_names
 
 
@@ -23,7 +23,7 @@ class TextTask(Task[Text]):
 
     formats = "TXT with a text on each line; CSV, TSV or JSONL with a column of texts, or two"
 
-    def read(self, source: Source, labelled: bool = True) -> list[Text]:
+    def read(self, source: DataSource, labelled: bool = True) -> list[Text]:
         """Read rows or lines; there are no labels to read."""
         examples: list[Text] = []
         text, pair = "", None
@@ -36,8 +36,8 @@ class TextTask(Task[Text]):
     def encode(self, examples: Sequence[Text], **options: Any) -> Any:
         """Return what the tokenizer gives for texts cut at `max_length`."""
         return self.tokenizer(
-            [each.text for each in examples],
-            None if examples[0].pair is None else [each.pair for each in examples],
+            [example.text for example in examples],
+            None if examples[0].pair is None else [example.pair for example in examples],
             truncation=True,
             max_length=self.max_length,
             **options,

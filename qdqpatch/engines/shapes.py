@@ -49,4 +49,4 @@ DEFAULT_SHAPES = (Shape(1, 128), Shape(8, 128), Shape(1, 384))
 
 def cut(shapes: Iterable[Shape], limit: int) -> tuple[Shape, ...]:
     """Return the shapes with no sequence longer than the limit, each once."""
-    return tuple(dict.fromkeys(Shape(each.batch, min(each.length, limit)) for each in shapes))
+    return tuple(dict.fromkeys(Shape(shape.batch, min(shape.length, limit)) for shape in shapes))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from qdqpatch.config import QDQConfig
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.config.quantizer import Override, QuantizerConfig
 from qdqpatch.errors import UnsupportedModelError
-from qdqpatch.plan import find_sites
-from qdqpatch.settings import Override, QuantizerConfig
+from qdqpatch.patching.plan import find_sites
 
 Placement = dict[str, QuantizerConfig]
 """The settings of every quantizer that is on, by its path."""
@@ -36,8 +36,10 @@ def extended(config: QDQConfig, overrides: Sequence[Override]) -> tuple[Override
 
 def without(config: QDQConfig, overrides: Sequence[Override]) -> tuple[Override, ...]:
     """Return the configuration's overrides without switches that the further ones would outdo."""
-    switched = {each.pattern for each in overrides if each.enabled is not None}
-    return tuple(each for each in config.overrides if each.settings or each.pattern not in switched)
+    switched = {override.pattern for override in overrides if override.enabled is not None}
+    return tuple(
+        override for override in config.overrides if override.settings or override.pattern not in switched
+    )
 
 
 def first_like(twin: PreTrainedModel, wanted: Placement, candidates: Sequence[QDQConfig]) -> QDQConfig:

@@ -9,16 +9,16 @@ import torch
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 
-from qdqpatch import patch
-from qdqpatch.attention import IMPLEMENTATION
-from qdqpatch.checkpoint.ranges import make_room, read_ranges, weight_settings
-from qdqpatch.config import QUANT_METHOD, QDQConfig
+from qdqpatch.config.config import QUANT_METHOD, QDQConfig
 from qdqpatch.errors import ConfigError
-from qdqpatch.learned import update_following
-from qdqpatch.plan import Plan, find_sites
+from qdqpatch.nn.attention import IMPLEMENTATION
+from qdqpatch.nn.learned import update_tracked_ranges
+from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
+from qdqpatch.patching.plan import Plan, find_sites
+from qdqpatch.patching.stored_ranges import make_room, read_ranges, weight_settings
 
 
-class QDQQuantizer(HfQuantizer):
+class QDQHfQuantizer(HfQuantizer):
     """Quantizes a model while transformers loads it, and goes with it as `model.hf_quantizer`.
 
     Attributes:
@@ -38,7 +38,7 @@ class QDQQuantizer(HfQuantizer):
         """Apply the plan and make the model say so."""
         if model.config._attn_implementation != IMPLEMENTATION:
             self.attn_implementation = model.config._attn_implementation
-        patch.apply(model, plan)
+        apply_plan(model, plan)
         self.quantization_config = plan.config
         model.config.quantization_config = plan.config
         vars(model).update(hf_quantizer=self, quantization_method=QUANT_METHOD)
@@ -57,7 +57,7 @@ class QDQQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         assert self._plan is not None, "transformers calls the hook before loading first"
-        patch.set_fixed_ranges(model, self._plan)
+        set_fixed_ranges(model, self._plan)
         self._plan = None
         # Its weights are floats that can be cast and trained, which transformers forbids to a model
         # whose weights are packed integers.
@@ -65,7 +65,7 @@ class QDQQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        patch.revert(model, self.attn_implementation)
+        revert(model, self.attn_implementation)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
@@ -82,7 +82,7 @@ class QDQQuantizer(HfQuantizer):
                 "transformers cannot save config.output_attentions=True for this attention implementation. "
                 "Set model.config.output_attentions = False and pass output_attentions=True to each call."
             )
-        update_following(model)
+        update_tracked_ranges(model)
         return None, {}
 
     def is_serializable(self, safe_serialization: object = None) -> bool:
@@ -108,4 +108,4 @@ class QDQQuantizer(HfQuantizer):
 def register() -> None:
     """Make transformers know the method, once."""
     register_quantization_config(QUANT_METHOD)(QDQConfig)
-    register_quantizer(QUANT_METHOD)(QDQQuantizer)
+    register_quantizer(QUANT_METHOD)(QDQHfQuantizer)

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from qdqpatch.quantizer import TensorQuantizer
-from qdqpatch.toolkit import quant_nn
+from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.nn.toolkit import quant_nn
 
 
 class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit has no types

@@ -8,7 +8,7 @@ from typing import Any
 
 from qdqpatch.data.columns import listed
 from qdqpatch.errors import DataError
-from qdqpatch.tasks.reading import Row
+from qdqpatch.tasks.reading import LabelledRow
 
 LISTS = ("endings", "choices", "options")
 """The usual names of a column of lists, most usual first."""
@@ -19,7 +19,7 @@ Endings = tuple[str, ...]
 """The columns: numbered ones, or a single one with a list."""
 
 
-def ending_names(row: Row, source: str) -> Endings:
+def ending_names(row: LabelledRow, source: str) -> Endings:
     """Return the columns of the endings.
 
     They are the columns with a usual word and consecutive numbers, from 0 or 1 on; else a list by a usual
@@ -42,7 +42,7 @@ def ending_names(row: Row, source: str) -> Endings:
     )
 
 
-def endings_of(row: Row, names: Endings) -> list[str]:
+def endings_of(row: LabelledRow, names: Endings) -> list[str]:
     """Return a row's endings.
 
     Raises:
@@ -54,7 +54,7 @@ def endings_of(row: Row, names: Endings) -> list[str]:
     if not isinstance(value, (list, tuple)):
         raise DataError(f"{row.where} has {type(value).__name__} in {names[0]!r}, where a list is needed.")
     elements = {f"{names[0]}[{number}]": each for number, each in enumerate(value)}
-    return [Row(row.where, elements).text(name) for name in elements]
+    return [LabelledRow(row.where, elements).text(name) for name in elements]
 
 
 def _numbered(fields: Mapping[str, Any]) -> dict[str, Endings]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from qdqpatch.errors import CalibrationError
-from qdqpatch.toolkit import QuantDescriptor, quant_nn
+from qdqpatch.nn.toolkit import QuantDescriptor, quant_nn
 
 SMALLEST_AMAX = 2.0**-24
 """A range up to this (fp16's smallest positive number) counts as zero: all values become 0."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from qdqpatch.config.quantizer import Override, QuantizerConfig, build, check_bool
 from qdqpatch.errors import ConfigError
-from qdqpatch.settings import Override, QuantizerConfig, build, check_bool
-from qdqpatch.toolkit import QuantDescriptor
+from qdqpatch.nn.toolkit import QuantDescriptor
 
 QUANT_METHOD = "qdqpatch"
 """The name under which transformers finds this method in `config.json`."""

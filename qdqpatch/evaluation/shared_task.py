@@ -144,4 +144,4 @@ def _check_vocabularies(described: Sequence[Described]) -> None:
 def _with_first(pairs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
     """Pair the first with each of the others."""
     first = list(itertools.islice(pairs, 1))
-    return ((first[0], each) for each in pairs)
+    return ((first[0], pair) for pair in pairs)

@@ -1,0 +1,1 @@
+"""What is quantized and how, as frozen data."""

@@ -1,0 +1,1 @@
+"""What computes: the quantizer, and the modules that use it."""

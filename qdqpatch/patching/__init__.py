@@ -1,0 +1,1 @@
+"""Look, plan, then change: the only room whose code changes a model."""
