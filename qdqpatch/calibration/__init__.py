@@ -9,6 +9,7 @@ from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.data.batches import text_batches
+from qdqpatch.patching.switch import switch_quantizers
 
 __all__ = [
     "Statistics",
@@ -23,5 +24,6 @@ __all__ = [
     "set_ranges",
     "shift",
     "smooth",
+    "switch_quantizers",
     "text_batches",
 ]

@@ -130,9 +130,9 @@ def require_equal(
         if comparison.mean > mean or comparison.changed > changed:
             raise ExportError(
                 f"The file does not compute what the model does: {comparison.output} is off by "
-                f"{comparison.mean:.2f} steps of 1/{STEPS} of its range in the mean (allowed: {mean:.2f}), and "
-                f"{comparison.changed} of {comparison.predictions} predictions differ (allowed: {changed:.0f}). "
-                "Nothing was written."
+                f"{comparison.mean:.2f} steps of 1/{STEPS} of its range in the mean (allowed: {mean:.2f}), "
+                f"and {comparison.changed} of {comparison.predictions} predictions differ "
+                f"(allowed: {changed:.0f}). Nothing was written."
             )
 
 

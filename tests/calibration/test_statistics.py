@@ -6,8 +6,8 @@ from typing import Any
 
 import models
 import numpy as np
+import nvidia
 import pytest
-import test_calibration as nvidia
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file

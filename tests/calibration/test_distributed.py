@@ -12,8 +12,8 @@ import models
 import pytest
 import torch
 import torch.distributed as dist
+from errors_by_hand import errors_by_hand
 from processes import run_two
-from test_auto import errors_by_hand
 from torch import Tensor
 from transformers import PreTrainedModel
 

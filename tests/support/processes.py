@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 # The arithmetic of this process, which conftest.py has set before torch read it; and a network that is there.
-_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))),
+}
 
 
 def run_two(script: str, folder: Path, **environment: str) -> None:

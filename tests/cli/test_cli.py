@@ -22,7 +22,7 @@ import qdqpatch
 from qdqpatch.cli import main
 from qdqpatch.patching.apply import is_quantized
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 @pytest.fixture(scope="module")

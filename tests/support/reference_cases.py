@@ -13,7 +13,7 @@ from transformers import BertConfig, PreTrainedModel
 
 from qdqpatch import QDQConfig, quantize
 
-FOLDER = Path(__file__).parent / "reference"
+FOLDER = Path(__file__).parents[1] / "reference"
 NAMES = sorted(path.stem for path in (FOLDER / "cases").glob("*.safetensors"))
 CACHED = [name for name in NAMES if name.endswith("cache")]
 CHECKPOINTS = {

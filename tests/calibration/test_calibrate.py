@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import models
+import nvidia
 import pytest
 import reference_cases as reference
 import torch
@@ -24,41 +25,6 @@ def quiet_toolkit() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
 
 
-def batches(name: str = "BertModel") -> list[dict[str, torch.Tensor]]:
-    return [models.inputs(name, seed) for seed in (11, 12, 13)]
-
-
-def collect_as_nvidia_does(model: nn.Module, data: list[dict[str, torch.Tensor]]) -> None:
-    """The first half of NVIDIA's calibration scripts (pytorch-quantization 2.1.3, examples)."""
-    for _, module in model.named_modules():
-        if isinstance(module, quant_nn.TensorQuantizer):
-            if module._calibrator is not None:
-                module.disable_quant()
-                module.enable_calib()
-            else:
-                module.disable()
-    with torch.no_grad():
-        for batch in data:
-            model(**batch)
-    for _, module in model.named_modules():
-        if isinstance(module, quant_nn.TensorQuantizer):
-            if module._calibrator is not None:
-                module.enable_quant()
-                module.disable_calib()
-            else:
-                module.enable()
-
-
-def compute_as_nvidia_does(model: nn.Module, **options: Any) -> None:
-    """The second half of NVIDIA's calibration scripts."""
-    for _, module in model.named_modules():
-        if isinstance(module, quant_nn.TensorQuantizer) and module._calibrator is not None:
-            if isinstance(module._calibrator, calib.MaxCalibrator):
-                module.load_calib_amax()
-            else:
-                module.load_calib_amax(**options)
-
-
 def state_of_quantizers(model: PreTrainedModel) -> dict[str, Any]:
     return {
         path: (id(quantizer._calibrator), quantizer._if_calib, quantizer._if_quant, quantizer._disabled)
@@ -68,9 +34,9 @@ def state_of_quantizers(model: PreTrainedModel) -> dict[str, Any]:
 
 def test_ranges_are_those_of_the_toolkits_own_flow(any_head: str, uncalibrated) -> None:
     theirs = uncalibrated(any_head)
-    collect_as_nvidia_does(theirs, batches(any_head))
-    compute_as_nvidia_does(theirs)
-    ours = calibrate(uncalibrated(any_head), batches(any_head), method="max", padding_aware=False)
+    nvidia.collect_as_nvidia_does(theirs, nvidia.batches(any_head))
+    nvidia.compute_as_nvidia_does(theirs)
+    ours = calibrate(uncalibrated(any_head), nvidia.batches(any_head), method="max", padding_aware=False)
     models.assert_equal(models.outputs(ours, any_head), models.outputs(theirs, any_head))
     expected = models.ranges(theirs)
     for path, amax in models.ranges(ours).items():
@@ -83,9 +49,11 @@ def test_nvidias_histogram_flow_works(float_model) -> None:
     model = quantize(float_model())
     quantizer = model.encoder.layer[0].attention.self.query._input_quantizer
     assert isinstance(quantizer._calibrator, calib.HistogramCalibrator)
-    collect_as_nvidia_does(model, batches())
-    compute_as_nvidia_does(model, method="percentile", percentile=99.9)
-    maximum = models.ranges(calibrate(copy.deepcopy(model), batches(), method="max", padding_aware=False))
+    nvidia.collect_as_nvidia_does(model, nvidia.batches())
+    nvidia.compute_as_nvidia_does(model, method="percentile", percentile=99.9)
+    maximum = models.ranges(
+        calibrate(copy.deepcopy(model), nvidia.batches(), method="max", padding_aware=False)
+    )
     for path, amax in models.ranges(model).items():
         assert amax.dtype == torch.float32
         assert (amax > 0).all(), path
@@ -105,8 +73,8 @@ def test_weights_ranges_are_those_the_original_was_calibrated_to(head: str) -> N
 
 
 def test_the_range_is_the_largest_magnitude_of_all_batches(uncalibrated) -> None:
-    together = models.ranges(calibrate(uncalibrated(), batches(), method="max"))
-    alone = [models.ranges(calibrate(uncalibrated(), [batch], method="max")) for batch in batches()]
+    together = models.ranges(calibrate(uncalibrated(), nvidia.batches(), method="max"))
+    alone = [models.ranges(calibrate(uncalibrated(), [batch], method="max")) for batch in nvidia.batches()]
     for path, amax in together.items():
         assert torch.equal(amax, torch.stack([each[path] for each in alone]).amax(0)), path
     assert any(not torch.equal(alone[0][path], amax) for path, amax in together.items())
@@ -117,9 +85,9 @@ def test_calibration_sees_the_float_model(float_model, uncalibrated) -> None:
     floating, seen = float_model(), []
     last = floating.encoder.layer[-1].output
     last.dropout.register_forward_hook(lambda module, inputs, output: seen.append(output.abs().amax()))
-    for batch in batches():
+    for batch in nvidia.batches():
         models.outputs(floating, **batch)
-    model = calibrate(uncalibrated(), batches(), method="max", padding_aware=False)
+    model = calibrate(uncalibrated(), nvidia.batches(), method="max", padding_aware=False)
     assert torch.equal(
         model.encoder.layer[-1].output.add_local_input_quantizer.amax, torch.stack(seen).amax()
     )
@@ -129,13 +97,13 @@ def test_calibrating_again_replaces_the_ranges(calibrated, uncalibrated) -> None
     model = calibrated()
     for _, quantizer in named_quantizers(model):
         quantizer.load_range(torch.full((), 99.0))
-    calibrate(model, batches())
-    models.assert_equal(models.ranges(model), models.ranges(calibrate(uncalibrated(), batches())))
+    calibrate(model, nvidia.batches())
+    models.assert_equal(models.ranges(model), models.ranges(calibrate(uncalibrated(), nvidia.batches())))
 
 
 def test_calibration_returns_the_model_and_leaves_no_gradient(uncalibrated) -> None:
     model = uncalibrated()
-    assert calibrate(model, batches()) is model
+    assert calibrate(model, nvidia.batches()) is model
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(amax.requires_grad for amax in models.ranges(model).values())
 
@@ -143,15 +111,15 @@ def test_calibration_returns_the_model_and_leaves_no_gradient(uncalibrated) -> N
 @pytest.mark.parametrize(
     "data",
     [
-        iter(batches()),
-        tuple(batches()),
-        (batch for batch in batches()),
-        [BatchEncoding(each) for each in batches()],
+        iter(nvidia.batches()),
+        tuple(nvidia.batches()),
+        (batch for batch in nvidia.batches()),
+        [BatchEncoding(each) for each in nvidia.batches()],
     ],
     ids=["iterator", "tuple", "generator", "BatchEncoding"],
 )
 def test_batches_are_any_iterable_of_mappings(data: Any, uncalibrated) -> None:
-    expected = models.ranges(calibrate(uncalibrated(), batches()))
+    expected = models.ranges(calibrate(uncalibrated(), nvidia.batches()))
     models.assert_equal(models.ranges(calibrate(uncalibrated(), data)), expected)
 
 
@@ -161,7 +129,7 @@ def test_arguments_that_are_no_tensors_are_passed_on(uncalibrated) -> None:
 
 def test_a_quantizer_that_is_off_gets_no_range(float_model) -> None:
     model = quantize(float_model(), QDQConfig(overrides=["*.query._input_quantizer=off"]))
-    calibrate(model, batches())
+    calibrate(model, nvidia.batches())
     without = {path for path, amax in models.ranges(model).items() if amax is None}
     assert without == {path for path, quantizer in named_quantizers(model) if quantizer._disabled}
     assert len(without) == 2
@@ -169,14 +137,14 @@ def test_a_quantizer_that_is_off_gets_no_range(float_model) -> None:
 
 def test_dropout_is_off_while_calibrating() -> None:
     dropping = quantize(models.build(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)).train()
-    expected = models.ranges(calibrate(quantize(models.build()), batches()))
-    models.assert_equal(models.ranges(calibrate(dropping, batches())), expected)
+    expected = models.ranges(calibrate(quantize(models.build()), nvidia.batches()))
+    models.assert_equal(models.ranges(calibrate(dropping, nvidia.batches())), expected)
     assert all(module.training for module in dropping.modules())
 
 
 @pytest.mark.parametrize("method", ["max", "percentile", "mse", "entropy"])
 def test_every_method_gives_every_quantizer_a_range(method: Any) -> None:
-    model = calibrate(models.uncalibrated(models.CROSS), batches(models.CROSS), method=method)
+    model = calibrate(models.uncalibrated(models.CROSS), nvidia.batches(models.CROSS), method=method)
     for path, amax in models.ranges(model).items():
         assert amax.dtype == torch.float32, path
         assert (amax.isfinite() & (amax > 0)).all(), path
@@ -186,7 +154,7 @@ def test_every_method_gives_every_quantizer_a_range(method: Any) -> None:
 def test_mode_and_calibrators_are_as_before(training: bool, any_head: str, uncalibrated) -> None:
     model = uncalibrated(any_head).train(training)
     before = state_of_quantizers(model)
-    calibrate(model, batches(any_head))
+    calibrate(model, nvidia.batches(any_head))
     assert state_of_quantizers(model) == before
     assert {module.training for module in model.modules()} == {training}
 
@@ -196,7 +164,7 @@ def test_parts_in_another_mode_are_as_before(uncalibrated) -> None:
     model = uncalibrated().train()
     model.embeddings.eval()
     before = {path: module.training for path, module in model.named_modules()}
-    calibrate(model, batches())
+    calibrate(model, nvidia.batches())
     assert {path: module.training for path, module in model.named_modules()} == before
 
 
@@ -209,20 +177,20 @@ QUERY = "encoder.layer.0.attention.self.query"
 def nan_in_weight(model: nn.Module) -> list[Any]:
     with torch.no_grad():
         model.get_submodule(QUERY).weight[3, 4] = float("nan")
-    return batches()
+    return nvidia.batches()
 
 
 def infinity_in_a_bias(model: nn.Module) -> list[Any]:
     """Infinity without NaN: the second add of the first layer is the first to see it."""
     with torch.no_grad():
         model.get_submodule("encoder.layer.0.output.dense").bias[0] = float("inf")
-    return batches()
+    return nvidia.batches()
 
 
 def infinity_in_embeddings(model: nn.Module) -> list[Any]:
     with torch.no_grad():
         model.embeddings.LayerNorm.bias[0] = float("inf")
-    return batches()
+    return nvidia.batches()
 
 
 FAILURES: dict[str, Any] = {
@@ -239,21 +207,21 @@ FAILURES: dict[str, Any] = {
     ),
     "no batch": (lambda model: [], CalibrationError, "no calibration batch.*only once"),
     "used up": (lambda model: exhausted(), CalibrationError, "no calibration batch"),
-    "no mapping": (lambda model: [batches()[0]["input_ids"]], CalibrationError, "Batch 1 is a Tensor"),
-    "late": (lambda model: [*batches(), "text"], CalibrationError, "Batch 4 is a str"),
-    "model": (lambda model: [batches()[0], {"input_idz": 1}], ValueError, "input_ids"),
+    "no mapping": (lambda model: [nvidia.batches()[0]["input_ids"]], CalibrationError, "Batch 1 is a Tensor"),
+    "late": (lambda model: [*nvidia.batches(), "text"], CalibrationError, "Batch 4 is a str"),
+    "model": (lambda model: [nvidia.batches()[0], {"input_idz": 1}], ValueError, "input_ids"),
     "loader": (lambda model: breaking(), ZeroDivisionError, ""),
 }
 
 
 def exhausted() -> Any:
-    used = iter(batches())
+    used = iter(nvidia.batches())
     list(used)
     return used
 
 
 def breaking() -> Any:
-    yield batches()[0]
+    yield nvidia.batches()[0]
     yield 1 / 0
 
 
@@ -278,7 +246,7 @@ def test_a_quantizer_that_no_batch_reaches_is_named(uncalibrated) -> None:
     model = uncalibrated(models.CROSS)
     data = [
         {name: tensor for name, tensor in batch.items() if "encoder" not in name}
-        for batch in batches(models.CROSS)
+        for batch in nvidia.batches(models.CROSS)
     ]
     before = models.ranges(model)
     message = r"layer\.0\.crossattention\..* saw no tensor in 3 batches.*encoder_hidden_states"
@@ -300,7 +268,7 @@ def test_a_quantizer_that_no_batch_reaches_is_named(uncalibrated) -> None:
 def test_a_wrong_argument_is_refused_before_the_model_runs(
     wrong: dict[str, Any], said: str, uncalibrated
 ) -> None:
-    model, unread = uncalibrated(), iter(batches())
+    model, unread = uncalibrated(), iter(nvidia.batches())
     with pytest.raises(ConfigError, match=said):
         calibrate(model, unread, **wrong)
     assert len(list(unread)) == 3
@@ -308,7 +276,7 @@ def test_a_wrong_argument_is_refused_before_the_model_runs(
 
 def test_a_float_model_is_refused(float_model) -> None:
     with pytest.raises(NotQuantizedError, match=r"qdqpatch\.quantize"):
-        calibrate(float_model(), batches())
+        calibrate(float_model(), nvidia.batches())
 
 
 def test_a_model_with_every_quantizer_disabled_is_refused(uncalibrated) -> None:
@@ -316,4 +284,4 @@ def test_a_model_with_every_quantizer_disabled_is_refused(uncalibrated) -> None:
     for _, quantizer in named_quantizers(model):
         quantizer.disable()
     with pytest.raises(NotQuantizedError):
-        calibrate(model, batches())
+        calibrate(model, nvidia.batches())
