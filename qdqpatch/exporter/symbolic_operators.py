@@ -53,7 +53,7 @@ class SymbolicQuantizer(TensorQuantizer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Record the operator; nothing where the quantizer is off."""
-        if self._disabled:
+        if not self.is_enabled:
             return inputs
         return _record(FAKE_QUANTIZE, self, [inputs], list(inputs.shape), inputs.dtype)
 

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from qdqpatch.nn.names import LOCAL, RESIDUAL
 from qdqpatch.rules.base import Match, Miss
 from qdqpatch.rules.flow import residual_adds
 from qdqpatch.rules.rewriting import Wrap, rewritten
 from qdqpatch.rules.source import Method, SourceError
-
-LOCAL = "add_local_input_quantizer"
-RESIDUAL = "add_residual_input_quantizer"
 
 _COUNTED: dict[type[nn.Module], int] = {}
 _LOCK = threading.Lock()

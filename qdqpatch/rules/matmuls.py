@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from qdqpatch.nn.names import MATMUL
 from qdqpatch.rules.base import Match, Miss
 from qdqpatch.rules.rewriting import GUARD, rewritten
 
@@ -31,15 +32,14 @@ class AttentionMatmuls:
         """Yield two matches for each attention module, one a matrix multiplication."""
         for path, module in model.named_modules():
             if isinstance(module, self.inside):
+                kind = type(module)
                 for operation, operands in OPERATIONS:
-                    if calls_interface(type(module)):
-                        names = [f"matmul_{operand}_input_quantizer" for operand in operands]
-                        becomes = rewritten(type(module), [GUARD])
+                    if calls_interface(kind):
+                        names = [MATMUL[operand] for operand in operands]
+                        becomes = rewritten(kind, [GUARD])
                         yield Match(path, operation, dict.fromkeys(names, "activation"), becomes)
                     else:
-                        reason = (
-                            f"{type(module).__name__}.forward does not call transformers' attention interface"
-                        )
+                        reason = f"{kind.__name__}.forward does not call transformers' attention interface"
                         yield Miss(path, operation, reason)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qdqpatch.rules.adds import LOCAL, RESIDUAL, ResidualAdds, add_names, quantized_classes
+from qdqpatch.nn.names import LOCAL, RESIDUAL
+from qdqpatch.rules.adds import ResidualAdds, add_names, quantized_classes
 from qdqpatch.rules.base import Miss
 from qdqpatch.rules.rewriting import combined
 from qdqpatch.rules.source import SourceError
