@@ -38,7 +38,7 @@ from qdqpatch.nn.names import INPUT, LOCAL, MATMUL, RESIDUAL
 from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
 from qdqpatch.nn.toolkit import QuantDescriptor
 from qdqpatch.patching.apply import is_quantized
-from qdqpatch.rules import RULES
+from qdqpatch.rules import rules_of
 from qdqpatch.rules.adds import ResidualAdds
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -139,7 +139,7 @@ def _inside_layers(model: nn.Module) -> Iterator[Shift]:
     them; with cross-attention, which may be there or not from call to call, it has more.
     """
     models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    rules = {rule for each in models for rule in RULES.get(each.config.model_type, ())}
+    rules = {rule for each in models for rule in rules_of(each)}
     blocks = tuple(each for rule in rules if isinstance(rule, ResidualAdds) for each in rule.inside)
     for path, layers in model.named_modules():
         for index, layer in layers.named_children() if isinstance(layers, nn.ModuleList) else ():

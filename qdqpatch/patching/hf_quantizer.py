@@ -18,6 +18,9 @@ from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.stored_ranges import make_room, read_ranges, weight_settings
 
+CONVERSIONS = "_weight_conversions"
+"""Where transformers keeps how a model's tensors are renamed and joined when it is saved."""
+
 
 class QDQHfQuantizer(HfQuantizer):
     """Quantizes a model while transformers loads it, and goes with it as `model.hf_quantizer`.
@@ -34,6 +37,7 @@ class QDQHfQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.attn_implementation: str | None = None
         self._plan: Plan | None = None
+        self._conversions: list[Any] | None = None
 
     def patch(self, model: PreTrainedModel, plan: Plan) -> None:
         """Apply the plan and make the model say so."""
@@ -69,6 +73,8 @@ class QDQHfQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         revert(model, self.attn_implementation)
+        if vars(model).get(CONVERSIONS) == []:
+            vars(model)[CONVERSIONS] = self._conversions
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
@@ -86,6 +92,11 @@ class QDQHfQuantizer(HfQuantizer):
                 "Set model.config.output_attentions = False and pass output_attentions=True to each call."
             )
         update_tracked_ranges(model)
+        # transformers would save some models under other names than their own, or several tensors as one, and
+        # knows only of weights: the ranges would be lost. None means that it finds the renamings itself.
+        if vars(model).get(CONVERSIONS) != []:
+            self._conversions = vars(model).get(CONVERSIONS)
+            vars(model)[CONVERSIONS] = []
         return None, {}
 
     def is_serializable(self, safe_serialization: object = None) -> bool:
