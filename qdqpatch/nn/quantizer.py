@@ -141,8 +141,10 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Make room for a range that the state dict has and this quantizer has not."""
+        """Make room for a range that the state dict has and this quantizer has not; it stays fp32."""
         stored = state_dict.get(prefix + "_amax")
+        if stored is not None and stored.dtype != torch.float32:  # assign=True takes the tensor as it is
+            stored = state_dict[prefix + "_amax"] = stored.float()
         if stored is not None and self.amax is None:
             self.register_buffer("_amax", torch.empty_like(stored, dtype=torch.float32))
         # The toolkit's own method would put the range on CUDA, so its parent's is called.

@@ -159,7 +159,8 @@ class _Run:
             raise ConfigError(f"A model for {self._task.name} has no loss: train it with --distill.")
         self._read()
         listener.say(f"Loading {job.ckpt}")
-        self.model, missing = source.load()
+        # A new head can learn from labels, but not from a teacher that has none either.
+        self.model, missing = source.load(fresh_head=job.distillation is None)
         to_fastest_device(self.model)
         if missing and has_loss:
             listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
