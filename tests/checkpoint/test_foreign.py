@@ -14,9 +14,9 @@ from checkpoints import write_tokenizer
 from commands import invoke
 from safetensors.torch import load_file, save_file
 
-from qdqpatch import calibrate, load_qdqbert, plan, quantize, save_qdqbert
+from qdqpatch import QDQConfig, calibrate, load_qdqbert, plan, quantize, save_qdqbert
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError
+from qdqpatch.errors import CalibrationError, CheckpointError, ConfigError, NotQuantizedError
 from qdqpatch.training import train_ranges
 
 HEAD = "BertForSequenceClassification"
@@ -356,6 +356,19 @@ def test_half_precision_state_leaves_ranges_in_fp32(calibrated, uncalibrated) ->
 
 def test_dequantizing_to_another_dtype(calibrated) -> None:
     assert calibrated().dequantize(dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_resized_embeddings_are_to_be_calibrated_again() -> None:
+    config = QDQConfig(embeddings=True)
+    model = calibrate(quantize(models.float_model(), config), [models.inputs()])
+    model.resize_token_embeddings(60)
+    with pytest.raises(
+        CalibrationError, match=r"shape \(48, 1\) for a tensor of shape \(60, 24\).*calibrate"
+    ):
+        models.outputs(model)
+    calibrate(model, [models.inputs()])
+    assert model.get_input_embeddings()._weight_quantizer.amax.shape == (60, 1)
+    models.outputs(model)
 
 
 def test_a_model_of_which_all_quantizers_are_off_is_told_so(calibrated) -> None:
