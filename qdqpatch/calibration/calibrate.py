@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
 from qdqpatch.calibration.collecting import collect
-from qdqpatch.calibration.methods import Method, WeightMethod, check_method, check_weight_method
+from qdqpatch.calibration.methods import check_method, check_weight_method
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.calibration.weights import weight_ranges
+from qdqpatch.choices import Method, WeightMethod
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers

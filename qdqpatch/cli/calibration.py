@@ -7,33 +7,23 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.progress import track
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qdqpatch.calibration import (
-    Statistics,
-    calibrate,
-    clip_gelu,
-    collect,
-    correct_biases,
-    fuse_qkv,
-    refine_ranges,
-    shift,
-    smooth,
-)
-from qdqpatch.calibration.methods import Method
-from qdqpatch.checkpoint.tokenizer import load_tokenizer
+from qdqpatch.choices import METHODS, Method
 from qdqpatch.cli.common import Command, progress_bar
 from qdqpatch.cli.sections import SectionOption
-from qdqpatch.data.batches import TextBatches, warn_if_short
-from qdqpatch.data.lengths import served_length
-from qdqpatch.data.texts import Texts, is_hub_name, read_texts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from qdqpatch.calibration import Statistics
+    from qdqpatch.data.batches import TextBatches
+    from qdqpatch.data.texts import Texts
 
 SECTION = "Calibration"
 _option = functools.partial(click.option, cls=SectionOption, section=SECTION)
@@ -86,7 +76,7 @@ OPTIONS = (
         "--method",
         default="auto",
         show_default=True,
-        type=click.Choice(get_args(Method)),
+        type=click.Choice(METHODS),
         help="How ranges follow from the values seen. max: up to the largest; percentile: leave the few "
         "largest out; mse: the least squared error; entropy: the least loss of information; auto: for each "
         "quantizer what serves its operation best, which takes about twice as long.",
@@ -164,6 +154,9 @@ class Calibration:
 
         That returns what the quantizers saw.
         """
+        from qdqpatch.checkpoint.tokenizer import load_tokenizer
+        from qdqpatch.data.texts import is_hub_name, read_texts
+
         tokenizer = load_tokenizer(ckpt)
         if is_hub_name(self.source):
             _silence_datasets()
@@ -183,6 +176,19 @@ class Calibration:
         self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
     ) -> Statistics:
         """Say what the texts are, and calibrate the model behind a progress bar."""
+        from qdqpatch.calibration import (
+            calibrate,
+            clip_gelu,
+            collect,
+            correct_biases,
+            fuse_qkv,
+            refine_ranges,
+            shift,
+            smooth,
+        )
+        from qdqpatch.data.batches import TextBatches, warn_if_short
+        from qdqpatch.data.lengths import served_length
+
         batches = TextBatches(
             texts.rows, tokenizer, model, batch_size=self.batch_size, max_length=self.max_length
         )
@@ -230,6 +236,8 @@ class _Tracked:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        from rich.progress import track
+
         console = self._console
         hidden = console.quiet or not console.is_terminal
         yield from track(self._batches, self._title, console=console, disable=hidden, transient=True)
@@ -275,8 +283,10 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         raise click.UsageError("--percentile must be a number above 0 and up to 100.")
     if "text_pair_column" in given and "text_column" not in given:
         raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
-    if values["source"] is not None and not is_hub_name(values["source"]):
-        for name in given.keys() & {"split", "subset"}:
+    if given.keys() & {"split", "subset"}:
+        from qdqpatch.data.texts import is_hub_name
+
+        for name in () if is_hub_name(values["source"]) else given.keys() & {"split", "subset"}:
             raise click.UsageError(f"{given[name]} is for data sets on the hub, not for a file.")
 
 

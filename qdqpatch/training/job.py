@@ -6,14 +6,15 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qdqpatch.calibration.methods import Method
-from qdqpatch.config.config import QDQConfig
-from qdqpatch.tasks.base import DataSource
-from qdqpatch.training.distillation import Distillation
-from qdqpatch.training.fit import Schedule
-from qdqpatch.training.ranges import ActivationRanges, WeightRanges
+from qdqpatch.choices import ActivationRanges, Method, WeightRanges
+from qdqpatch.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from qdqpatch.config.config import QDQConfig
+    from qdqpatch.tasks.base import DataSource
+    from qdqpatch.training.distillation import Distillation
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,19 @@ class Job:
         parts["config"] = None if self.config is None else self.config.to_dict()
         jsonable: dict[str, Any] = json.loads(json.dumps(parts))
         return jsonable
+
+
+class Listener:
+    """Is told how a job goes on; this one ignores it."""
+
+    def say(self, text: str) -> None:
+        """Take a line about the step that begins."""
+
+    def warn(self, text: str) -> None:
+        """Take what a user should know though the job goes on."""
+
+    def step(self, done: int, total: int, loss: float | None = None) -> None:
+        """Take how far that step is."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from qdqpatch.patching.quantize import dequantize, quantize
 from qdqpatch.tasks import make_task
 from qdqpatch.tasks.base import Feature, draw
 from qdqpatch.training.fit import fit, last_checkpoint
-from qdqpatch.training.job import Job, Stage, TrainingReport
+from qdqpatch.training.job import Job, Listener, Stage, TrainingReport
 from qdqpatch.training.ranges import train_ranges
 
 CALIBRATION = 256
@@ -49,19 +49,6 @@ def folder_of(out: Path) -> Path:
 def can_resume(out: Path) -> bool:
     """Return whether there is a run that was interrupted in training, which can go on."""
     return (folder_of(out) / JOB_FILE).is_file()
-
-
-class Listener:
-    """Is told how a job goes on; this one ignores it."""
-
-    def say(self, text: str) -> None:
-        """Take a line about the step that begins."""
-
-    def warn(self, text: str) -> None:
-        """Take what a user should know though the job goes on."""
-
-    def step(self, done: int, total: int, loss: float | None = None) -> None:
-        """Take how far that step is."""
 
 
 def run_job(

@@ -53,8 +53,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def record_options(model: object, statistics: object, **options: object) -> None:
         calls.update(options)
 
-    monkeypatch.setattr(qdqpatch.cli.calibration, "collect", record_batches)
-    monkeypatch.setattr(qdqpatch.cli.calibration, "calibrate", record_options)
+    monkeypatch.setattr(qdqpatch.calibration, "collect", record_batches)
+    monkeypatch.setattr(qdqpatch.calibration, "calibrate", record_options)
     return calls
 
 
@@ -259,7 +259,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is done to the model, in order: name, number of batches or None, options; all of it is run."""
     done: list[Any] = []
     for name in STEPS:
-        original = getattr(qdqpatch.cli.calibration, name)
+        original = getattr(qdqpatch.calibration, name)
 
         def record(
             model: Any, *given: Any, name: str = name, original: Any = original, **options: Any
@@ -268,7 +268,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             done.append((name, len(list(given[0])) if is_data else None, options))
             return original(model, *given, **options)
 
-        monkeypatch.setattr(qdqpatch.cli.calibration, name, record)
+        monkeypatch.setattr(qdqpatch.calibration, name, record)
     return done
 
 

@@ -13,8 +13,9 @@ import pytest
 from encoders import QDQBERT, Style, write_encoder
 from onnx import helper
 
+from qdqpatch.choices import TARGETS
 from qdqpatch.errors import CheckpointError, ExportError
-from qdqpatch.lint import TARGETS, LintReport, check_file, check_sites
+from qdqpatch.lint import LintReport, check_file, check_sites
 from qdqpatch.lint.rules import RULES
 
 Lint = Callable[..., LintReport]

@@ -8,9 +8,9 @@ import models
 from checkpoints import write_tokenizer
 
 from qdqpatch.tasks.base import DataSource
-from qdqpatch.training.fit import Schedule
 from qdqpatch.training.job import Job
 from qdqpatch.training.run import Listener
+from qdqpatch.training.schedule import Schedule
 
 NAME = "BertForSequenceClassification"
 TEXTS = [
