@@ -139,7 +139,7 @@ IN_THREADS = {
         ["import qdqpatch"] * 6,
     ),
 }  # fmt: skip
-"""What the main thread imports, and what six threads do. (transformers alone cannot be imported in several.)"""
+"""What the main thread imports, and what six threads do; transformers alone fails in threads."""
 
 
 @pytest.mark.slow

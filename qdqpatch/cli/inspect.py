@@ -112,6 +112,7 @@ def print_plan(plan: Plan) -> None:
 
 def _print_quantizers(reports: Sequence[QuantizerReport], quantized: bool, everything: bool) -> None:
     """Print the table of all quantizers, or of the worst if figures of them are known."""
+    from qdqpatch.nn.names import is_weight
     from qdqpatch.report.formatting import decibels_text, range_text
     from qdqpatch.report.quantizers import worst_first
 
@@ -125,7 +126,7 @@ def _print_quantizers(reports: Sequence[QuantizerReport], quantized: bool, every
         print_table("Quantizers", columns, map(_row, reports))
         for each in worst[:3]:
             click.echo(f"Lowest SQNR: {each.path}, {decibels_text(each)} dB")
-    elif any(not each.path.endswith("_weight_quantizer") for each in worst):
+    elif any(not is_weight(each.path) for each in worst):
         title = f"The {min(WORST, len(worst))} quantizers of the lowest SQNR; --ranges lists all"
         print_table(title, columns, map(_row, worst[:WORST]))
 

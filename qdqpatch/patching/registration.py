@@ -13,6 +13,7 @@ from typing import Any
 
 import wrapt
 
+from qdqpatch import lazy
 from qdqpatch.choices import QDQBERT, QUANT_METHOD
 
 
@@ -32,17 +33,13 @@ def _register_quantizer(module: ModuleType) -> None:
 
         @classmethod
         def from_dict(cls, *arguments: Any, **named: Any) -> Any:
-            from qdqpatch.config.config import QDQConfig
-
-            return QDQConfig.from_dict(*arguments, **named)
+            return lazy.load("qdqpatch.config.config", "QDQConfig").from_dict(*arguments, **named)
 
     class Quantizer(auto.HfQuantizer):  # type: ignore[misc]
         """Stands for `QDQHfQuantizer` until a model is loaded."""
 
         def __new__(cls, *arguments: Any, **named: Any) -> Any:
-            from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
-
-            return QDQHfQuantizer(*arguments, **named)
+            return lazy.load("qdqpatch.patching.hf_quantizer", "QDQHfQuantizer")(*arguments, **named)
 
     auto.register_quantization_config(QUANT_METHOD)(Config)
     auto.register_quantizer(QUANT_METHOD)(Quantizer)
@@ -60,8 +57,6 @@ def _register_qdqbert(module: ModuleType) -> None:
 
         @classmethod
         def from_dict(cls, *arguments: Any, **named: Any) -> Any:
-            from qdqpatch.checkpoint.qdqbert import bert_config
-
-            return bert_config(*arguments, **named)
+            return lazy.load("qdqpatch.checkpoint.qdqbert", "bert_config")(*arguments, **named)
 
     auto.AutoConfig.register(QDQBERT, QDQBertConfig)
