@@ -1,5 +1,7 @@
 """What can go wrong, each with the built-in exception a caller would expect it to be."""
 
+from collections.abc import Sequence
+
 
 class QdqError(Exception):
     """Base of every error that qdqpatch raises on purpose."""
@@ -51,6 +53,19 @@ class EngineError(QdqError, RuntimeError):
 
 class CalibrationWarning(UserWarning):
     """Calibration goes on, but its data is not what it should be."""
+
+
+def no_range(paths: Sequence[str]) -> str:
+    """Return what is to be said of quantizers, by their paths, that have no range and need one."""
+    found = (
+        f"{paths[0]} has no range yet"
+        if len(paths) == 1
+        else f"{len(paths)} quantizers have no range yet, the first one {paths[0]}"
+    )
+    return (
+        f"{found}: calibrate the model first, by qdqpatch.calibrate(model, batches) or qdqpatch convert "
+        "--calib FILE."
+    )
 
 
 def one_line(error: BaseException) -> str:

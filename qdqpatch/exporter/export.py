@@ -15,7 +15,7 @@ from qdqpatch.checkpoint.staging import check_output
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
-from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
 if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
     from qdqpatch.exporter.result import Export
@@ -130,13 +130,6 @@ def _require(packages: Iterable[str]) -> None:
 
 
 def _check_ranges(model: PreTrainedModel) -> None:
-    without = [
-        path
-        for path, quantizer in enabled_quantizers(model).items()
-        if quantizer.amax is None and not path.endswith("_weight_quantizer")
-    ]
-    if without:
-        raise ExportError(
-            f"{len(without)} quantizers have no range, the first one {without[0]}. Calibrate the model "
-            "before it is exported: qdqpatch.calibrate(model, batches), or qdqpatch convert --calib FILE."
-        )
+    quantizers = enabled_quantizers(model)
+    activations = {path: quantizers[path] for path in quantizers if not path.endswith("_weight_quantizer")}
+    check_have_ranges(activations, ExportError)
