@@ -27,6 +27,7 @@ from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.nn.learned import LSQQuantizer
+from qdqpatch.nn.names import is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
@@ -250,7 +251,7 @@ def _gradient(quantizer: TensorQuantizer) -> Tensor:
 def _learning(model: nn.Module, quantizers: Sequence[TensorQuantizer]) -> Iterator[None]:
     """Make the ranges the only parameters that have a gradient, and put everything back."""
     parameters = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    classes = [(type(quantizer), "_amax" in quantizer._parameters) for quantizer in quantizers]
+    classes = [(type(quantizer), quantizer.is_learned) for quantizer in quantizers]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -273,8 +274,8 @@ def _learnable(model: nn.Module) -> dict[str, TensorQuantizer]:
     return {
         path: quantizer
         for path, quantizer in enabled_quantizers(model).items()
-        if not path.endswith("_weight_quantizer")
-        and (quantizer._axis is None if quantizer.amax is None else quantizer.amax.dim() == 0)
+        if not is_weight(path)
+        and (quantizer.axis is None if quantizer.amax is None else quantizer.amax.dim() == 0)
     }
 
 

@@ -22,7 +22,7 @@ def restored_if_raised(model: nn.Module, parameters: Iterable[nn.Parameter]) -> 
     values = {parameter: parameter.detach().clone() for parameter in parameters}
     quantizers = [quantizer for _, quantizer in named_quantizers(model)]
     ranges = [None if quantizer.amax is None else quantizer.amax.clone() for quantizer in quantizers]
-    learned = ["_amax" in quantizer._parameters for quantizer in quantizers]
+    learned = [quantizer.is_learned for quantizer in quantizers]
     try:
         yield
     except BaseException:

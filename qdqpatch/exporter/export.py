@@ -15,6 +15,7 @@ from qdqpatch.checkpoint.staging import check_output
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
+from qdqpatch.nn.names import is_weight
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
 if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
@@ -131,5 +132,5 @@ def _require(packages: Iterable[str]) -> None:
 
 def _check_ranges(model: PreTrainedModel) -> None:
     quantizers = enabled_quantizers(model)
-    activations = {path: quantizers[path] for path in quantizers if not path.endswith("_weight_quantizer")}
+    activations = {path: quantizer for path, quantizer in quantizers.items() if not is_weight(path)}
     check_have_ranges(activations, ExportError)
