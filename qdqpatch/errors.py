@@ -55,17 +55,17 @@ class CalibrationWarning(UserWarning):
     """Calibration goes on, but its data is not what it should be."""
 
 
-def no_range(paths: Sequence[str]) -> str:
+CALIBRATE = (
+    "Calibrate the model first, by qdqpatch.calibrate(model, batches) or qdqpatch convert --calib FILE."
+)
+"""What to do where ranges are missing."""
+
+
+def no_range(paths: Sequence[str], remedy: str = CALIBRATE) -> str:
     """Return what is to be said of quantizers, by their paths, that have no range and need one."""
-    found = (
-        f"{paths[0]} has no range yet"
-        if len(paths) == 1
-        else f"{len(paths)} quantizers have no range yet, the first one {paths[0]}"
-    )
-    return (
-        f"{found}: calibrate the model first, by qdqpatch.calibrate(model, batches) or qdqpatch convert "
-        "--calib FILE."
-    )
+    found = f"{paths[0]} has" if len(paths) == 1 else f"{len(paths)} quantizers have"
+    first = "" if len(paths) == 1 else f", the first one {paths[0]}"
+    return f"{found} no range yet{first}. {remedy}"
 
 
 def one_line(error: BaseException) -> str:

@@ -186,10 +186,8 @@ def _read(
 
 def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:
     if unset := without_range(enabled_quantizers(model)):
-        raise CalibrationError(
-            f"{ckpt} is not calibrated, and {no_range(unset)} Or name the float checkpoint, which is "
-            "calibrated here."
-        )
+        remedy = "Convert it again with --calib, or name the float checkpoint, which is calibrated here."
+        raise CalibrationError(f"{ckpt} is not calibrated: {no_range(unset, remedy)}")
 
 
 def _stepping(bar: Progress) -> Step:

@@ -206,10 +206,8 @@ def _build(
     if source.quantization is None:
         quantize(model, job.config)
     elif unset := without_range(enabled_quantizers(model)):
-        raise ConfigError(
-            f"{job.ckpt} is not calibrated, and {no_range(unset)} Or train the float checkpoint, which is "
-            "calibrated here."
-        )
+        remedy = "Convert it again with --calib, or train the float checkpoint."
+        raise ConfigError(f"{job.ckpt} is not calibrated: {no_range(unset, remedy)}")
     return model, teacher.eval()
 
 
