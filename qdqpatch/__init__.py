@@ -7,6 +7,7 @@ from qdqpatch.patching import registration
 
 if TYPE_CHECKING:
     from qdqpatch.calibration.calibrate import calibrate
+    from qdqpatch.calibration.ptq import ptq
     from qdqpatch.checkpoint.qdqbert import load_qdqbert, save_qdqbert
     from qdqpatch.config.config import QDQConfig
     from qdqpatch.config.quantizer import Override, QuantizerConfig
@@ -26,6 +27,7 @@ else:
             "export": "exporter.export",
             "load_qdqbert": "checkpoint.qdqbert",
             "plan": "patching.quantize",
+            "ptq": "calibration.ptq",
             "quantize": "patching.quantize",
             "save_qdqbert": "checkpoint.qdqbert",
         },
@@ -44,6 +46,7 @@ __all__ = [
     "export",
     "load_qdqbert",
     "plan",
+    "ptq",
     "quantize",
     "save_qdqbert",
 ]

@@ -13,6 +13,9 @@ QDQBERT = "qdqbert"
 Method = Literal["max", "percentile", "mse", "entropy", "auto"]
 """How the range of an activation follows from what was seen."""
 
+DEFAULT_PERCENTILE = 99.99
+"""How many percent of the magnitudes a range takes in unless another share is asked for."""
+
 WeightMethod = Literal["max", "mse"]
 """How that of a weight does."""
 

@@ -8,11 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qdqpatch.calibration.searches import entropy, mse, percentile
-from qdqpatch.choices import METHODS, Method, WeightMethod
+from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method, WeightMethod
 from qdqpatch.errors import ConfigError
 
 PERCENTILES = (99.0, 99.9, 99.99, 99.999)
 """The percentiles that `"auto"` compares, beside the other methods."""
+
+
+def method_for(method: Method, share: float) -> Method:
+    """Return the method that is meant: `"auto"` and a share of one's own are `"percentile"` of that share."""
+    return "percentile" if method == "auto" and share != DEFAULT_PERCENTILE else method
 
 
 def check_method(method: str, share: float) -> None:

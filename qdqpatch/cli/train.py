@@ -13,7 +13,8 @@ from qdqpatch.choices import METHODS, ActivationRanges, Method, WeightRanges
 from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.training.job import Job, Listener, TrainingReport
+from qdqpatch.listening import TrainingListener
+from qdqpatch.training.job import Job, TrainingReport
 from qdqpatch.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _refuse_without_distill() -> None:
             raise click.UsageError(f"{option.opts[0]} is for learning from the float model: add --distill.")
 
 
-class _Bar(Listener):
+class _Bar(TrainingListener):
     """Shows how a job goes on: a bar on a terminal, a line for each step elsewhere."""
 
     def __init__(self, bar: Progress, console: Console) -> None:

@@ -66,19 +66,6 @@ class Job:
         return jsonable
 
 
-class Listener:
-    """Is told how a job goes on; this one ignores it."""
-
-    def say(self, text: str) -> None:
-        """Take a line about the step that begins."""
-
-    def warn(self, text: str) -> None:
-        """Take what a user should know though the job goes on."""
-
-    def step(self, done: int, total: int, loss: float | None = None) -> None:
-        """Take how far that step is."""
-
-
 @dataclass(frozen=True)
 class Stage:
     """One of the models on the way: float, calibrated, trained.
