@@ -129,15 +129,13 @@ with torch.no_grad():
     assert [float(line) for line in python(code).splitlines()] == pytest.approx(expected, rel=1e-5)
 
 
+THEIRS = "import transformers.models.auto.modeling_auto, transformers.models.bert.modeling_bert"
 IN_THREADS = {
-    "ours in threads": ("import transformers.models.auto.modeling_auto", [
+    "ours in threads": (THEIRS, [
         "import qdqpatch", "from qdqpatch import quantize", "from qdqpatch import QDQConfig",
-        "from qdqpatch.training import train_ranges", "import qdqpatch.calibration", "from qdqpatch import *",
+        "from qdqpatch import load_qdqbert", "from qdqpatch import calibrate", "from qdqpatch import *",
     ]),
-    "none of ours but for loading": (
-        "import qdqpatch, transformers.models.auto.modeling_auto, transformers.models.bert.modeling_bert",
-        ["import qdqpatch"] * 6,
-    ),
+    "none of ours but for loading": (f"import qdqpatch\n{THEIRS}", ["import qdqpatch"] * 6),
 }  # fmt: skip
 """What the main thread imports, and what six threads do; transformers alone fails in threads."""
 
