@@ -17,14 +17,14 @@ from qdqpatch.calibration.histogram import UNSEEN
 from qdqpatch.calibration.observing import (
     Observer,
     feed_batches,
-    no_batch,
-    not_reached,
+    nothing_seen,
     observing,
     on_device,
 )
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics, TensorStatistics, least_error
 from qdqpatch.errors import CalibrationError
+from qdqpatch.nn.names import is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
 
@@ -61,7 +61,7 @@ def collect(
     observers = {
         path: Observer(path.rpartition(".")[2], quantizer, model.device)
         for path, quantizer in quantizers.items()
-        if not path.endswith("_weight_quantizer")
+        if not is_weight(path)
     }
     held_back: list[Mapping[str, Any]] = []
 
@@ -118,15 +118,8 @@ def _checked(
     collected = {}
     for path, observer in observers.items():
         statistics = TensorStatistics.of(observer.histogram, observer.channel_amax, quantizers[path])
-        if statistics.amax == UNSEEN and not batches:
-            raise no_batch()
-        if statistics.amax == UNSEEN and observer.was_reached:
-            raise CalibrationError(
-                f"All that {path} saw is padding: the attention mask hides every position. Check the "
-                "batches, or pass padding_aware=False."
-            )
         if statistics.amax == UNSEEN:
-            raise not_reached(path, batches)
+            raise nothing_seen(path, observer.was_reached, batches)
         if statistics.amax == float("inf"):
             raise CalibrationError(
                 f"{path} saw NaN or infinity, so it has no range. Check weights and inputs."

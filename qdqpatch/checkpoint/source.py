@@ -14,11 +14,17 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qdqpatch.checkpoint.files import find_file
+<<<<<<< HEAD
 from qdqpatch.checkpoint.fitting import Request, missing_in_head, some
 from qdqpatch.checkpoint.loading import check_unloaded, load_fitting, model_on_meta
 from qdqpatch.config.config import QUANT_METHOD, QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError, one_line
 from qdqpatch.patching.finite import check_finite
+=======
+from qdqpatch.choices import AUTO_CLASSES
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.errors import CheckpointError, QdqError
+>>>>>>> main
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.positions import check_positions
 from qdqpatch.patching.stored_ranges import (
@@ -29,19 +35,6 @@ from qdqpatch.patching.stored_ranges import (
     weight_shape,
 )
 from qdqpatch.patching.tensor_files import read_shapes
-
-AUTO_CLASSES = {
-    "feature-extraction": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "multiple-choice": "AutoModelForMultipleChoice",
-    "next-sentence-prediction": "AutoModelForNextSentencePrediction",
-    "text-generation": "AutoModelForCausalLM",
-    "pretraining": "AutoModelForPreTraining",
-}
-"""The Auto class for each task, by the names that `transformers.pipeline` uses where it has one."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a checkpoint's weights, in the order in which transformers looks for them."""
