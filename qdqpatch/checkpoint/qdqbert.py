@@ -20,13 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, PreTrainedModel
 
-<<<<<<< HEAD
 from qdqpatch.checkpoint.source import Checkpoint
-from qdqpatch.config.config import QUANT_METHOD, QDQConfig
-=======
 from qdqpatch.choices import QDQBERT, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
->>>>>>> main
 from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.learned import bound_learned_ranges, update_tracked_ranges
 from qdqpatch.patching.apply import is_quantized, named_quantizers
@@ -97,15 +93,9 @@ def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise CheckpointError(
             f"{path} names the class {architecture}, not one of {', '.join(ARCHITECTURES)}."
         )
-<<<<<<< HEAD
-    config = QDQBertConfig.from_dict(config_dict)
+    config = bert_config(config_dict)
     source = Checkpoint(str(directory), config, model_class)
     return source.load(**kwargs)[0]
-=======
-    config = bert_config(config_dict)
-    model: PreTrainedModel = model_class.from_pretrained(directory, config=config, **kwargs)
-    return model
->>>>>>> main
 
 
 def save_qdqbert(model: PreTrainedModel, directory: str | Path) -> None:

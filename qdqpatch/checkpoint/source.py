@@ -14,17 +14,12 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qdqpatch.checkpoint.files import find_file
-<<<<<<< HEAD
 from qdqpatch.checkpoint.fitting import Request, missing_in_head, some
 from qdqpatch.checkpoint.loading import check_unloaded, load_fitting, model_on_meta
-from qdqpatch.config.config import QUANT_METHOD, QDQConfig
+from qdqpatch.choices import AUTO_CLASSES, QUANT_METHOD
+from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError, one_line
 from qdqpatch.patching.finite import check_finite
-=======
-from qdqpatch.choices import AUTO_CLASSES
-from qdqpatch.config.config import QDQConfig
-from qdqpatch.errors import CheckpointError, QdqError
->>>>>>> main
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.positions import check_positions
 from qdqpatch.patching.stored_ranges import (

@@ -141,7 +141,6 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         return (-high if self.narrow_range and not self.use_fb_fake_quant else -high - 1), high
 
     def range_of(self, inputs: Tensor) -> Tensor:
-<<<<<<< HEAD
         """Return the range that `inputs` are quantized with: the quantizer's, or else their own.
 
         Raises:
@@ -150,7 +149,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         """
         amax = self.amax
         if amax is None:
-            amax = absolute_max(inputs, self._axis)
+            amax = absolute_max(inputs, self.axis)
         elif amax.dim() == inputs.dim() and any(
             size not in (1, other) for size, other in zip(amax.shape, inputs.shape, strict=True)
         ):
@@ -158,12 +157,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
                 f"The quantizer has ranges of shape {tuple(amax.shape)} for a tensor of shape "
                 f"{tuple(inputs.shape)}, which was resized since: set them anew by qdqpatch.calibrate."
             )
-        return amax if self._scale_amax is None else amax * self._scale_amax
-=======
-        """Return the range that `inputs` are quantized with: the quantizer's, or else their own."""
-        amax = absolute_max(inputs, self.axis) if self.amax is None else self.amax
         return amax if self.scale_amax is None else amax * self.scale_amax
->>>>>>> main
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorQuantizer:
         """Move or cast the module; the range follows the device and keeps its dtype."""

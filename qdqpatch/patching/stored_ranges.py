@@ -131,8 +131,8 @@ def make_room(model: nn.Module, ranges: dict[str, Tensor], base_model_prefix: st
         name = stored_name(path, ranges, base_model_prefix)
         if name is None or quantizer.amax is not None:
             continue
-        if not quantizer._disabled:
-            check_shape(path, ranges[name], quantizer._axis, weight_shape(model, path))
+        if quantizer.is_enabled:
+            check_shape(path, ranges[name], quantizer.axis, weight_shape(model, path))
         quantizer.register_buffer("_amax", torch.empty_like(ranges[name], device=_device(model)))
 
 
