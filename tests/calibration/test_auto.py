@@ -117,6 +117,20 @@ def test_a_batch_that_is_held_back_is_cut(monkeypatch: pytest.MonkeyPatch) -> No
     assert list(tensor.errors.values()) == pytest.approx(expected, rel=1e-12)
 
 
+def test_ranges_are_compared_on_768_positions() -> None:
+    """Of 100 rows of 8 tokens the first 96."""
+    model, data = one_layer(*only("query._input_quantizer")), batches(1)
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(1, 48, (100, 8), generator=generator)
+    tokens[-4:] = 0
+    data.append({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+    ((path, tensor),) = collect(model, data, compare=True).items()
+    for rows, same in ((95, False), (96, True), (97, False)):
+        cut = {name: part[:rows] for name, part in data[1].items()}
+        by_hand = errors_by_hand(one_layer(), path, list(tensor.errors), [cut], padding=True)
+        assert (list(tensor.errors.values()) == pytest.approx(by_hand, rel=1e-9)) == same, rows
+
+
 def test_batches_may_come_from_an_iterator() -> None:
     model = one_layer(*only("query._input_quantizer"))
     expected = models.ranges(calibrate(model, batches(3), method="auto"))
