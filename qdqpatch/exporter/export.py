@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.staging import check_output
+from qdqpatch.choices import TARGETS
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
     from qdqpatch.exporter.result import Export
     from qdqpatch.exporter.targets.base import Target
 
-TARGETS = ("tensorrt", "onnxruntime", "openvino")
 PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 
 
