@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdqpatch.cli.common import placement_options, print_table, task_option, verbosity_options
+from qdqpatch.cli.common import placement_options, task_option, verbosity_options
+from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import NotQuantizedError, QuantizedError
 
 if TYPE_CHECKING:
