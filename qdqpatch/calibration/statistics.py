@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qdqpatch.calibration.histogram import Histogram
-from qdqpatch.calibration.methods import Method, bins_in_range, check_method
+from qdqpatch.calibration.methods import bins_in_range, check_method
+from qdqpatch.choices import DEFAULT_PERCENTILE, Method
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer
 
@@ -37,7 +38,7 @@ class TensorStatistics:
         channel_amax: Of a quantizer with a range per channel, the largest magnitude of each, shaped like
             its range. It has no histogram: its counts are 0.
         errors: How far each candidate range moves the operation's result on the batches that were held
-            back (`calibration/candidates.py` says in what measure); empty if nothing was compared.
+            back (`calibration/comparing.py` says in what measure); empty if nothing was compared.
     """
 
     counts: NDArray[np.int64]
@@ -64,7 +65,7 @@ class TensorStatistics:
             channel_amax,
         )
 
-    def best_range(self, method: Method, percentile: float = 99.99) -> Tensor:
+    def best_range(self, method: Method, percentile: float = DEFAULT_PERCENTILE) -> Tensor:
         """Return the range that a method chooses, fp32, never beyond the largest magnitude.
 
         A quantizer with a range per channel gets its maxima, whatever the method; one that no batch held
@@ -118,7 +119,7 @@ class Statistics(Mapping[str, TensorStatistics]):
             }
         )
 
-    def ranges(self, method: Method = "percentile", percentile: float = 99.99) -> dict[str, Tensor]:
+    def ranges(self, method: Method = "auto", percentile: float = DEFAULT_PERCENTILE) -> dict[str, Tensor]:
         """Search the range of every quantizer.
 
         Args:
@@ -126,7 +127,7 @@ class Statistics(Mapping[str, TensorStatistics]):
                 stays below; `"mse"`, the smallest mean squared error; `"entropy"`, the smallest
                 Kullback-Leibler divergence; or `"auto"`, the one of all these that preserved the
                 operation's result best.
-            percentile: The share, in percent, for `"percentile"`.
+            percentile: The share, in percent, for `"percentile"`, and for what nothing was compared of.
 
         Returns:
             The ranges by path: fp32, 0-dim, or shaped for a quantizer with a range per channel.

@@ -17,8 +17,9 @@ from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.training.distillation import Distillation
-from qdqpatch.training.fit import Schedule, last_checkpoint
+from qdqpatch.training.fit import last_checkpoint
 from qdqpatch.training.run import run_job
+from qdqpatch.training.schedule import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +179,8 @@ def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: DataSourc
         (
             job(str(quantized), data),
             False,
-            f"{quantized} is not calibrated: 40 quantizers have no range. Convert it again with --calib, or "
+            f"{quantized} is not calibrated: 40 quantizers have no range yet, the first one "
+            "bert.encoder.layer.0.attention.self.query._input_quantizer. Convert it again with --calib, or "
             "train the float checkpoint.",
         ),
         (
