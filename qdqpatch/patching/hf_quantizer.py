@@ -75,10 +75,12 @@ class QDQHfQuantizer(HfQuantizer):
         vars(model)["is_quantized"] = False
         return model
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         revert(model, self.attn_implementation)
         if vars(model).get(CONVERSIONS) == []:
             vars(model)[CONVERSIONS] = self._conversions
+        if isinstance(dtype, str):  # as transformers leaves it in the config of a model that was saved
+            dtype = getattr(torch, dtype)
         return model if dtype is None else model.to(dtype)  # type: ignore[arg-type]  # a wrapped method
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
