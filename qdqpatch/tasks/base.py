@@ -13,6 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.data.arrays import Arrays
+from qdqpatch.errors import ConfigError, NoLabelsError
+from qdqpatch.tasks.agreement import agreement
+from qdqpatch.tasks.head import Meaning, meaning_of
 from qdqpatch.tasks.metrics import Metric
 
 Example = TypeVar("Example")
@@ -135,6 +138,39 @@ class Task(ABC, Generic[Example]):
             ConfigError: If the metric is a comparison and there is no reference.
         """
 
+    def meaning(self, output: str, outcomes: int) -> Meaning:
+        """Return what an output means, by its name and the size of its last dimension."""
+        return meaning_of(output, outcomes)
+
+    def read_any(self, source: DataSource) -> tuple[list[Example], NoLabelsError | None]:
+        """Read all examples, with their labels if there are any, and what says that there are none.
+
+        Raises:
+            DataError: If anything in it is wrong, labels that are there too.
+            ConfigError: If the source's columns do not suit the task.
+        """
+        try:
+            return self.read(source), None
+        except NoLabelsError as error:
+            return self.read(source, labelled=False), error
+
+    def compare(self, outputs: Sequence[Arrays], reference: Sequence[Arrays] | None) -> list[Metric]:
+        """Return metrics that need no labels; the last one is the main one.
+
+        Args:
+            outputs: What `reduce` left of the model's outputs for each feature.
+            reference: The same of the model to compare with.
+
+        Raises:
+            ConfigError: If there is no reference, or one that everything agrees with.
+        """
+        if reference is None:
+            raise ConfigError(
+                "The data has no labels, so models can only be compared: name another model beside this one, "
+                "such as the one before quantization, or give data with labels."
+            )
+        return agreement(outputs, reference, self.logits, self.meaning)
+
     def length(self, feature: Feature) -> int:
         """Return how long a feature is, in tokens: what batches of like length go by."""
         return len(feature["input_ids"])
@@ -161,6 +197,9 @@ class Task(ABC, Generic[Example]):
                 return_tensors="pt",
             )
         )
+        kinds = getattr(self.config, "type_vocab_size", None)
+        if isinstance(kinds, int) and "token_type_ids" in batch:  # a model may know one kind of text alone
+            batch["token_type_ids"] = batch["token_type_ids"].clamp(max=max(kinds - 1, 0))
         length = batch["input_ids"].shape[-1]
         for name in LABELS:
             if name in features[0]:

@@ -178,8 +178,14 @@ class _Run:
         """Read the data, hold out what there is to evaluate on, and tokenize."""
         job, task = self._job, self._task
         self._listener.say("Reading the data")
-        labelled = job.eval_data is None or job.distillation is None or job.distillation.labels > 0
-        examples = task.read(job.data, labelled)
+        by_labels = job.distillation is None or job.distillation.labels > 0
+        reason = None
+        if by_labels:
+            examples = task.read(job.data)
+        elif job.eval_data is None:
+            examples, reason = task.read_any(job.data)
+        else:
+            examples = task.read(job.data, labelled=False)
         if job.eval_data is None:
             if len(examples) < 2:
                 raise ConfigError(
@@ -190,12 +196,15 @@ class _Run:
             self._examples = [examples[each] for each in places]
             examples = [example for place, example in enumerate(examples) if place not in out]
         else:
-            self._examples = task.read(job.eval_data)
+            self._examples, reason = task.read_any(job.eval_data)
+        self._has_labels = reason is None
+        if reason is not None:
+            self._listener.warn(f"Without labels, models are compared with the float one. ({reason})")
         self._examples = draw(self._examples, job.eval_samples)
         self._eval_features = task.features(self._examples)
         # Masked language modelling makes labels of its own.
         self._features: list[Feature] = task.features(
-            examples, training=labelled or not task.needs_labels, seed=job.schedule.seed
+            examples, training=by_labels or not task.needs_labels, seed=job.schedule.seed
         )
         self.report = TrainingReport(len(self._examples), job.eval_data is None, features=len(self._features))
 
@@ -264,9 +273,13 @@ class _Run:
         """Evaluate a model and write it into the report."""
         self._listener.say(f"Evaluating the {name} model")
         outputs = self._outputs(model)
-        # Embeddings are worth what they are beside the float model's.
-        reference = None if self._task.has_loss else self._outputs(self._teacher)
-        metrics = self._task.score(self._examples, self._eval_features, outputs, reference)
+        # Embeddings are worth what they are beside the float model's, and so is all that has no labels.
+        by_itself = self._has_labels and self._task.has_loss
+        reference = None if by_itself else self._outputs(self._teacher)
+        if self._has_labels:
+            metrics = self._task.score(self._examples, self._eval_features, outputs, reference)
+        else:
+            metrics = self._task.compare(outputs, reference)
         self.report.stages.append(Stage(name, {metric.name: metric.value for metric in metrics}, seconds))
 
     def _outputs(self, model: PreTrainedModel) -> list[Arrays]:

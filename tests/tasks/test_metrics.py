@@ -6,11 +6,11 @@ import pytest
 
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.libraries import metric_library
-from qdqpatch.tasks.metrics import Metric, mean
+from qdqpatch.tasks.metrics import Ratio, mean
 
 
 def test_value_is_the_ratio_of_sums() -> None:
-    metric = Metric("F1", np.array([1.0, 0.0, 2.0]), np.array([2.0, 1.0, 5.0]))
+    metric = Ratio("F1", np.array([1.0, 0.0, 2.0]), np.array([2.0, 1.0, 5.0]))
     assert metric.value == 37.5
     assert str(metric) == "37.50"
     assert metric.higher_is_better
@@ -23,14 +23,14 @@ def test_mean_and_its_units() -> None:
 
 
 def test_exponential_of_the_ratio() -> None:
-    metric = Metric("perplexity", np.array([4.0, 2.0]), np.array([1.0, 2.0]), False, exponential=True)
+    metric = Ratio("perplexity", np.array([4.0, 2.0]), np.array([1.0, 2.0]), False, exponential=True)
     assert metric.value == math.exp(2)
     assert str(metric) == "7.39"
     assert not metric.higher_is_better
 
 
 def test_figures_of_several_samples_and_of_nothing() -> None:
-    metric = Metric("F1", np.zeros(1), np.zeros(1))
+    metric = Ratio("F1", np.zeros(1), np.zeros(1))
     assert metric.value == 0
     assert metric.of(np.array([1.0, 3.0, 0.0]), np.array([2.0, 4.0, 0.0])).tolist() == [50, 75, 0]
 
