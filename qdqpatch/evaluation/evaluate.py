@@ -46,8 +46,8 @@ def evaluate(
         models: Files, folders, and names of checkpoints on the hub; a folder with several kinds of model
             gives several rows. Config and tokenizer are those of the first one that has them.
         task: A key of `qdqpatch.tasks.TASKS`; None for what the head that the config names is for.
-        source: The data. If it has no labels at all, the models are compared with the first one: how far their
-            outputs are from its, and how many predictions are the same.
+        source: The data. If it has no labels at all, the models are compared with the first one: how far
+            their outputs are from its, and how many predictions are the same.
         samples: How many of the examples to draw at random; None for all.
         seed: Another one draws other examples, and other ones in the bootstrap.
         max_length: Where sequences are cut; None for the task's default. At most what every model takes.

@@ -66,9 +66,9 @@ def measure(
 
     The cost is the Kullback-Leibler divergence of the float model's distribution from that of the model
     with the unit quantized, in nats: over the classes, for question answering over the positions of start
-    and of end, which are added, or for each token, of which the mean is taken. Of a model with several labels it
-    is that of every label, summed; of one that predicts scores, the mean squared difference; of one without a
-    head, 1 - cosine of the mean of the last hidden states. None of these needs labels.
+    and of end, which are added, or for each token, of which the mean is taken. Of a model with several
+    labels it is that of every label, summed; of one that predicts scores, the mean squared difference; of one
+    without a head, 1 - cosine of the mean of the last hidden states. None of these needs labels.
 
     Args:
         model: A quantized and calibrated model; it is left as it was, also if anything fails.
@@ -112,8 +112,8 @@ def _by_outputs(subject: Subject, units: Sequence[Unit], only: Switch, step: Ste
     found = [cost.value for cost in costs]
     if not any(found):
         raise ConfigError(
-            f"No unit changes the outputs by anything when it is quantized, on {len(subject.examples)} examples, "
-            "so that there is nothing to rank. Check that model and data belong together."
+            f"No unit changes the outputs by anything when it is quantized, on {len(subject.examples)} "
+            "examples, so that there is nothing to rank. Check that model and data belong together."
         )
     return measure_of(subject.task, expected), found
 

@@ -1,4 +1,4 @@
-"""How far a model's outputs are from another's, as metrics: what stands in for labels where there are none."""
+"""How far a model's outputs are from another's, as metrics: what stands in for labels."""
 
 from __future__ import annotations
 
