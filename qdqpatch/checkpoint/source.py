@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from qdqpatch.checkpoint.files import find_file
+from qdqpatch.checkpoint.files import HUB_NAME, find_file
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError
 from qdqpatch.patching.plan import Plan, find_sites
@@ -36,8 +35,6 @@ AUTO_CLASSES = {
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a checkpoint's weights, in the order in which transformers looks for them."""
-
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qdqpatch.data.columns import Text
+from qdqpatch.data.cutting import beginnings
 from qdqpatch.data.lengths import position_limit, served_length, shortness
 from qdqpatch.data.texts import read_texts
 from qdqpatch.data.vocabulary import vocabulary_problem
@@ -65,6 +66,12 @@ class TextBatches:
         self.max_length = min(max_length, position_limit(model))
         kinds = None if model is None else getattr(model.config, "type_vocab_size", None)
         self._last_kind = max(kinds - 1, 0) if isinstance(kinds, int) else None
+        firsts = beginnings([first for first, _ in texts], tokenizer, self.max_length)
+        if pair:
+            seconds = beginnings([second or "" for _, second in texts], tokenizer, self.max_length)
+            texts = list(zip(firsts, seconds, strict=True))
+        else:
+            texts = [(first, None) for first in firsts]
         self._choices = type(model).__name__.endswith("MultipleChoice")
         self._parts = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
         self.lengths = [len(tokens) for part in self._parts for tokens in self._tokenize(part)["input_ids"]]

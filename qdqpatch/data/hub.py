@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from qdqpatch.checkpoint.files import HUB_NAME
 from qdqpatch.errors import DataError
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONGEST_NAME = 96
 
 

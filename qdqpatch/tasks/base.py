@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.data.arrays import Arrays
+from qdqpatch.data.cutting import beginnings
 from qdqpatch.errors import ConfigError, NoLabelsError
 from qdqpatch.tasks.agreement import agreement
 from qdqpatch.tasks.head import Meaning, meaning_of
@@ -170,6 +171,10 @@ class Task(ABC, Generic[Example]):
                 "such as the one before quantization, or give data with labels."
             )
         return agreement(outputs, reference, self.logits, self.meaning)
+
+    def beginnings(self, texts: Iterable[str]) -> list[str]:
+        """Return texts without what is certain to be cut off, so that it is not tokenized."""
+        return beginnings(texts, self.tokenizer, self.max_length)
 
     def length(self, feature: Feature) -> int:
         """Return how long a feature is, in tokens: what batches of like length go by."""

@@ -65,8 +65,8 @@ class MultipleChoice(Task[Choice]):
     def features(self, examples: Sequence[Choice], training: bool = False, seed: int = 0) -> list[Feature]:
         """Tokenize each prompt with each of its endings; `labels` is the number of the right one."""
         encoded = self.tokenizer(
-            [example.prompt for example in examples for _ in example.endings],
-            [ending for example in examples for ending in example.endings],
+            self.beginnings(example.prompt for example in examples for _ in example.endings),
+            self.beginnings(ending for example in examples for ending in example.endings),
             truncation=True,
             max_length=self.max_length,
         )

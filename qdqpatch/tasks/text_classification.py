@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from qdqpatch.data.arrays import Arrays
-from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Batch, DataSource, Feature, Task, rows
 from qdqpatch.tasks.head import Meaning, meaning_of, problem_of
 from qdqpatch.tasks.labels import Found, Label, label_columns, label_of, read_labels
@@ -65,25 +64,16 @@ class TextClassification(Task[LabelledText]):
     ) -> list[Feature]:
         """Tokenize each text; `labels` is its number, or a list of numbers."""
         encoded = self.tokenizer(
-            [example.text for example in examples],
-            None if examples[0].pair is None else [example.pair for example in examples],
+            self.beginnings(example.text for example in examples),
+            None if examples[0].pair is None else self.beginnings(example.pair or "" for example in examples),
             truncation=True,
             max_length=self.max_length,
         )
         features = rows(encoded)
         if training:
-            self._check_loss()
             for feature, example in zip(features, examples, strict=True):
                 feature["labels"] = example.label
         return features
-
-    def _check_loss(self) -> None:
-        """Raise a `ConfigError` if transformers would compute a loss that is always 0."""
-        if self.config.num_labels == 1 and self.config.problem_type == "single_label_classification":
-            raise ConfigError(
-                "problem_type in config.json is single_label_classification, and there is one label: the "
-                "loss of that is always 0. Make it regression, or multi_label_classification for a yes or no."
-            )
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Pad features to the longest one and stack them; scores and several labels are floats."""
