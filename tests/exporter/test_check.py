@@ -40,7 +40,7 @@ def test_predictions_of_several_labels_are_one_for_each() -> None:
 
 
 def test_predictions_of_scores_are_their_order() -> None:
-    """Over all batches: a file that gives the same for everything changes every pair, however small the spread."""
+    """Over all batches: a file that gives the same for everything changes every pair."""
     config = models.config("BertForSequenceClassification", num_labels=1)
     expected = iter([[[5.01], [5.02]], [[5.0], [5.02]]])
     (found,) = compare(
