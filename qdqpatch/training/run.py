@@ -21,7 +21,7 @@ from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.device import to_fastest_device
-from qdqpatch.errors import CheckpointError, ConfigError, no_range
+from qdqpatch.errors import CheckpointError, ConfigError, NoLabelsError, no_range
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
 from qdqpatch.patching.apply import enabled_quantizers, without_range
 from qdqpatch.patching.quantize import dequantize, quantize
