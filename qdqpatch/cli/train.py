@@ -231,15 +231,16 @@ def _print_report(report: TrainingReport) -> None:
     """Print a row for each stage, with its difference to the float model."""
     names = list(report.stages[0].metrics)
     first = report.stages[0].metrics
+    digits = {name: report.stages[0].digits.get(name, 2) for name in names}
     rows = []
     for stage in report.stages:
-        cells = [f"{stage.metrics[name]:.2f}" for name in names]
+        cells = [f"{stage.metrics[name]:.{digits[name]}f}" for name in names]
         difference = stage.metrics[names[-1]] - first[names[-1]]
         rows.append(
             (
                 stage.name,
                 *cells,
-                "" if stage is report.stages[0] else f"{difference:+.2f}",
+                "" if stage is report.stages[0] else f"{difference:+.{digits[names[-1]]}f}",
                 _time(stage.seconds),
             )
         )

@@ -315,7 +315,9 @@ class _Run:
             metrics = self._task.score(self._data.examples, self._data.eval_features, outputs, reference)
         else:
             metrics = self._task.compare(outputs, reference)
-        self.report.stages.append(Stage(name, {metric.name: metric.value for metric in metrics}, seconds))
+        values = {metric.name: metric.value for metric in metrics}
+        digits = {metric.name: metric.digits for metric in metrics}
+        self.report.stages.append(Stage(name, values, seconds, digits))
 
     def _outputs(self, model: PreTrainedModel) -> list[Arrays]:
         return predict(
