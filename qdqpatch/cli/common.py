@@ -22,7 +22,8 @@ from rich.table import Table
 from qdqpatch.checkpoint.source import AUTO_CLASSES
 from qdqpatch.config.config import PRESETS, QDQConfig
 from qdqpatch.config.quantizer import Override
-from qdqpatch.errors import CalibrationWarning, ConfigError, QdqError
+from qdqpatch.errors import CalibrationWarning, ConfigError, OccupiedError, QdqError
+from qdqpatch.output.signals import ended_by_signals
 
 Command = Callable[..., None]
 
@@ -101,13 +102,15 @@ def verbosity_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_console(quiet: bool, verbose: bool, **arguments: Any) -> None:
         console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        with _warnings_on(console, others=verbose):
+        with ended_by_signals(), _warnings_on(console, others=verbose):
             if verbose:
                 command(console=console, **arguments)
                 return
             _silence_transformers()
             try:
                 command(console=console, **arguments)
+            except OccupiedError as error:
+                raise click.ClickException(f"{error} To replace what is there: --force.") from error
             except QdqError as error:
                 raise click.ClickException(str(error)) from error
 

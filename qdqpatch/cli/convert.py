@@ -11,7 +11,6 @@ import click
 from rich.console import Console
 
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer
 from qdqpatch.cli.calibration import Calibration, calibration_options
 from qdqpatch.cli.common import placement_options, task_option, verbosity_options
@@ -22,6 +21,7 @@ from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.errors import QuantizedError
 from qdqpatch.exporter.export import TARGETS
 from qdqpatch.exporter.export import export as export_model
+from qdqpatch.output.folder import OutputFolder
 from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.patching.quantize import quantize
 from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
@@ -40,7 +40,7 @@ from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
     multiple=True,
     help="Also write the model for this engine, into a folder of its name in OUT. Can be repeated.",
 )
-@click.option("--force", is_flag=True, help="Replace OUT if it has files in it.")
+@click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
 def convert(
     ckpt: str,
@@ -66,7 +66,11 @@ def convert(
             f"{ckpt} is quantized already. Convert the float checkpoint, or leave out --preset, --config "
             "and --override to keep its placement."
         )
-    check_output(out, ckpt, force)
+    inputs = {
+        "the checkpoint": ckpt,
+        "the calibration data": None if calibration is None else calibration.source,
+    }
+    output = OutputFolder.open(out, inputs, force)
     plan = source.plan(config)
     source.ranges()
     set_ranges = None if calibration is None else calibration.prepare(ckpt, console)
@@ -77,7 +81,7 @@ def convert(
     if source.quantization is None:
         quantize(model, config)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
-    with staged(out) as folder, console.status(f"Saving {out}"):
+    with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
             statistics.save(folder / STATISTICS_FILE)

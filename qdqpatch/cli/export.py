@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.source import AUTO_CLASSES, open_checkpoint
-from qdqpatch.checkpoint.staging import check_output
 from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
 from qdqpatch.cli.common import verbosity_options
 from qdqpatch.cli.sections import SectionCommand
@@ -20,6 +19,7 @@ from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, NotQuantizedError
 from qdqpatch.exporter.export import TARGETS
 from qdqpatch.exporter.export import export as export_model
+from qdqpatch.output.folder import OutputFolder
 from qdqpatch.patching.folding import fold
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 @click.option(
     "--check/--no-check", default=True, help="Run the file and compare it with the model (default)."
 )
-@click.option("--force", is_flag=True, help="Replace OUT if it has files in it.")
+@click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
 def export(
     ckpt: str,
@@ -97,7 +97,7 @@ def export(
             f"{ckpt} is not quantized. Make an int8 checkpoint of it first: "
             f"qdqpatch convert {ckpt} OUT --calib FILE"
         )
-    check_output(out, ckpt, force)
+    OutputFolder.open(out, {"the checkpoint": ckpt}, force)
     with console.status(f"Loading {ckpt}") as status:
         model, _ = source.load()
         result = export_model(

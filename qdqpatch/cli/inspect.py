@@ -14,6 +14,7 @@ from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.cli.common import placement_options, print_table, task_option, verbosity_options
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import NotQuantizedError, QuantizedError
+from qdqpatch.output.file import check_file
 from qdqpatch.patching.folding import fold
 from qdqpatch.patching.plan import Plan
 from qdqpatch.report.formatting import decibels_text, range_text, share_text
@@ -37,7 +38,7 @@ WORST = 10
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write a page with the histograms and ranges of a quantized CKPT as pictures, worst quantizers "
-    "first; a FILE that is there is replaced.",
+    "first; an earlier page is replaced.",
 )
 @verbosity_options
 def inspect(
@@ -57,6 +58,7 @@ def inspect(
     """
     if html is not None:
         check_can_draw()
+        check_file(html)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
     config = placement()

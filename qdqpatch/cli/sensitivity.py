@@ -26,9 +26,10 @@ from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedE
 from qdqpatch.evaluation.predicting import batches
 from qdqpatch.patching.apply import enabled_quantizers
 from qdqpatch.patching.quantize import quantize
-from qdqpatch.report.figures import check_can_plot, check_can_write, replace_file
+from qdqpatch.report.figures import check_can_plot
 from qdqpatch.sensitivity import MixedPrecision, Sensitivity, measure, search
 from qdqpatch.sensitivity.chart import write_chart
+from qdqpatch.sensitivity.config_file import check_config_file, write_config_file
 from qdqpatch.sensitivity.criteria import UNCHANGED
 from qdqpatch.sensitivity.report import (
     COST_COLUMNS,
@@ -87,15 +88,16 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; a FILE that is there is "
-    "replaced.",
+    help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; for one that "
+    "is there see --force.",
 )
+@_mixing("--force", is_flag=True, help="Replace the FILE of --out, if it is one that qdqpatch wrote.")
 @_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @_output(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw the costs and what --max-drop tried into FILE (.png or .svg); one that is there is replaced.",
+    help="Draw the costs and what --max-drop tried into FILE (.png or .svg); an earlier chart is replaced.",
 )
 @verbosity_options
 def sensitivity(
@@ -108,6 +110,7 @@ def sensitivity(
     by_metric: bool,
     max_drop: float | None,
     out: Path | None,
+    force: bool,
     as_json: bool,
     plot: Path | None,
     console: Console,
@@ -124,9 +127,10 @@ def sensitivity(
         raise click.UsageError("--out writes what --max-drop finds, and needs it.")
     if max_drop is not None and not math.isfinite(max_drop):
         raise click.UsageError(f"--max-drop must be a number of percent, not {max_drop}.")
-    for file, check in ((plot, check_can_plot), (out, check_can_write)):
-        if file is not None:
-            check(file)
+    if plot is not None:
+        check_can_plot(plot)
+    if out is not None:
+        check_config_file(out, force)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, data.task)
     config = placement()
@@ -169,7 +173,7 @@ def sensitivity(
     else:
         _print_report(costs, found)
     if found is not None:
-        _finish(found, out, console)
+        _finish(found, out, force, console)
 
 
 def _read(
@@ -216,13 +220,12 @@ def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
             click.echo(conclusion(found))
 
 
-def _finish(found: MixedPrecision, out: Path | None, console: Console) -> None:
+def _finish(found: MixedPrecision, out: Path | None, force: bool, console: Console) -> None:
     """Write the configuration, or fail if there is none."""
     if found.config is None:
         raise ConfigError(conclusion(found))
     if out is not None:
-        text = json.dumps(found.config.to_dict(), indent=2) + "\n"
-        replace_file(out, lambda staging: staging.write_text(text, encoding="utf-8"))
+        write_config_file(out, found.config, force)
         console.print(
             f"Wrote {out}, for: qdqpatch convert FLOAT_CKPT OUT --config {out} --calib FILE", markup=False
         )

@@ -18,9 +18,10 @@ from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.fit import Schedule
+from qdqpatch.training.folder import can_resume
 from qdqpatch.training.job import Job, TrainingReport
 from qdqpatch.training.ranges import ActivationRanges, WeightRanges
-from qdqpatch.training.run import Listener, can_resume, run_job
+from qdqpatch.training.run import Listener, run_job
 
 _schedule = functools.partial(click.option, cls=SectionOption, section="Schedule", show_default=True)
 _teacher = functools.partial(click.option, cls=SectionOption, section="Distillation")
@@ -134,7 +135,9 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
 )
 @placement_options
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run of the same options.")
-@click.option("--force", is_flag=True, help="Replace OUT if it has files in it, and an interrupted run.")
+@click.option(
+    "--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote, and an interrupted run."
+)
 @verbosity_options
 def train(
     ckpt: str,
@@ -188,7 +191,7 @@ def train(
     with bar:
         try:
             report = run_job(job, out, resume, force, _Bar(bar, console))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             if can_resume(out):
                 console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")
             raise
