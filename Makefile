@@ -57,13 +57,13 @@ clean:
 
 # torch by itself first, pinned: where a CPU build of it is offered, pip then takes that, while a range
 # would take the newest build, with gigabytes of CUDA.
-$(VENV)/installed: pyproject.toml requirements.txt
+$(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
 	    "Python 3.10 to 3.13 is needed, and $(PYTHON) is %d.%d: make PYTHON=..." % sys.version_info[:2])'
 	@echo "Installing into $(VENV), once; this takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(INSTALL) torch==2.13.0 -c requirements.txt
-	$(VENV)/bin/python $(INSTALL) -e ".[dev,demo]" -c requirements.txt
+	$(VENV)/bin/python $(INSTALL) torch==2.13.0 -c constraints.txt
+	$(VENV)/bin/python $(INSTALL) -e ".[dev,demo]" -c constraints.txt
 	@touch $@
 
 # The tools that exported models are compared with, in a folder of their own: they pin older packages.

@@ -20,6 +20,7 @@ from qdqpatch.calibration.weights import weight_ranges
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.config.quantizer import Override
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
+from qdqpatch.nn.names import INPUT, MATMUL, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.patching.placement import first_like, placement, record
@@ -104,8 +105,7 @@ def clip_gelu(model: Model, maximum: float) -> Model:
         raise ConfigError(f"The maximum must be a positive finite number, not {maximum!r}.")
     _check_quantized(model)
     found = _enabled(
-        (f"{path}._input_quantizer", module._modules.get("_input_quantizer"))
-        for path, module in _feed_forward_outputs(model)
+        (f"{path}.{INPUT}", module._modules.get(INPUT)) for path, module in _feed_forward_outputs(model)
     )
     if not found:
         raise ConfigError("There is nothing to clip: no layer has a feed-forward with a quantized output.")
@@ -165,10 +165,10 @@ def expand_amax(model: Model) -> Model:
     for path, (quantizer, weight) in _weights(model).items():
         amax = _range(path, quantizer)
         if amax.numel() == 1:
-            axis = 0 if quantizer._axis is None else quantizer._axis
+            axis = 0 if quantizer.axis is None else quantizer.axis
             per_channel = absolute_max(torch.empty_like(weight, device="meta"), axis)
             ranges[path] = amax.reshape(()).expand(per_channel.shape)
-            if quantizer._axis is None:
+            if quantizer.axis is None:
                 per_tensor.append(path)
     if per_tensor:
         _make_per_channel(model, per_tensor)
@@ -184,7 +184,7 @@ def _check_quantized(model: nn.Module) -> None:
 
 def _enabled(named: Iterable[tuple[str, nn.Module | None]]) -> dict[str, TensorQuantizer]:
     return {
-        path: module for path, module in named if isinstance(module, TensorQuantizer) and not module._disabled
+        path: module for path, module in named if isinstance(module, TensorQuantizer) and module.is_enabled
     }
 
 
@@ -213,8 +213,8 @@ def _load(model: Model, ranges: Mapping[str, Tensor]) -> Model:
 def _weights(model: nn.Module) -> dict[str, tuple[TensorQuantizer, Tensor]]:
     """Return every weight quantizer that is on, with its weight."""
     _check_quantized(model)
-    owners = {f"{path}._weight_quantizer": module for path, module in model.named_modules()}
-    found = _enabled((path, owner._modules.get("_weight_quantizer")) for path, owner in owners.items())
+    owners = {f"{path}.{WEIGHT}": module for path, module in model.named_modules()}
+    found = _enabled((path, owner._modules.get(WEIGHT)) for path, owner in owners.items())
     if not found:
         raise ConfigError("The model has no quantized weight: its configuration leaves all of them float.")
     return {path: (quantizer, owners[path].get_parameter("weight")) for path, quantizer in found.items()}
@@ -225,13 +225,13 @@ def _qkv(model: nn.Module) -> Iterator[dict[str, TensorQuantizer]]:
     for path, module in model.named_modules():
         if _is_cross_attention(path, module):
             continue
-        operands = [f"matmul_{operand}_input_quantizer" for operand in "qkv"]
+        operands = [MATMUL[operand] for operand in "qkv"]
         yield _enabled((f"{path}.{name}", module._modules.get(name)) for name in operands)
         for names in PROJECTIONS:
             linears = {name: module._modules.get(name) for name in names}
             if all(isinstance(linear, nn.Linear) for linear in linears.values()):
                 weights = _enabled(
-                    (f"{path}.{name}._weight_quantizer", linear._modules.get("_weight_quantizer"))
+                    (f"{path}.{name}.{WEIGHT}", linear._modules.get(WEIGHT))
                     for name, linear in linears.items()
                     if linear is not None
                 )
@@ -245,7 +245,7 @@ def _is_cross_attention(path: str, module: nn.Module) -> bool:
 
 
 def _is_per_tensor(quantizer: TensorQuantizer) -> bool:
-    return quantizer._axis is None if quantizer.amax is None else quantizer.amax.numel() == 1
+    return quantizer.axis is None if quantizer.amax is None else quantizer.amax.numel() == 1
 
 
 def _feed_forward_outputs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -61,7 +61,7 @@ def correct_biases(model: Model, batches: Iterable[Mapping[str, Any]], padding_a
         )
     for path, linear in linears.items():
         for name, quantizer in linear.named_children():
-            if isinstance(quantizer, TensorQuantizer) and not quantizer._disabled and quantizer.amax is None:
+            if isinstance(quantizer, TensorQuantizer) and quantizer.is_enabled and quantizer.amax is None:
                 raise CalibrationError(
                     f"{path}.{name} has no range yet: call qdqpatch.calibrate(model, batches) first."
                 )
@@ -94,7 +94,7 @@ class Sums(Observer):
         self.was_reached = True
         counts = self.batch.shown(torch.ones_like(inputs[..., :1]), "")
         quantized = inputs
-        if not self.quantizer._disabled:
+        if self.quantizer.is_enabled:
             amax = self.quantizer.range_of(inputs)
             quantized = self.quantizer.quantized(inputs, amax)
             counts = counts * (inputs.abs() <= amax).all(-1, keepdim=True)
@@ -134,7 +134,7 @@ def _sums(
 def _corrected(path: str, linear: QuantLinear, sums: Tensor) -> Tensor:
     """Return the Linear's new bias, computed in float64."""
     weight, quantizer = linear.weight.detach(), linear._weight_quantizer
-    quantized = weight if quantizer._disabled else quantizer.quantized(weight, quantizer.range_of(weight))
+    quantized = quantizer.quantized(weight, quantizer.range_of(weight)) if quantizer.is_enabled else weight
     inputs, quantized_inputs = sums[:2].to(weight.device) / sums[2, 0].clamp(min=1)
     correction = weight.double() @ inputs - quantized.double() @ quantized_inputs
     if not bool(correction.isfinite().all()):

@@ -72,7 +72,7 @@ def _check_belong(statistics: Statistics, quantizers: Mapping[str, TensorQuantiz
         if quantizer is None:
             continue  # set_ranges says so
         per_channel = tensor.channel_amax is not None
-        if tensor.levels != quantizer.levels or per_channel != (quantizer._axis is not None):
+        if tensor.levels != quantizer.levels or per_channel != (quantizer.axis is not None):
             raise CalibrationError(
                 f"The statistics of {path} were collected for another number of bits or another axis than "
                 "the quantizer has. Collect them again from this model."

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from qdqpatch.calibration.methods import PERCENTILES
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics
+from qdqpatch.nn.names import RESIDUAL
 from qdqpatch.nn.quantizer import TensorQuantizer
-from qdqpatch.rules.adds import RESIDUAL
 
 STEP = 2**0.5
 """The largest ratio of one range to the next smaller one."""

@@ -25,6 +25,7 @@ from qdqpatch.calibration.observing import (
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics, TensorStatistics, least_error
 from qdqpatch.errors import CalibrationError
+from qdqpatch.nn.names import is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
 
@@ -61,7 +62,7 @@ def collect(
     observers = {
         path: Observer(path.rpartition(".")[2], quantizer, model.device)
         for path, quantizer in quantizers.items()
-        if not path.endswith("_weight_quantizer")
+        if not is_weight(path)
     }
     held_back: list[Mapping[str, Any]] = []
 

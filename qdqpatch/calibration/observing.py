@@ -40,7 +40,7 @@ class Observer:
 
     def __init__(self, name: str, quantizer: TensorQuantizer, device: torch.device) -> None:
         self.name = name
-        self.axis = quantizer._axis
+        self.axis = quantizer.axis
         self.histogram = Histogram.empty(device)
         self.channel_amax: Tensor | None = None
         self.batch = BatchCounts(None)

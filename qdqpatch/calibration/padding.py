@@ -8,18 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdqpatch.nn.names import MATMUL
+
 MASKS = ("attention_mask", "encoder_attention_mask", "decoder_attention_mask")
 """Arguments of transformers models that are 1 at data and 0 at padding, shape `(batch, positions)`."""
 
 POSITIONS = {
-    "matmul_q_input_quantizer": (0, 2),
-    "matmul_k_input_quantizer": (0, 3),
-    "matmul_v_input_quantizer": (0, 2),
-    "matmul_a_input_quantizer": (0, 2),
+    MATMUL["q"]: (0, 2),
+    MATMUL["k"]: (0, 3),
+    MATMUL["v"]: (0, 2),
+    MATMUL["a"]: (0, 2),
 }
 """The dimensions of an attention operand that are row and position; `(0, 1)` for every other tensor."""
 
-PROBABILITIES = "matmul_a_input_quantizer"
+PROBABILITIES = MATMUL["a"]
 """The operand whose last dimension too counts positions; it is 0 at the hidden ones."""
 
 

@@ -26,6 +26,7 @@ from qdqpatch.calibration.observing import HELD_BACK, no_batch, observing, on_de
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.nn.learned import LSQQuantizer
+from qdqpatch.nn.names import is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
 from qdqpatch.patching.apply import enabled_quantizers
 
@@ -244,7 +245,7 @@ def _learnable(model: nn.Module) -> list[TensorQuantizer]:
     for path, quantizer in enabled_quantizers(model).items():
         if quantizer.amax is None:
             raise CalibrationError(f"{path} has no range yet: call qdqpatch.calibrate(model, batches) first.")
-        if not path.endswith("_weight_quantizer") and quantizer.amax.dim() == 0:
+        if not is_weight(path) and quantizer.amax.dim() == 0:
             found.append(quantizer)
     return found
 

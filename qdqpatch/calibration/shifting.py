@@ -34,15 +34,14 @@ from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not
 from qdqpatch.calibration.smoothing import find_attentions
 from qdqpatch.errors import CalibrationError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.names import INPUT, LOCAL, MATMUL, RESIDUAL
 from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
 from qdqpatch.nn.toolkit import QuantDescriptor
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.rules import RULES
-from qdqpatch.rules.adds import LOCAL, RESIDUAL, ResidualAdds
+from qdqpatch.rules.adds import ResidualAdds
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-VALUE = "matmul_v_input_quantizer"
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def _values(model: nn.Module) -> Iterator[Shift]:
     """Yield the values of every attention that `smooth` knows."""
     for attention in find_attentions(model)[0]:
         quantizers = _quantizers(
-            (model.get_submodule(attention.path), VALUE), (attention.output, "_input_quantizer")
+            (model.get_submodule(attention.path), MATMUL["v"]), (attention.output, INPUT)
         )
         yield Shift(f"{attention.path}.value", attention.value, (attention.output,), (), quantizers)
 
@@ -156,10 +155,10 @@ def _inside_layers(model: nn.Module) -> Iterator[Shift]:
             ]
             norms = {name: child for name, child in first.named_children() if isinstance(child, nn.LayerNorm)}
             added = [child for child in last.children() if isinstance(child, nn.Linear)]
-            is_float = all(quantizer._disabled for quantizer in _quantizers((last, LOCAL)))
+            is_float = not any(quantizer.is_enabled for quantizer in _quantizers((last, LOCAL)))
             if len(norms) == len(between) == len(added) == 1 and is_float:
                 ((name, norm),) = norms.items()
-                quantizers = _quantizers((between[0], "_input_quantizer"), (last, RESIDUAL))
+                quantizers = _quantizers((between[0], INPUT), (last, RESIDUAL))
                 where = f"{path}.{index}.{first_name}.{name}"
                 yield Shift(where, norm, tuple(between), tuple(added), quantizers)
 

@@ -33,6 +33,7 @@ from qdqpatch.calibration import distributed
 from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.names import INPUT, MATMUL, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.nn.toolkit import QuantDescriptor
 from qdqpatch.patching.apply import is_quantized
@@ -41,7 +42,7 @@ from qdqpatch.rules.base import Miss
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 PROJECTIONS = ("query", "key", "value")
-OPERANDS = ("matmul_q_input_quantizer", "matmul_k_input_quantizer", "matmul_v_input_quantizer")
+OPERANDS = tuple(MATMUL[operand] for operand in "qkv")
 
 LARGEST_EXPONENT = 8
 """No factor is above 2^8 or below 2^-8: more would only bring weights near the limits of fp16."""
@@ -154,8 +155,8 @@ def _reason(attention: nn.Module, linears: list[nn.Module | None], users: Counte
 def _affected(attention: nn.Module, linears: list[nn.Module | None]) -> tuple[TensorQuantizer, ...]:
     """Return the quantizers of the operands and the weights that change."""
     children = [attention._modules.get(name) for name in OPERANDS]
-    children += [linear._modules.get("_weight_quantizer") for linear in linears if linear]
-    children += [linear._modules.get("_input_quantizer") for linear in linears[3:] if linear]
+    children += [linear._modules.get(WEIGHT) for linear in linears if linear]
+    children += [linear._modules.get(INPUT) for linear in linears[3:] if linear]
     return tuple(child for child in children if isinstance(child, TensorQuantizer))
 
 

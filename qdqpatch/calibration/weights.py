@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration.methods import WeightMethod
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
 
 STEPS = 64
@@ -31,10 +32,10 @@ def weight_ranges(model: PreTrainedModel, method: WeightMethod = "max") -> dict[
     """
     ranges = {}
     for name, module in model.named_modules():
-        if isinstance(module, (QuantLinear, QuantEmbedding)) and not module._weight_quantizer._disabled:
-            path = f"{name}._weight_quantizer"
+        if isinstance(module, (QuantLinear, QuantEmbedding)) and module._weight_quantizer.is_enabled:
+            path = f"{name}.{WEIGHT}"
             weight, quantizer = module.weight.detach(), module._weight_quantizer
-            amax = absolute_max(weight, quantizer._axis)
+            amax = absolute_max(weight, quantizer.axis)
             if not bool(amax.isfinite().all()):
                 raise CalibrationError(
                     f"{path} saw NaN or infinity, so it has no range. Check weights and inputs."

@@ -158,7 +158,7 @@ def _check_expressible(model: PreTrainedModel) -> str:
     config: QDQConfig = model.config.quantization_config
     with torch.device("meta"):
         complete = find_sites(type(model)(model.config))
-    there = {path for path, quantizer in named_quantizers(model) if not quantizer._disabled}
+    there = {path for path, quantizer in named_quantizers(model) if quantizer.is_enabled}
     wanted = {f"{site.path}.{name}" for site in complete.sites for name in site.quantizers}
     differing = [*sorted(there ^ wanted), *(item.pattern for item in config.overrides)]
     if differing:

@@ -89,7 +89,7 @@ def convert(
         exports = [
             export_model(model, folder / target, target, tokenizer=tokenizer(ckpt)) for target in targets
         ]
-    enabled = [quantizer for _, quantizer in named_quantizers(model) if not quantizer._disabled]
+    enabled = [quantizer for _, quantizer in named_quantizers(model) if quantizer.is_enabled]
     calibrated = [quantizer.amax is not None for quantizer in enabled]
     console.print(
         f"Wrote {out}: {len(plan.sites)} operations quantized, {len(plan.misses)} left float; "

@@ -14,6 +14,7 @@ from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.cli.common import placement_options, print_table, task_option, verbosity_options
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import NotQuantizedError, QuantizedError
+from qdqpatch.nn.names import is_weight
 from qdqpatch.output.file import check_file
 from qdqpatch.patching.folding import fold
 from qdqpatch.patching.plan import Plan
@@ -119,7 +120,7 @@ def _print_quantizers(reports: Sequence[QuantizerReport], quantized: bool, every
         print_table("Quantizers", columns, map(_row, reports))
         for each in worst[:3]:
             click.echo(f"Lowest SQNR: {each.path}, {decibels_text(each)} dB")
-    elif any(not each.path.endswith("_weight_quantizer") for each in worst):
+    elif any(not is_weight(each.path) for each in worst):
         title = f"The {min(WORST, len(worst))} quantizers of the lowest SQNR; --ranges lists all"
         print_table(title, columns, map(_row, worst[:WORST]))
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
+from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.patching.apply import enabled_quantizers
 
@@ -133,7 +134,7 @@ def _check_ranges(model: PreTrainedModel) -> None:
     without = [
         path
         for path, quantizer in enabled_quantizers(model).items()
-        if quantizer.amax is None and not path.endswith("_weight_quantizer")
+        if quantizer.amax is None and not is_weight(path)
     ]
     if without:
         raise ExportError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.errors import ExportError
+from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
 
@@ -50,7 +51,7 @@ def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
         raise ExportError(f"{path} has a range per channel, which no engine's integer matmul takes.")
     if quantizer.bounds[0] == -127:
         raise ExportError(f"{path} has a narrow range, -127 to 127, which QuantizeLinear does not clip to.")
-    return Grid(_scale(quantizer, quantizer.range_of(quantizer.amax), path), unsigned=quantizer._unsigned)
+    return Grid(_scale(quantizer, quantizer.range_of(quantizer.amax), path), unsigned=quantizer.unsigned)
 
 
 def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[Grid, npt.NDArray[np.int8]]:
@@ -65,8 +66,8 @@ def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[
         raise ExportError(f"{path} has a range per column; integer matmuls take one per row (axis 0).")
     scale = _scale(quantizer, amax.flatten() if amax.dim() else amax, path)
     levels = quantizer.integers(weight)
-    integers = levels.to(torch.uint8 if quantizer._unsigned else torch.int8).numpy()
-    return Grid(scale, 0 if amax.dim() else None, quantizer._unsigned), integers
+    integers = levels.to(torch.uint8 if quantizer.unsigned else torch.int8).numpy()
+    return Grid(scale, 0 if amax.dim() else None, quantizer.unsigned), integers
 
 
 def check_grids(model: nn.Module, signed: bool) -> None:
@@ -81,18 +82,18 @@ def check_grids(model: nn.Module, signed: bool) -> None:
     """
     for path, quantizer in enabled_quantizers(model).items():
         owner, _, name = path.rpartition(".")
-        if signed and quantizer._unsigned:
+        if signed and quantizer.unsigned:
             raise ExportError(f"{path} is unsigned; TensorRT quantizes symmetrically, to signed int8 alone.")
-        if name == "_weight_quantizer":
+        if name == WEIGHT:
             weight_grid(quantizer, model.get_parameter(f"{owner}.weight"), path)
         else:
             activation_grid(quantizer, path)
 
 
 def _scale(quantizer: TensorQuantizer, amax: Tensor, path: str) -> Float:
-    if quantizer._num_bits != 8:
+    if quantizer.num_bits != 8:
         raise ExportError(
-            f"{path} has {quantizer._num_bits} bits, and the engines' integer kernels have 8. Quantize with "
+            f"{path} has {quantizer.num_bits} bits, and the engines' integer kernels have 8. Quantize with "
             "num_bits=8, or turn it off with an override."
         )
     scale = (amax / quantizer.levels).float()

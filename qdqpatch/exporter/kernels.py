@@ -10,6 +10,7 @@ import onnx_ir as ir
 from torch import nn
 
 from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.names import INPUT, MATMUL, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 
 MATMULS = ("MatMul", "Gemm", "MatMulIntegerToFloat")
@@ -108,13 +109,15 @@ def _float_in(model: nn.Module, name: str) -> str:
     except AttributeError:  # torch.onnx loses the names of float Linears where it converts to an old opset
         return "not quantized"
     if suffix is not None:
-        quantizers = [f"matmul_{operand}_input_quantizer" for operand in ATTENTION[suffix]]
+        quantizers = [MATMUL[operand] for operand in ATTENTION[suffix]]
     elif isinstance(module, QuantLinear):
-        quantizers = ["_input_quantizer", "_weight_quantizer"]
+        quantizers = [INPUT, WEIGHT]
     else:
         return "not quantized: its part of the model is off in the QDQConfig"
     children = {quantizer: module._modules.get(quantizer) for quantizer in quantizers}
     off = [
-        each for each, child in children.items() if not isinstance(child, TensorQuantizer) or child._disabled
+        each
+        for each, child in children.items()
+        if not isinstance(child, TensorQuantizer) or not child.is_enabled
     ]
     return f"not quantized: {' and '.join(off)} off" if off else ""

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qdqpatch.nn.linear import QuantEmbedding
+from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.nn.toolkit import QuantDescriptor
 
@@ -34,7 +35,7 @@ def prepared(model: PreTrainedModel, int8_embeddings: bool) -> Iterator[PreTrain
             for module in list(model.modules()):
                 if type(module) is nn.Embedding:
                     stack.callback(_dequantize, module)
-                    module.add_module("_weight_quantizer", TensorQuantizer(QuantDescriptor(axis=0)).eval())
+                    module.add_module(WEIGHT, TensorQuantizer(QuantDescriptor(axis=0)).eval())
                     module.__class__ = QuantEmbedding
         yield model
 

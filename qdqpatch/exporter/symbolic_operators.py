@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import bidirectional_mask_function, eager_mask
 
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.names import MATMUL
 from qdqpatch.nn.quantizer import TensorQuantizer
 
 DOMAIN = "qdqpatch"
@@ -52,7 +53,7 @@ class SymbolicQuantizer(TensorQuantizer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Record the operator; nothing where the quantizer is off."""
-        if self._disabled:
+        if not self.is_enabled:
             return inputs
         return _record(FAKE_QUANTIZE, self, [inputs], list(inputs.shape), inputs.dtype)
 
@@ -79,7 +80,7 @@ def symbolic(model: PreTrainedModel) -> Iterator[None]:
             symbolic_class = next((to for of, to in SYMBOLIC.items() if isinstance(module, of)), None)
             if symbolic_class is not None:
                 module.__class__ = symbolic_class
-            elif "matmul_q_input_quantizer" in module._modules:
+            elif MATMUL["q"] in module._modules:
                 # The class would refuse another attention implementation than the one that quantizes.
                 module.__class__ = classes[path].float_class
         for part in modules.values():

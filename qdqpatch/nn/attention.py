@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from qdqpatch.nn.names import MATMUL
+
 IMPLEMENTATION = "qdqpatch"
 """The name for `config._attn_implementation` and `model.set_attn_implementation`."""
 
@@ -64,7 +66,7 @@ def qdq_attention(
 
 
 def _quantized(module: nn.Module, operand: str, tensor: Tensor) -> Tensor:
-    quantizer = module._modules.get(f"matmul_{operand}_input_quantizer")
+    quantizer = module._modules.get(MATMUL[operand])
     return tensor if quantizer is None else quantizer(tensor)
 
 

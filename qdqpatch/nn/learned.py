@@ -21,9 +21,9 @@ class WeightTrackingQuantizer(TensorQuantizer):
 
     def range_of(self, inputs: Tensor) -> Tensor:
         """Return the tensor's own range, and keep it."""
-        amax = absolute_max(inputs, self._axis)
+        amax = absolute_max(inputs, self.axis)
         self._amax.copy_(amax)
-        return amax if self._scale_amax is None else amax * self._scale_amax
+        return amax if self.scale_amax is None else amax * self.scale_amax
 
 
 class LearnedQuantizer(TensorQuantizer):
@@ -35,11 +35,11 @@ class LearnedQuantizer(TensorQuantizer):
         """Return `inputs` rounded to the quantizer's levels; shape and dtype stay."""
         amax = self._parameters["_amax"]
         learning = torch.is_grad_enabled() and amax is not None and amax.requires_grad
-        if self._disabled or self._if_calib or not self._if_quant or not learning:
+        if not self.is_enabled or self._if_calib or not self._if_quant or not learning:
             return super().forward(inputs)
         # A range is never negative; the gradient goes past the bound, so that one that fell to it can grow.
         amax = amax + (amax.clamp_min(SMALLEST_AMAX) - amax).detach()
-        amax = amax if self._scale_amax is None else amax * self._scale_amax
+        amax = amax if self.scale_amax is None else amax * self.scale_amax
         outputs: Tensor = self.function.apply(inputs, amax, self)
         return outputs
 
@@ -107,5 +107,5 @@ def update_tracked_ranges(model: nn.Module) -> None:
     """
     for module in weighted(model):
         quantizer = module._weight_quantizer
-        if isinstance(quantizer, WeightTrackingQuantizer) and not quantizer._disabled:
+        if isinstance(quantizer, WeightTrackingQuantizer) and quantizer.is_enabled:
             quantizer.range_of(module.weight)

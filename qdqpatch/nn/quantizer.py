@@ -57,6 +57,22 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         self.load_range(amax if current is None else amax.to(current.device))
 
     @property
+    def is_enabled(self) -> bool:
+        """Whether the quantizer does anything; `disable()` and `enable()` switch it."""
+        return not self._disabled
+
+    @property
+    def scale_amax(self) -> float | None:
+        """A factor on the range, for experiments; None for 1."""
+        factor: float | None = self._scale_amax
+        return factor
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the range is a Parameter."""
+        return "_amax" in self._parameters
+
+    @property
     def levels(self) -> int:
         """The highest integer: 127 for int8."""
         return self.bounds[1]
@@ -71,7 +87,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     def learn_range(self, learned: bool = True) -> None:
         """Make the range a Parameter of its own memory, or a buffer again."""
         amax = self.amax
-        if amax is not None and learned != ("_amax" in self._parameters):
+        if amax is not None and learned != self.is_learned:
             del self._amax
             if learned:
                 self._amax = nn.Parameter(amax.clone())
@@ -92,7 +108,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `inputs` rounded to the quantizer's levels; shape and dtype stay."""
-        if self._disabled:
+        if not self.is_enabled:
             return inputs
         if self._if_calib:
             self._calibrator.collect(inputs)
@@ -118,16 +134,16 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     @property
     def bounds(self) -> tuple[int, int]:
         """The lowest and the highest integer."""
-        high = 2 ** (self._num_bits - 1 + int(self._unsigned)) - 1
-        if self._unsigned:
+        high = 2 ** (self.num_bits - 1 + int(self.unsigned)) - 1
+        if self.unsigned:
             return 0, high
         # Native fake quantization always has the full range, whatever narrow_range says.
-        return (-high if self._narrow_range and not self.use_fb_fake_quant else -high - 1), high
+        return (-high if self.narrow_range and not self.use_fb_fake_quant else -high - 1), high
 
     def range_of(self, inputs: Tensor) -> Tensor:
         """Return the range that `inputs` are quantized with: the quantizer's, or else their own."""
-        amax = absolute_max(inputs, self._axis) if self.amax is None else self.amax
-        return amax if self._scale_amax is None else amax * self._scale_amax
+        amax = absolute_max(inputs, self.axis) if self.amax is None else self.amax
+        return amax if self.scale_amax is None else amax * self.scale_amax
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorQuantizer:
         """Move or cast the module; the range follows the device and keeps its dtype."""

@@ -26,10 +26,10 @@ class _Listed:
 
     def there(self, path: Path) -> bool:
         """Return whether a path is what is moved, wherever that is now."""
-        return os.path.lexists(path) and (path.lstat().st_dev, path.lstat().st_ino) == (
-            self.device,
-            self.inode,
-        )
+        if not os.path.lexists(path):
+            return False
+        status = path.lstat()
+        return (status.st_dev, status.st_ino) == (self.device, self.inode)
 
     @property
     def made(self) -> bool:

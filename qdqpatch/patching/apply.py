@@ -65,7 +65,7 @@ def enabled_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     Raises:
         NotQuantizedError: If there is none.
     """
-    quantizers = {path: quantizer for path, quantizer in named_quantizers(model) if not quantizer._disabled}
+    quantizers = {path: quantizer for path, quantizer in named_quantizers(model) if quantizer.is_enabled}
     if not quantizers:
         raise NotQuantizedError("The model has no enabled quantizer: call qdqpatch.quantize(model) first.")
     return quantizers

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.names import is_weight
 from qdqpatch.patching.apply import named_quantizers
 
 SUFFIX = "._amax"
@@ -64,7 +65,7 @@ def weight_settings(ranges: dict[str, Tensor]) -> QuantizerConfig | None:
         Settings for weights, or None where the defaults agree with the ranges.
     """
     default = QuantizerConfig.from_descriptor(QuantLinear.default_quant_desc_weight)
-    per_tensor = any(path.endswith("_weight_quantizer") and not amax.dim() for path, amax in ranges.items())
+    per_tensor = any(is_weight(path) and not amax.dim() for path, amax in ranges.items())
     return dataclasses.replace(default, axis=None) if per_tensor else None
 
 

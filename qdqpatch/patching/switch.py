@@ -65,7 +65,7 @@ def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
     for path, quantizer in quantizers.items():
         if not on[path]:
             _turn_off(quantizer)
-        elif quantizer._disabled:
+        elif not quantizer.is_enabled:
             _turn_on(model, path, wanted[path])
     return model
 
@@ -92,7 +92,7 @@ def _switched(
     quantizers: Mapping[str, TensorQuantizer], switches: tuple[Override, ...], prefix: str
 ) -> dict[str, bool]:
     """Return which quantizers will be on."""
-    on = {path: not quantizer._disabled for path, quantizer in quantizers.items()}
+    on = {path: quantizer.is_enabled for path, quantizer in quantizers.items()}
     for switch in switches:
         # With and without the prefix that a head puts before the base, as overrides of a QDQConfig.
         matched = [path for path in on if switch.matches((path, prefix + path, path.removeprefix(prefix)))]
@@ -144,4 +144,4 @@ def _turn_on(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> No
 
 def _has(quantizer: TensorQuantizer, settings: QuantizerConfig) -> bool:
     names = ("num_bits", "axis", "unsigned", "narrow_range", "scale_amax")
-    return all(getattr(quantizer, f"_{name}") == getattr(settings, name) for name in names)
+    return all(getattr(quantizer, name) == getattr(settings, name) for name in names)

@@ -16,6 +16,7 @@ from qdqpatch.calibration.statistics import Statistics, TensorStatistics
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.source import Checkpoint
 from qdqpatch.config.quantizer import QuantizerConfig
+from qdqpatch.nn.names import WEIGHT, is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.plan import Plan
 from qdqpatch.report.quality import Quality, of_statistics, of_tensor
@@ -23,7 +24,6 @@ from qdqpatch.report.quality import Quality, of_statistics, of_tensor
 STATISTICS_FILE = "calibration.safetensors"
 """The file of a checkpoint that holds what its quantizers saw; transformers does not look at it."""
 
-WEIGHT = "._weight_quantizer"
 
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -98,7 +98,7 @@ def report_quantizers(
         for name, config in site.quantizers.items()
         if config is not None
     }
-    weights = {path for path in ranges.keys() & settings.keys() if path.endswith(WEIGHT)}
+    weights = {path for path in ranges.keys() & settings.keys() if is_weight(path)}
     known: dict[str, tuple[TensorStatistics | None, Quality]] = {}
     for path, weight in _read_weights(source.weight_files(), weights):
         quantizer = TensorQuantizer(settings[path].without_amax().descriptor())
@@ -126,7 +126,7 @@ def _effective(amax: Tensor, settings: QuantizerConfig) -> Tensor:
 
 def _read_weights(files: Iterable[str], quantizers: set[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights that the quantizers at these paths see; those tied to others are not stored."""
-    wanted = {f"{path.removesuffix(WEIGHT)}.weight": path for path in quantizers}
+    wanted = {f"{path.removesuffix(f'.{WEIGHT}')}.weight": path for path in quantizers}
     for file in files:
         if Path(file).suffix == ".safetensors":
             with safe_open(file, framework="pt") as tensors:

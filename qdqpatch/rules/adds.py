@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qdqpatch.nn.names import LOCAL, RESIDUAL
 from qdqpatch.rules.base import Match, Miss, Operand
 from qdqpatch.rules.subclass import subclass
 
-LOCAL = "add_local_input_quantizer"
-RESIDUAL = "add_residual_input_quantizer"
 ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
 ADD_METHODS = ("add", "add_")
 

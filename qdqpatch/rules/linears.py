@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.names import INPUT, WEIGHT
 from qdqpatch.rules.base import Match, Miss, Operand
 
 
@@ -28,8 +29,8 @@ class Linears:
         for path, module in modules_inside(model, self.inside):
             if type(module) is nn.Linear:
                 quantizers: dict[str, Operand] = {
-                    "_input_quantizer": "activation",
-                    "_weight_quantizer": "weight",
+                    INPUT: "activation",
+                    WEIGHT: "weight",
                 }
                 yield Match(path, "linear", quantizers, QuantLinear)
             elif isinstance(module, nn.Linear):
@@ -52,7 +53,7 @@ class Embeddings:
         """Yield a `Match` for each plain `nn.Embedding`, a `Miss` for each subclass of it."""
         for path, module in modules_inside(model, self.inside):
             if type(module) is nn.Embedding:
-                yield Match(path, "embedding", {"_weight_quantizer": "weight"}, QuantEmbedding)
+                yield Match(path, "embedding", {WEIGHT: "weight"}, QuantEmbedding)
             elif isinstance(module, nn.Embedding):
                 yield Miss(path, "embedding", not_plain(module, nn.Embedding))
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from qdqpatch.errors import QuantizedError
 from qdqpatch.nn.attention import IMPLEMENTATION
+from qdqpatch.nn.names import MATMUL
 from qdqpatch.rules.base import Match, Miss
 from qdqpatch.rules.subclass import subclass
 
@@ -32,7 +33,7 @@ class AttentionMatmuls:
         for path, module in model.named_modules():
             if isinstance(module, self.inside):
                 for operation, operands in (("query x key", "qk"), ("probabilities x value", "av")):
-                    names = [f"matmul_{operand}_input_quantizer" for operand in operands]
+                    names = [MATMUL[operand] for operand in operands]
                     yield Match(path, operation, dict.fromkeys(names, "activation"), guarded_class(module))
 
 

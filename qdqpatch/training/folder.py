@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -166,7 +167,7 @@ class RunFolder:
             Why it stays, if it does.
         """
         try:
-            self._output.remove()
+            dataclasses.replace(self._output, also=WRITTEN).remove()
         except CheckpointError as error:
             (self.path / JOB_FILE).unlink(missing_ok=True)
             return f"{self.name} stays where it is. {error}"

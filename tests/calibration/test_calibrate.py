@@ -27,7 +27,7 @@ def quiet_toolkit() -> None:
 
 def state_of_quantizers(model: PreTrainedModel) -> dict[str, Any]:
     return {
-        path: (id(quantizer._calibrator), quantizer._if_calib, quantizer._if_quant, quantizer._disabled)
+        path: (id(quantizer._calibrator), quantizer._if_calib, quantizer._if_quant, not quantizer.is_enabled)
         for path, quantizer in named_quantizers(model)
     }
 
@@ -131,7 +131,7 @@ def test_a_quantizer_that_is_off_gets_no_range(float_model) -> None:
     model = quantize(float_model(), QDQConfig(overrides=["*.query._input_quantizer=off"]))
     calibrate(model, nvidia.batches())
     without = {path for path, amax in models.ranges(model).items() if amax is None}
-    assert without == {path for path, quantizer in named_quantizers(model) if quantizer._disabled}
+    assert without == {path for path, quantizer in named_quantizers(model) if not quantizer.is_enabled}
     assert len(without) == 2
 
 

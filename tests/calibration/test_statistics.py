@@ -146,7 +146,7 @@ def test_statistics_of_weights_alone_are_none_and_can_be_saved(tmp_path: Path) -
     statistics.save(tmp_path / "none")
     assert len(Statistics.load(tmp_path / "none")) == 0
     calibrate(model, statistics)
-    enabled = [path for path, quantizer in named_quantizers(model) if not quantizer._disabled]
+    enabled = [path for path, quantizer in named_quantizers(model) if quantizer.is_enabled]
     assert enabled
     assert all(models.ranges(model)[path] is not None for path in enabled)
 

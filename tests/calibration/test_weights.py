@@ -145,7 +145,7 @@ def test_weight_quantizers_that_are_off_have_no_range() -> None:
     assert list(weight_ranges(model, "mse")) == [
         path
         for path, quantizer in named_quantizers(model)
-        if path.endswith("_weight_quantizer") and not quantizer._disabled
+        if path.endswith("_weight_quantizer") and quantizer.is_enabled
     ]
 
 

@@ -149,8 +149,8 @@ def test_every_recipe_survives(config: QDQConfig, name: str, float_model, tmp_pa
     model.save_pretrained(tmp_path)
     loaded = load(auto(name), tmp_path)
     assert_same(loaded, model, name)
-    disabled = [path for path, quantizer in named_quantizers(model) if quantizer._disabled]
-    assert [path for path, quantizer in named_quantizers(loaded) if quantizer._disabled] == disabled
+    disabled = [path for path, quantizer in named_quantizers(model) if not quantizer.is_enabled]
+    assert [path for path, quantizer in named_quantizers(loaded) if not quantizer.is_enabled] == disabled
 
 
 def test_saving_what_was_loaded_writes_the_same_again(calibrated, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_overrides_survive_a_swap_of_the_head(
     model.save_pretrained(tmp_path)
     loaded = auto(target).from_pretrained(tmp_path)
     bits = [
-        {path: quantizer._num_bits for path, quantizer in named_quantizers(each.base_model)}
+        {path: quantizer.num_bits for path, quantizer in named_quantizers(each.base_model)}
         for each in (loaded, model)
     ]
     assert bits[0] == bits[1]
@@ -254,7 +254,7 @@ def test_an_override_of_the_head_that_was_left_behind_is_no_error(float_model, t
     config = QDQConfig(overrides=["cls.predictions.decoder.*=on", "*.query.*=num_bits:4"])
     quantize(float_model("BertForMaskedLM"), config).save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert loaded.bert.encoder.layer[0].attention.self.query._weight_quantizer._num_bits == 4
+    assert loaded.bert.encoder.layer[0].attention.self.query._weight_quantizer.num_bits == 4
     loaded.save_pretrained(tmp_path / "again")
     back = AutoModelForMaskedLM.from_pretrained(tmp_path / "again")
     assert isinstance(back.cls.predictions.decoder._weight_quantizer, nn.Module)

@@ -165,7 +165,7 @@ def test_descriptors_set_on_quantlinear_are_honoured_and_recorded(float_model) -
     assert config.activation == QuantizerConfig(num_bits=6, calib_method="histogram")
     assert config.weight == QuantizerConfig(num_bits=4)
     for path, quantizer in named_quantizers(model):
-        assert quantizer._num_bits == (4 if path.endswith("_weight_quantizer") else 6)
+        assert quantizer.num_bits == (4 if path.endswith("_weight_quantizer") else 6)
         assert quantizer.axis is None
 
 
@@ -178,7 +178,7 @@ def test_explicit_settings_win_over_descriptors_set_on_quantlinear(float_model) 
     QuantLinear.set_default_quant_desc_weight(QuantDescriptor(num_bits=4))
     model = quantize(float_model(), QDQConfig(weight={"num_bits": 5}))
     bits = {
-        quantizer._num_bits
+        quantizer.num_bits
         for path, quantizer in named_quantizers(model)
         if path.endswith("_weight_quantizer")
     }
@@ -191,7 +191,7 @@ QUERY = "encoder.layer.0.attention.self.query._weight_quantizer"
 def bits(model: Any, path: str = QUERY) -> int | None:
     """Return a quantizer's bits, or None if it is off."""
     quantizer = model.get_submodule(path)
-    return None if quantizer._disabled else quantizer._num_bits
+    return quantizer.num_bits if quantizer.is_enabled else None
 
 
 @pytest.mark.parametrize(
@@ -231,5 +231,5 @@ def test_an_override_that_matches_nothing_is_named(float_model) -> None:
 @pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM"])
 def test_a_pattern_may_have_the_heads_prefix_or_not(float_model, name: str, pattern: str) -> None:
     model = quantize(float_model(name), QDQConfig(overrides={pattern: {"num_bits": 4}}))
-    off_by_name = [path for path, quantizer in named_quantizers(model) if quantizer._num_bits == 4]
+    off_by_name = [path for path, quantizer in named_quantizers(model) if quantizer.num_bits == 4]
     assert [path.removeprefix("bert.") for path in off_by_name] == [QUERY]

@@ -51,9 +51,9 @@ def test_isinstance_still_holds_everywhere(any_head: str, float_model) -> None:
 def test_a_quantizer_that_is_off_is_there_but_disabled(float_model) -> None:
     model = quantize(float_model(), QDQConfig(overrides=["*.layer.0.*.query._input_quantizer=off"]))
     query = model.encoder.layer[0].attention.self.query
-    assert query._input_quantizer._disabled
-    assert not query._weight_quantizer._disabled
-    assert not model.encoder.layer[1].attention.self.query._input_quantizer._disabled
+    assert not query._input_quantizer.is_enabled
+    assert query._weight_quantizer.is_enabled
+    assert model.encoder.layer[1].attention.self.query._input_quantizer.is_enabled
 
 
 @pytest.mark.parametrize("training", [False, True])

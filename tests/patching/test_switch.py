@@ -20,7 +20,7 @@ from qdqpatch.patching.switch import switch_quantizers
 
 
 def on(model: nn.Module) -> set[str]:
-    return {path for path, quantizer in named_quantizers(model) if not quantizer._disabled}
+    return {path for path, quantizer in named_quantizers(model) if quantizer.is_enabled}
 
 
 def matched_by_quant_trainer(model: nn.Module, regex: str) -> set[str]:
@@ -145,7 +145,7 @@ def test_turning_off_and_on_again_keeps_settings_under_the_same_pattern() -> Non
     config, before = model.config.quantization_config, models.snapshot(model)
     switch_quantizers(switch_quantizers(model, {path: False}), {path: True})
     assert model.config.quantization_config == config
-    assert model.get_submodule(path)._num_bits == 4
+    assert model.get_submodule(path).num_bits == 4
     models.assert_unchanged(model, before)
 
 

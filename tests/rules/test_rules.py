@@ -10,9 +10,10 @@ from pytorch_quantization import nn as quant_nn
 from torch import Tensor, nn
 
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
+from qdqpatch.nn.names import LOCAL, RESIDUAL
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.rules import RULES
-from qdqpatch.rules.adds import LOCAL, RESIDUAL, ResidualAdds, UntraceableError, quantized_class
+from qdqpatch.rules.adds import ResidualAdds, UntraceableError, quantized_class
 from qdqpatch.rules.base import Match, Miss
 from qdqpatch.rules.linears import Embeddings, Linears
 from qdqpatch.rules.matmuls import AttentionMatmuls

@@ -25,7 +25,7 @@ Flags = dict[str, bool]
 
 
 def disabled(model: nn.Module) -> Flags:
-    return {path: quantizer._disabled for path, quantizer in named_quantizers(model)}
+    return {path: not quantizer.is_enabled for path, quantizer in named_quantizers(model)}
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def check_ranges(model: nn.Module, before: dict[str, Tensor | None], expected: d
 
 
 def settings(model: nn.Module) -> list[Any]:
-    names = ("_num_bits", "_axis", "_unsigned", "_narrow_range", "_scale_amax", "_disabled", "training")
+    names = ("num_bits", "axis", "unsigned", "narrow_range", "scale_amax", "is_enabled", "training")
     return [
         (path, [getattr(quantizer, name) for name in names], quantizer._calibrator._axis)
         for path, quantizer in named_quantizers(model)
@@ -45,7 +45,7 @@ def settings(model: nn.Module) -> list[Any]:
 
 
 def enabled(model: nn.Module) -> list[tuple[str, Any]]:
-    return [(path, quantizer) for path, quantizer in named_quantizers(model) if not quantizer._disabled]
+    return [(path, quantizer) for path, quantizer in named_quantizers(model) if quantizer.is_enabled]
 
 
 def check_saving(model: PreTrainedModel, folder: Path) -> None:

@@ -39,7 +39,7 @@ def errors_by_hand(
             child.enable_quant()
             if name == path.rpartition(".")[2]:
                 break
-            if child._disabled:
+            if not child.is_enabled:
                 continue
             assert chosen is not None
             child.load_range(chosen[f"{path.rpartition('.')[0]}.{name}"])

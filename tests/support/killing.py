@@ -1,7 +1,7 @@
 """Writes a folder and is ended by a signal in the middle: at each change of the disk, one after the other.
 
-Called with a signal's name, a scenario and an empty folder; prints how many moments there were. Every moment has
-a process of its own, a fork of this one, in which an audit hook counts what changes the disk.
+Called with a signal's name, a scenario and an empty folder; prints how many moments there were. Every moment
+has a process of its own, a fork of this one, in which an audit hook counts what changes the disk.
 """
 
 import contextlib
@@ -14,17 +14,7 @@ from qdqpatch.errors import CheckpointError
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.output.signals import ended_by_signals
 
-CHANGES = {
-    "open",
-    "os.mkdir",
-    "os.rename",
-    "os.link",
-    "os.remove",
-    "os.rmdir",
-    "os.chmod",
-    "shutil.rmtree",
-    "tempfile.mkdtemp",
-}
+CHANGES = ["open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"]
 NAMES = ("a", "config.json", "sub/b")
 
 

@@ -130,7 +130,7 @@ def test_a_run_that_was_interrupted_can_be_replaced(ckpt: str, data: DataSource,
     with pytest.raises(KeyboardInterrupt):
         run_job(job(ckpt, data), tmp_path / "out", listener=Recording(stop_at=1))
     (tmp_path / "out.training" / "job.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"job\.json is damaged \(.*\): begin anew by --force\."):
+    with pytest.raises(CheckpointError, match=r"job\.json is damaged \(.*\): begin anew, without --resume\."):
         run_job(job(ckpt, data), tmp_path / "out", resume=True)
     listener = Recording()
     run_job(job(ckpt, data), tmp_path / "out", force=True, listener=listener)

@@ -18,6 +18,7 @@ from qdqpatch.exporter.rules.push_quantize import quantize_before_moves
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.exporter.symbolic_operators import DOMAIN, LINEAR
 from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.names import INPUT, WEIGHT
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class IntegerLinear:
         name = path(node)
         linear = rewriter.torch_model.get_submodule(name)
         assert isinstance(linear, QuantLinear)
-        if linear._input_quantizer._disabled or linear._weight_quantizer._disabled:
+        if not (linear._input_quantizer.is_enabled and linear._weight_quantizer.is_enabled):
             # Of DequantizeLinear and MatMul ONNX Runtime makes a kernel that quantizes the input as well.
-            QDQLinear(constant_weights=linear._input_quantizer._disabled).rewrite(rewriter, node)
+            QDQLinear(constant_weights=not linear._input_quantizer.is_enabled).rewrite(rewriter, node)
             return
-        inputs = activation_grid(linear._input_quantizer, f"{name}._input_quantizer")
-        weights, integers = weight_grid(linear._weight_quantizer, linear.weight, f"{name}._weight_quantizer")
+        inputs = activation_grid(linear._input_quantizer, f"{name}.{INPUT}")
+        weights, integers = weight_grid(linear._weight_quantizer, linear.weight, f"{name}.{WEIGHT}")
         stored = integers.T
         if self.offset and not weights.unsigned:
             stored = (stored.astype(np.int16) + 128).astype(np.uint8)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import Grid, activation_grid
 from qdqpatch.exporter.symbolic_operators import ATTENTION, DOMAIN
+from qdqpatch.nn.names import MATMUL
 from qdqpatch.nn.quantizer import TensorQuantizer
 
 HEADS_FIRST = [0, 2, 1, 3]
@@ -72,9 +73,9 @@ def operand_grids(rewriter: Rewriter, node: ir.Node) -> dict[str, Grid | None]:
     """Return the grids of the operands q, k, v and a (the probabilities); None for a float one."""
     module, grids = rewriter.module(node), dict[str, Grid | None]()
     for operand in "qkva":
-        name = f"matmul_{operand}_input_quantizer"
+        name = MATMUL[operand]
         quantizer = module._modules.get(name)
-        is_on = isinstance(quantizer, TensorQuantizer) and not quantizer._disabled
+        is_on = isinstance(quantizer, TensorQuantizer) and quantizer.is_enabled
         grids[operand] = activation_grid(quantizer, f"{path(node)}.{name}") if is_on else None  # type: ignore[arg-type]
     return grids
 

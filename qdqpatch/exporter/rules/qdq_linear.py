@@ -10,6 +10,7 @@ from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import Grid, activation_grid, weight_grid
 from qdqpatch.exporter.symbolic_operators import DOMAIN, LINEAR
 from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.names import INPUT, WEIGHT
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class QDQLinear:
     def _weight(self, rewriter: Rewriter, linear: QuantLinear, name: str) -> ir.Value:
         """Return the weight's values, `(in_features, out_features)`."""
         quantizer = linear._weight_quantizer
-        if quantizer._disabled or self.constant_weights:
+        if not quantizer.is_enabled or self.constant_weights:
             values = quantizer(linear.weight.detach()).numpy()
             return rewriter.constant(values.T, f"{name}.weight")
-        grid, integers = weight_grid(quantizer, linear.weight, f"{name}._weight_quantizer")
+        grid, integers = weight_grid(quantizer, linear.weight, f"{name}.{WEIGHT}")
         stored = integers.T if self.transposed else integers
         axis = None if grid.axis is None else int(self.transposed)
         grid = Grid(grid.scale, axis, grid.unsigned)
@@ -71,9 +72,9 @@ class QDQLinear:
 def quantized_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> ir.Value | None:
     """Return what the Linear multiplies: its input, through Q and DQ unless that quantizer is off."""
     inputs, quantizer = node.inputs[0], linear._input_quantizer
-    if quantizer._disabled or inputs is None:
+    if not quantizer.is_enabled or inputs is None:
         return inputs
-    grid = activation_grid(quantizer, f"{path(node)}._input_quantizer")
+    grid = activation_grid(quantizer, f"{path(node)}.{INPUT}")
     return rewriter.dequantize(rewriter.quantize(inputs, grid), grid)
 
 

@@ -10,6 +10,7 @@ from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import Grid, weight_grid
 from qdqpatch.exporter.symbolic_operators import DOMAIN, EMBEDDING
 from qdqpatch.nn.linear import QuantEmbedding
+from qdqpatch.nn.names import WEIGHT
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,7 @@ class LookUpIntegers:
         """Replace the operator."""
         embedding, name = rewriter.module(node), path(node)
         assert isinstance(embedding, QuantEmbedding)
-        grid, integers = weight_grid(
-            embedding._weight_quantizer, embedding.weight, f"{name}._weight_quantizer"
-        )
+        grid, integers = weight_grid(embedding._weight_quantizer, embedding.weight, f"{name}.{WEIGHT}")
         table = rewriter.constant(integers, f"{name}.weight_quantized")
         rows = rewriter.op("Gather", [table, node.inputs[0]], {"axis": 0}, name=name)
         if grid.axis is None:

@@ -1,0 +1,23 @@
+"""What quantizers are called: QDQBERT's names, which checkpoints keep."""
+
+from __future__ import annotations
+
+INPUT = "_input_quantizer"
+"""Of what a Linear reads."""
+
+WEIGHT = "_weight_quantizer"
+"""Of the weight of a Linear or an Embedding."""
+
+MATMUL = {operand: f"matmul_{operand}_input_quantizer" for operand in "qkva"}
+"""Of the operands of attention's two matmuls: query, key, value, and the probabilities (a)."""
+
+LOCAL = "add_local_input_quantizer"
+"""Of what a block adds to its input."""
+
+RESIDUAL = "add_residual_input_quantizer"
+"""Of the input that a block adds what it computed to."""
+
+
+def is_weight(path: str) -> bool:
+    """Whether a path is that of a weight's quantizer."""
+    return path.rpartition(".")[2] == WEIGHT
