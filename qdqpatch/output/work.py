@@ -44,18 +44,23 @@ class Work:
             OSError: If it cannot be made.
         """
         self.parent = parent
-        while not self._locked(Path(tempfile.mkdtemp(prefix=prefix(name), dir=parent))):
+        while not self._made(Path(tempfile.mkdtemp(prefix=prefix(name), dir=parent))):
             pass
+
+    def _made(self, folder: Path) -> bool:
+        """Lock and fill a folder that is new; False if another run took it for one that was left behind."""
+        self.folder, self.new, self.old = folder, folder / NEW, folder / OLD
         try:
+            if not self._locked(folder):
+                return False
             self.new.mkdir()
             self.old.mkdir()
         except BaseException:
-            self.close()
+            shutil.rmtree(folder, ignore_errors=True)
             raise
+        return True
 
     def _locked(self, folder: Path) -> bool:
-        """Lock a folder that was just made; False if another run took it for one that was left behind."""
-        self.folder, self.new, self.old = folder, folder / NEW, folder / OLD
         try:
             self._lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
         except FileNotFoundError:
@@ -93,10 +98,16 @@ class Work:
     def close(self) -> None:
         """Undo moves unless all were made, and remove the folder."""
         try:
-            with turn(self.parent):
-                _settle(self.folder)
+            self._settle()
+        except (KeyboardInterrupt, SystemExit):  # it can be begun again at any point
+            self._settle()
+            raise
         finally:
             os.close(self._lock)
+
+    def _settle(self) -> None:
+        with turn(self.parent):
+            _settle(self.folder)
 
 
 def prefix(name: str = "") -> str:
@@ -159,14 +170,6 @@ def _settle(folder: Path) -> None:
         if (folder / LIST).exists() and (new / MANIFEST).exists() and (changed := foreign(new)):
             raise CheckpointError(f"{new} holds what was changed since it was written: {some(changed)}.")
         (folder / LIST).unlink(missing_ok=True)
-    try:
-        _remove(folder)
-    except BaseException:  # an interrupt: once more, without one
-        _remove(folder)
-        raise
-
-
-def _remove(folder: Path) -> None:
     for name in (OLD, NEW):
         shutil.rmtree(folder / name, ignore_errors=True)
     if not (folder / OLD).exists():
