@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from qdqpatch.bench.chart import write_chart
-from qdqpatch.bench.report import Benchmark
-from qdqpatch.bench.side_by_side import compare
+from qdqpatch.choices import RUNNERS
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.engines.models import RUNNERS
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
 from qdqpatch.errors import ConfigError
-from qdqpatch.report.figures import check_can_plot
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdqpatch.bench.report import Benchmark
 
 
 def _parse_shapes(
@@ -28,7 +29,7 @@ def _parse_shapes(
         raise click.BadParameter(str(error), context, parameter) from error
 
 
-@click.command(cls=SectionCommand)
+@click.command("bench", cls=SectionCommand)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--engine",
@@ -79,7 +80,7 @@ def _parse_shapes(
     help="Draw a bar chart of the latencies into FILE (.png or .svg); an earlier chart is replaced.",
 )
 @verbosity_options
-def bench(
+def command(
     models: tuple[str, ...],
     engines: tuple[str, ...],
     shapes: tuple[Shape, ...],
@@ -101,6 +102,10 @@ def bench(
     time without imports and with the files in the page cache, the memory at its peak in loading and one run
     of the largest shape, less what the imports take. Size is that of graph and weights.
     """
+    from qdqpatch.bench.chart import write_chart
+    from qdqpatch.bench.side_by_side import compare
+    from qdqpatch.report.figures import check_can_plot
+
     if plot is not None:
         check_can_plot(plot)
     bar = progress_bar(console, auto_refresh=False)  # a thread that draws would take time from what is timed
@@ -131,6 +136,8 @@ def bench(
 
 def _print_report(report: Benchmark) -> None:
     """Print the table, wider than a narrow terminal rather than cut, and the lines below it."""
+    from rich.console import Console
+
     table = report.table()
     console = Console(highlight=False, markup=False, soft_wrap=True)
     natural = console.measure(table, options=console.options.update(width=10_000)).maximum

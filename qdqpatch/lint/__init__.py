@@ -12,9 +12,6 @@ from qdqpatch.lint.rules import RULES
 from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.sites import Site
 
-TARGETS = tuple(RULES)
-"""The engines whose rules are known."""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -67,7 +64,9 @@ class LintReport:
                     "path": site.path,
                     "operation": site.operation,
                     "operator": site.op_type,
-                    "findings": [{"rule": each.rule.name, "detail": each.detail} for each in self.of(site)],
+                    "findings": [
+                        {"rule": finding.rule.name, "detail": finding.detail} for finding in self.of(site)
+                    ],
                 }
                 for site in self.sites
             ],
@@ -92,7 +91,7 @@ def check_file(path: Path, target: str) -> LintReport:
 
     Args:
         path: The file.
-        target: The engine; one of `TARGETS`.
+        target: The engine; one of `qdqpatch.choices.TARGETS`.
 
     Raises:
         CheckpointError: If the file cannot be read, or there is no encoder in it.

@@ -55,7 +55,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append((arguments, options))
         return Benchmark(1, 1, {}, "a.onnx in onnxruntime", (), ())
 
-    monkeypatch.setattr(sys.modules["qdqpatch.cli.bench"], "compare", record)
+    monkeypatch.setattr(side_by_side, "compare", record)
     return calls
 
 

@@ -52,7 +52,7 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("os.link", refuse)
     for text in ("old", "new"):
-        replace_file(tmp_path / "page.html", lambda staging: staging.write_text(PAGE + text))
+        replace_file(tmp_path / "page.html", lambda staging, text=text: staging.write_text(PAGE + text))
     assert (tmp_path / "page.html").read_text() == PAGE + "new"
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -203,5 +203,5 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_figures_need_no_drawing_library() -> None:
-    code = "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None; import qdqpatch.cli.inspect"
+    code = "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None; import qdqpatch.report.page"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
