@@ -240,13 +240,18 @@ def test_a_users_folder_beside_out_is_kept(ckpt: str, data: DataSource, tmp_path
 def test_a_users_file_in_the_folder_of_a_run_is_kept(ckpt: str, data: DataSource, tmp_path: Path) -> None:
     schedule = dataclasses.replace(SCHEDULE, epochs=0.1)
     wanted, folder = job(ckpt, data, schedule=schedule), tmp_path / "out.training"
-    with pytest.raises(KeyboardInterrupt):
-        run_job(wanted, tmp_path / "out", listener=Recording(stop_at=1))
-    (folder / "notes.txt").write_text("mine")
-    run_job(wanted, tmp_path / "out", resume=True)
+
+    class Writing(Recording):
+        def say(self, text: str) -> None:
+            if text == "Evaluating the trained model":
+                (folder / "notes.txt").write_text("mine")
+
+    run_job(wanted, tmp_path / "out", listener=Writing())
     assert (folder / "notes.txt").read_text() == "mine"
     assert not (folder / "job.json").exists()
     assert (tmp_path / "out" / "training.json").is_file()
+    with pytest.raises(CheckpointError, match=r"did not write all that is in it: .*notes\.txt"):
+        run_job(wanted, tmp_path / "out", force=True)
 
 
 def test_a_run_that_was_killed_when_all_was_written_is_done(
