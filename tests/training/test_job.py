@@ -243,6 +243,7 @@ def test_a_users_file_in_the_folder_of_a_run_is_kept(ckpt: str, data: DataSource
 
     class Writing(Recording):
         def say(self, text: str) -> None:
+            super().say(text)
             if text == "Evaluating the trained model":
                 (folder / "notes.txt").write_text("mine")
 
