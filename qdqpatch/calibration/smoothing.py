@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration.channels import collect_channels
+from qdqpatch.calibration.same_function import FirstKept, change_keeping_function
 from qdqpatch.errors import ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, MATMUL, WEIGHT
@@ -76,7 +77,9 @@ def smooth(
 
     The float model runs once on the batches and is left as it was but for these weights and biases; what it
     computes stays the same bit for bit. Calibration must follow: ranges that no longer fit are dropped, and
-    a quantizer without one computes it from each tensor.
+    a quantizer without one computes it from each tensor. If the float outputs on the first batch differ
+    nevertheless, as where a rotary embedding mixes the channels of query and key, all is taken back with a
+    `CalibrationWarning`.
 
     Args:
         model: A quantized model, calibrated or not.
@@ -103,17 +106,22 @@ def smooth(
         for attention in attentions
         for name in PROJECTIONS
     }
+    batches = FirstKept(batches)
     channels = collect_channels(model, projections, batches, padding_aware)
     maxima = {
         linear: channels[path].amax.float().to(linear.weight.device) for path, linear in projections.items()
     }
     changes = [change for attention in attentions for change in _changes(attention, maxima, strength)]
-    with torch.no_grad():
-        for parameter, changed in changes:
-            parameter.copy_(changed)
-    for quantizer in (quantizer for attention in attentions for quantizer in attention.quantizers):
-        if quantizer.amax is not None:
-            del quantizer._amax
+
+    def rescale() -> None:
+        with torch.no_grad():
+            for parameter, changed in changes:
+                parameter.copy_(changed)
+        for quantizer in (quantizer for attention in attentions for quantizer in attention.quantizers):
+            if quantizer.amax is not None:
+                del quantizer._amax
+
+    change_keeping_function(model, changed_parameters(attentions), rescale, batches.first, "Smoothing")
     return model
 
 

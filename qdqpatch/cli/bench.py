@@ -11,6 +11,7 @@ import click
 from qdqpatch.choices import RUNNERS
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.cli.tables import print_table
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
 from qdqpatch.errors import ConfigError
 
@@ -124,10 +125,10 @@ def command(
             step=show,
         )
     for each in report.skipped:
-        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}", markup=False)
+        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
     if plot is not None:
         write_chart(plot, report)
-        console.print(f"Wrote {plot}.", markup=False)
+        console.print(f"Wrote {plot}.")
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -135,13 +136,9 @@ def command(
 
 
 def _print_report(report: Benchmark) -> None:
-    """Print the table, wider than a narrow terminal rather than cut, and the lines below it."""
-    from rich.console import Console
+    """Print the table and the lines below it."""
+    from qdqpatch.bench.report import COLUMNS, NUMBERS
 
-    table = report.table()
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
-    console.width = max(console.width, natural)
-    console.print(table)
+    print_table(report.title, COLUMNS, report.table(), NUMBERS)
     for line in report.footnotes():
         click.echo(line)

@@ -185,7 +185,6 @@ class Calibration:
         columns = " and ".join(column for column in texts.columns if column is not None)
         console.print(
             f"Calibrating with {len(texts.rows)} of {texts.total} texts in {texts.source} ({columns}).",
-            markup=False,
         )
         if not self.length_given:
             warn_if_short(batches, served_length(tokenizer, model))

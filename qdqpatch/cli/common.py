@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,9 +106,9 @@ def verbosity_options(command: Command) -> Command:
     @click.option("-v", "--verbose", is_flag=True, help="Print what transformers says, and tracebacks.")
     @functools.wraps(command)
     def with_console(quiet: bool, verbose: bool, **arguments: Any) -> None:
-        from rich.console import Console
+        from qdqpatch.cli.console import LiteralConsole
 
-        console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        console = LiteralConsole(quiet)
         with ended_by_signals(), _warnings_on(console, others=verbose):
             if verbose:
                 command(console=console, **arguments)
@@ -125,30 +124,12 @@ def verbosity_options(command: Command) -> Command:
     return with_console
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table on standard output, at full width where that is not a terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    *names, last = columns
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    table.add_column(last, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
-    console.print(table)
-    console.print()
-
-
 def progress_bar(console: Console, auto_refresh: bool = True) -> Progress:
     """Return a bar on the console, which stays away where that is quiet or no terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}"),
         BarColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -168,7 +149,7 @@ def _warnings_on(console: Console, others: bool) -> Iterator[None]:
             message: Warning | str, category: type[Warning], *where: Any, **more: Any
         ) -> None:  # the signature that warnings.showwarning is called with
             if issubclass(category, CalibrationWarning):
-                console.print(f"Warning: {message}", markup=False)
+                console.print(f"Warning: {message}")
             else:
                 show(message, category, *where, **more)
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.choices import RUNNERS
-from qdqpatch.cli.common import print_table, progress_bar, verbosity_options
+from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.cli.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,7 +120,7 @@ def command(
             step=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )
     for each in evaluation.skipped:
-        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}", markup=False)
+        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
     if as_json:
         click.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:

@@ -132,7 +132,7 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
             + (". Float:" if left else ".")
         )
         for path, _, reason in fold((each.name, "", each.reason) for each in left):
-            console.print(f"  {path}: {reason}", markup=False)
+            console.print(f"  {path}: {reason}")
     if result.comparisons is None:
         engine = "onnxruntime" if result.target == "tensorrt" else result.target
         console.print(f"Not compared with the model: --no-check, or {engine} is not installed.")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdqpatch.cli.common import placement_options, print_table, task_option, verbosity_options
+from qdqpatch.cli.common import placement_options, task_option, verbosity_options
+from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import NotQuantizedError, QuantizedError
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def command(
     if html is not None and not quantized:
         raise NotQuantizedError(f"{ckpt} is a float checkpoint: `qdqpatch convert` it first for --html.")
     plan = source.plan(config)
+    if quantized or Path(ckpt).is_dir():  # of a float model on the hub, the config is enough
+        source.check_weights()
     statistics = None
     if quantized:
         with console.status(f"Judging the quantizers of {ckpt}"):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.choices import TARGETS
-from qdqpatch.cli.common import print_table, verbosity_options
+from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.tables import print_table
 
 if TYPE_CHECKING:
     from rich.console import Console

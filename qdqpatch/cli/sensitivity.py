@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
+from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def command(
         )
     if plot is not None:
         write_chart(plot, costs, found)
-        console.print(f"Wrote {plot}.", markup=False)
+        console.print(f"Wrote {plot}.")
     if as_json:
         mixed = None if found is None else found.to_dict()
         click.echo(json.dumps({"checkpoint": ckpt, "costs": costs.to_dict(), "search": mixed}, indent=2))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from qdqpatch.choices import METHODS, ActivationRanges, Method, WeightRanges
-from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
+from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.cli.tables import print_table
 from qdqpatch.listening import TrainingListener
 from qdqpatch.training.job import Job, TrainingReport
 from qdqpatch.training.schedule import Schedule
@@ -200,7 +201,7 @@ def command(
                 console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")
             raise
     _print_report(report)
-    console.print(f"Wrote {out}.", markup=False)
+    console.print(f"Wrote {out}.")
 
 
 def _refuse_without_distill() -> None:
@@ -223,11 +224,11 @@ class _Bar(TrainingListener):
         """Begin a step."""
         self._bar.reset(self._task, total=None, description=text)
         if not self._console.is_terminal:
-            self._console.print(text, markup=False)
+            self._console.print(text)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self._console.print(f"Warning: {text}", markup=False)
+        self._console.print(f"Warning: {text}")
 
     def step(self, done: int, total: int, loss: float | None = None) -> None:
         """Move the bar."""

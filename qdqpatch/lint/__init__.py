@@ -11,6 +11,7 @@ from qdqpatch.errors import ExportError
 from qdqpatch.lint.rules import RULES
 from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.sites import Site
+from qdqpatch.packages import pip_install
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def check_file(path: Path, target: str) -> LintReport:
     try:
         from qdqpatch.lint.graph import read_sites
     except ImportError as error:
-        raise ExportError(f'Reading ONNX needs {error.name}: pip install "qdqpatch[export]"') from error
+        raise ExportError(f"Reading ONNX needs {error.name}: {pip_install('onnx', 'onnx_ir')}") from error
     return check_sites(read_sites(path), target)
 
 

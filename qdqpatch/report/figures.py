@@ -8,6 +8,7 @@ from typing import Any
 
 from qdqpatch.errors import ReportError
 from qdqpatch.output.file import check_file, replace_file
+from qdqpatch.packages import pip_install
 
 FORMATS = (".png", ".svg")
 
@@ -38,7 +39,7 @@ def check_can_plot(file: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ReportError(f'The chart needs {error.name}: pip install "qdqpatch[report]"') from error
+        raise ReportError(f"The chart needs {error.name}: {pip_install('matplotlib')}") from error
     check_file(file)
 
 

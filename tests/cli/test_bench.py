@@ -70,8 +70,7 @@ def assert_fails(result: Result, fragment: str, code: int = 1) -> None:
     assert len(error) == 1 or code == 2  # click shows the usage before
 
 
-def test_the_table(bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")  # narrower than the table
+def test_the_table(bench) -> None:
     options = [
         "--engine",
         "onnxruntime",

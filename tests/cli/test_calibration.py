@@ -159,7 +159,7 @@ def test_data_that_is_not_there(convert, monkeypatch: pytest.MonkeyPatch) -> Non
     assert_fails(convert("--calib", "no/such/file"), "There is no file no/such/file")
     assert_fails(convert("--calib", "."), ". is a folder")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert_fails(convert("--calib", "imdb"), "There is no file imdb", 'pip install "qdqpatch[data]"')
+    assert_fails(convert("--calib", "imdb"), "There is no file imdb", "pip install datasets")
 
 
 def test_data_that_cannot_be_used(convert) -> None:
