@@ -4,6 +4,7 @@ from qdqpatch.calibration.adjust import clip_gelu, expand_amax, fuse_qkv, recali
 from qdqpatch.calibration.bias_correction import correct_biases
 from qdqpatch.calibration.calibrate import calibrate, set_ranges
 from qdqpatch.calibration.collecting import collect
+from qdqpatch.calibration.ptq import ptq
 from qdqpatch.calibration.refining import refine_ranges
 from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
@@ -19,6 +20,7 @@ __all__ = [
     "correct_biases",
     "expand_amax",
     "fuse_qkv",
+    "ptq",
     "recalibrate_weights",
     "refine_ranges",
     "set_ranges",

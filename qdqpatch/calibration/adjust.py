@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration.methods import WeightMethod, check_weight_method
+from qdqpatch.calibration.methods import check_weight_method
 from qdqpatch.calibration.weights import weight_ranges
+from qdqpatch.choices import WeightMethod
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.config.quantizer import Override
-from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
+from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, no_range
 from qdqpatch.nn.names import INPUT, MATMUL, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
 from qdqpatch.patching.apply import is_quantized
@@ -63,6 +64,21 @@ def fuse_qkv(model: Model) -> Model:
         ConfigError: If there is nothing to fuse, or an operand of a matmul has a range per channel.
         Whatever is raised, the ranges are as they were.
     """
+    fused = {}
+    for group in groups_to_fuse(model):
+        ranges = {path: _range(path, quantizer) for path, quantizer in group.items()}
+        largest = _largest(ranges)
+        fused.update({path: largest.to(amax.device).reshape(amax.shape) for path, amax in ranges.items()})
+    return _load(model, fused)
+
+
+def groups_to_fuse(model: nn.Module) -> list[dict[str, TensorQuantizer]]:
+    """Return the quantizers, by path, that `fuse_qkv` gives one range, group by group.
+
+    Raises:
+        NotQuantizedError: If the model has no quantizer.
+        ConfigError: If there is nothing to fuse.
+    """
     _check_quantized(model)
     groups = [group for group in _qkv(model) if len(group) > 1]
     if not groups:
@@ -70,12 +86,7 @@ def fuse_qkv(model: Model) -> Model:
             "There is nothing to fuse: no self-attention has quantizers on query, key and value, nor "
             "per-tensor weights. QDQConfig(matmuls=True) quantizes the operands."
         )
-    fused = {}
-    for group in groups:
-        ranges = {path: _range(path, quantizer) for path, quantizer in group.items()}
-        largest = _largest(ranges)
-        fused.update({path: largest.to(amax.device).reshape(amax.shape) for path, amax in ranges.items()})
-    return _load(model, fused)
+    return groups
 
 
 def clip_gelu(model: Model, maximum: float) -> Model:
@@ -100,17 +111,32 @@ def clip_gelu(model: Model, maximum: float) -> Model:
         CalibrationError: If one of the quantizers has no range.
         Whatever is raised, the ranges are as they were.
     """
+    check_maximum(maximum)
+    ranges = {path: _range(path, quantizer) for path, quantizer in inputs_to_clip(model).items()}
+    return _load(model, {path: amax.clamp(max=maximum) for path, amax in ranges.items()})
+
+
+def check_maximum(maximum: float) -> None:
+    """Raise a `ConfigError` if there is no such maximum for `clip_gelu`."""
     is_number = isinstance(maximum, (int, float)) and not isinstance(maximum, bool)
     if not is_number or not 0 < maximum < float("inf"):
         raise ConfigError(f"The maximum must be a positive finite number, not {maximum!r}.")
+
+
+def inputs_to_clip(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Return the quantizers, by path, whose ranges `clip_gelu` clips.
+
+    Raises:
+        NotQuantizedError: If the model has no quantizer.
+        ConfigError: If there is nothing to clip.
+    """
     _check_quantized(model)
     found = _enabled(
         (f"{path}.{INPUT}", module._modules.get(INPUT)) for path, module in _feed_forward_outputs(model)
     )
     if not found:
         raise ConfigError("There is nothing to clip: no layer has a feed-forward with a quantized output.")
-    ranges = {path: _range(path, quantizer) for path, quantizer in found.items()}
-    return _load(model, {path: amax.clamp(max=maximum) for path, amax in ranges.items()})
+    return found
 
 
 def recalibrate_weights(model: Model, method: WeightMethod = "max") -> Model:
@@ -190,7 +216,7 @@ def _enabled(named: Iterable[tuple[str, nn.Module | None]]) -> dict[str, TensorQ
 
 def _range(path: str, quantizer: TensorQuantizer) -> Tensor:
     if quantizer.amax is None:
-        raise CalibrationError(f"{path} has no range yet: call qdqpatch.calibrate(model, batches) first.")
+        raise CalibrationError(no_range([path]))
     return quantizer.amax
 
 

@@ -6,28 +6,24 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.checkpoint.staging import check_output, staged
-from qdqpatch.checkpoint.tokenizer import copy_tokenizer
+from qdqpatch.choices import TARGETS
 from qdqpatch.cli.calibration import Calibration, calibration_options
 from qdqpatch.cli.common import placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.sections import SectionCommand
-from qdqpatch.config.config import QDQConfig
-from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.errors import QuantizedError
-from qdqpatch.exporter.export import TARGETS
-from qdqpatch.exporter.export import export as export_model
-from qdqpatch.patching.apply import named_quantizers
-from qdqpatch.patching.quantize import quantize
-from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdqpatch.config.config import QDQConfig
 
 
-@click.command(cls=SectionCommand)
+@click.command("convert", cls=SectionCommand)
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
 @task_option
@@ -40,9 +36,9 @@ from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
     multiple=True,
     help="Also write the model for this engine, into a folder of its name in OUT. Can be repeated.",
 )
-@click.option("--force", is_flag=True, help="Replace OUT if it has files in it.")
+@click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
-def convert(
+def command(
     ckpt: str,
     out: Path,
     task: str | None,
@@ -57,6 +53,15 @@ def convert(
     OUT loads with `import qdqpatch` and AutoModel...from_pretrained. CKPT may also be a checkpoint of the
     old QDQBERT classes, which keeps its ranges. OUT is complete or is not there.
     """
+    from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.checkpoint.tokenizer import copy_tokenizer
+    from qdqpatch.engines.device import to_fastest_device
+    from qdqpatch.exporter.export import export as export_model
+    from qdqpatch.output.folder import OutputFolder
+    from qdqpatch.patching.apply import named_quantizers
+    from qdqpatch.patching.quantize import quantize
+    from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
+
     started = time.perf_counter()
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
@@ -66,18 +71,22 @@ def convert(
             f"{ckpt} is quantized already. Convert the float checkpoint, or leave out --preset, --config "
             "and --override to keep its placement."
         )
-    check_output(out, ckpt, force)
+    inputs = {
+        "the checkpoint": ckpt,
+        "the calibration data": None if calibration is None else calibration.source,
+    }
+    output = OutputFolder.open(out, inputs, force)
     plan = source.plan(config)
-    source.ranges()
+    source.check_weights()
     set_ranges = None if calibration is None else calibration.prepare(ckpt, console)
     with console.status(f"Loading {ckpt}"):
-        model, missing = source.load()
+        model, missing = source.load(fresh_head=True)
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:
         quantize(model, config)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
-    with staged(out) as folder, console.status(f"Saving {out}"):
+    with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
             statistics.save(folder / STATISTICS_FILE)

@@ -5,30 +5,37 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from qdqpatch.cli.common import print_table, verbosity_options
-from qdqpatch.lint import TARGETS, LintReport, check_file
-from qdqpatch.lint.sites import Site
-from qdqpatch.patching.folding import fold
+from qdqpatch.choices import TARGETS
+from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdqpatch.lint import LintReport
+    from qdqpatch.lint.sites import Site
 
 
-@click.command()
+@click.command("lint")
 @click.argument("file", metavar="FILE.onnx", type=click.Path(path_type=Path))
 @click.option(
     "--target", type=click.Choice(TARGETS), required=True, help="The engine that is to run the file."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @verbosity_options
-def lint(file: Path, target: str, as_json: bool, console: Console) -> None:
+def command(file: Path, target: str, as_json: bool, console: Console) -> None:
     """Show what the engine can compute in int8 of FILE.onnx, and what keeps it from the rest.
 
     Any encoder with QuantizeLinear and DequantizeLinear will do, whoever exported it. Each operation that
     breaks a rule of the engine is named, with the rule, its documentation and the fix. Only the graph is
     read. The exit code is 1 if anything was found.
     """
+    from qdqpatch.lint import check_file
+
     with console.status(f"Reading {file}"):
         report = check_file(file, target)
     if as_json:
@@ -40,6 +47,8 @@ def lint(file: Path, target: str, as_json: bool, console: Console) -> None:
 
 
 def _print_report(file: Path, report: LintReport) -> None:
+    from qdqpatch.patching.folding import fold
+
     rows = [(site.path, site.operation, _verdict(report, site)) for site in report.sites]
     print_table(f"{file.name} in {report.target}", ["Module", "Operation", "Result"], fold(rows))
     for name, findings in report.broken.items():
@@ -65,9 +74,9 @@ def _verdict(report: LintReport, site: Site) -> str:
     found = report.of(site)
     if not found:
         return "fine"
-    effects = {each.rule.effect for each in found}
-    worst = next(each for each in ("refused", "stays float", "slower") if each in effects)
-    return f"{worst}: {', '.join(each.rule.name for each in found)}"
+    effects = {finding.rule.effect for finding in found}
+    worst = next(effect for effect in ("refused", "stays float", "slower") if effect in effects)
+    return f"{worst}: {', '.join(finding.rule.name for finding in found)}"
 
 
 def _summary(file: Path, report: LintReport) -> str:
@@ -75,6 +84,6 @@ def _summary(file: Path, report: LintReport) -> str:
         return f"{file.name} breaks no rule of {report.target}: {len(report.sites)} operations are fine."
     fine = Counter(site.operation for site in report.sites if not report.of(site))
     counts = Counter(site.operation for site in report.sites)
-    parts = ", ".join(f"{fine[each]} of {count} ({each})" for each, count in counts.items())
+    parts = ", ".join(f"{fine[name]} of {count} ({name})" for name, count in counts.items())
     rules = f"{len(report.broken)} rule{'s' * (len(report.broken) > 1)}"
     return f"{file.name} breaks {rules} of {report.target}. Fine: {parts}."

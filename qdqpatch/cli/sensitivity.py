@@ -7,39 +7,25 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import Progress
-from transformers import PreTrainedModel
 
-from qdqpatch.calibration import calibrate
-from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.checkpoint.tokenizer import load_tokenizer
-from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
+from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.config.config import QDQConfig
-from qdqpatch.engines.device import to_fastest_device
-from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError
-from qdqpatch.evaluation.predicting import batches
-from qdqpatch.patching.apply import enabled_quantizers
-from qdqpatch.patching.quantize import quantize
-from qdqpatch.report.figures import check_can_plot, check_can_write, replace_file
-from qdqpatch.sensitivity import MixedPrecision, Sensitivity, measure, search
-from qdqpatch.sensitivity.chart import write_chart
-from qdqpatch.sensitivity.criteria import UNCHANGED
-from qdqpatch.sensitivity.report import (
-    COST_COLUMNS,
-    conclusion,
-    cost_rows,
-    cost_title,
-    trial_columns,
-    trial_rows,
-)
-from qdqpatch.sensitivity.subject import Step
-from qdqpatch.tasks.base import DataSource, Task, draw
+from qdqpatch.cli.tables import print_table
+from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from transformers import PreTrainedModel
+
+    from qdqpatch.config.config import QDQConfig
+    from qdqpatch.sensitivity import MixedPrecision, Sensitivity
+    from qdqpatch.sensitivity.subject import Step
+    from qdqpatch.tasks.base import DataSource, Task
 
 CALIBRATION = 256
 """So many examples calibrate a float checkpoint."""
@@ -49,7 +35,7 @@ _mixing = functools.partial(click.option, cls=SectionOption, section="Mixed prec
 _output = functools.partial(click.option, cls=SectionOption, section="Output")
 
 
-@click.command(cls=SectionCommand)
+@click.command("sensitivity", cls=SectionCommand)
 @click.argument("ckpt")
 @placement_options
 @data_options
@@ -87,18 +73,19 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; a FILE that is there is "
-    "replaced.",
+    help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; for one that "
+    "is there see --force.",
 )
+@_mixing("--force", is_flag=True, help="Replace the FILE of --out, if it is one that qdqpatch wrote.")
 @_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @_output(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw the costs and what --max-drop tried into FILE (.png or .svg); one that is there is replaced.",
+    help="Draw the costs and what --max-drop tried into FILE (.png or .svg); an earlier chart is replaced.",
 )
 @verbosity_options
-def sensitivity(
+def command(
     ckpt: str,
     placement: Callable[[], QDQConfig | None],
     data: Data,
@@ -108,6 +95,7 @@ def sensitivity(
     by_metric: bool,
     max_drop: float | None,
     out: Path | None,
+    force: bool,
     as_json: bool,
     plot: Path | None,
     console: Console,
@@ -120,13 +108,26 @@ def sensitivity(
 
     A float CKPT is quantized and calibrated on the data first, 256 examples without their labels.
     """
+    from qdqpatch.calibration.ptq import ptq
+    from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.checkpoint.tokenizer import load_tokenizer
+    from qdqpatch.engines.device import to_fastest_device
+    from qdqpatch.evaluation.predicting import batches
+    from qdqpatch.report.figures import check_can_plot
+    from qdqpatch.sensitivity import measure, search
+    from qdqpatch.sensitivity.chart import write_chart
+    from qdqpatch.sensitivity.config_file import check_config_file
+    from qdqpatch.sensitivity.criteria import UNCHANGED
+    from qdqpatch.tasks.base import draw
+
     if out is not None and max_drop is None:
         raise click.UsageError("--out writes what --max-drop finds, and needs it.")
     if max_drop is not None and not math.isfinite(max_drop):
         raise click.UsageError(f"--max-drop must be a number of percent, not {max_drop}.")
-    for file, check in ((plot, check_can_plot), (out, check_can_write)):
-        if file is not None:
-            check(file)
+    if plot is not None:
+        check_can_plot(plot)
+    if out is not None:
+        check_config_file(out, force)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, data.task)
     config = placement()
@@ -142,10 +143,9 @@ def sensitivity(
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:
-        quantize(model, config)
         chosen = draw(everything, CALIBRATION, seed)
         with console.status(f"Calibrating with {len(chosen)} of {len(everything)} examples"):
-            calibrate(model, batches(task, task.features(chosen), batch_size), method="auto")
+            ptq(model, batches(task, task.features(chosen), batch_size), config)
         console.print(f"Calibrated with {len(chosen)} of {len(everything)} examples of the data.")
     _check_calibrated(ckpt, model)
     with progress_bar(console) as bar:
@@ -162,14 +162,14 @@ def sensitivity(
         )
     if plot is not None:
         write_chart(plot, costs, found)
-        console.print(f"Wrote {plot}.", markup=False)
+        console.print(f"Wrote {plot}.")
     if as_json:
         mixed = None if found is None else found.to_dict()
         click.echo(json.dumps({"checkpoint": ckpt, "costs": costs.to_dict(), "search": mixed}, indent=2))
     else:
         _print_report(costs, found)
     if found is not None:
-        _finish(found, out, console)
+        _finish(found, out, force, console)
 
 
 def _read(
@@ -187,12 +187,11 @@ def _read(
 
 
 def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:
-    unset = [path for path, quantizer in enabled_quantizers(model).items() if quantizer.amax is None]
-    if unset:
-        raise CalibrationError(
-            f"{ckpt} is not calibrated: {len(unset)} quantizers have no range. Convert it again with "
-            "--calib, or name the float checkpoint, which is calibrated here."
-        )
+    from qdqpatch.patching.apply import enabled_quantizers, without_range
+
+    if unset := without_range(enabled_quantizers(model)):
+        remedy = "Convert it again with --calib, or name the float checkpoint, which is calibrated here."
+        raise CalibrationError(f"{ckpt} is not calibrated: {no_range(unset, remedy)}")
 
 
 def _stepping(bar: Progress) -> Step:
@@ -208,6 +207,15 @@ def _stepping(bar: Progress) -> Step:
 
 
 def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
+    from qdqpatch.sensitivity.report import (
+        COST_COLUMNS,
+        conclusion,
+        cost_rows,
+        cost_title,
+        trial_columns,
+        trial_rows,
+    )
+
     print_table(cost_title(costs), COST_COLUMNS, cost_rows(costs))
     if found is not None:
         title = f"Drop of at most {found.max_drop:g}%, {found.examples} examples"
@@ -216,13 +224,15 @@ def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
             click.echo(conclusion(found))
 
 
-def _finish(found: MixedPrecision, out: Path | None, console: Console) -> None:
+def _finish(found: MixedPrecision, out: Path | None, force: bool, console: Console) -> None:
     """Write the configuration, or fail if there is none."""
+    from qdqpatch.sensitivity.config_file import write_config_file
+    from qdqpatch.sensitivity.report import conclusion
+
     if found.config is None:
         raise ConfigError(conclusion(found))
     if out is not None:
-        text = json.dumps(found.config.to_dict(), indent=2) + "\n"
-        replace_file(out, lambda staging: staging.write_text(text, encoding="utf-8"))
+        write_config_file(out, found.config, force)
         console.print(
             f"Wrote {out}, for: qdqpatch convert FLOAT_CKPT OUT --config {out} --calib FILE", markup=False
         )

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.checkpoint.staging import check_output
+from qdqpatch.choices import TARGETS
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
 from qdqpatch.nn.names import is_weight
-from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.output.folder import OutputFolder
+from qdqpatch.packages import pip_install
+from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
-if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
+if TYPE_CHECKING:  # these need packages that are not always installed
     from qdqpatch.exporter.result import Export
     from qdqpatch.exporter.targets.base import Target
 
-TARGETS = ("tensorrt", "onnxruntime", "openvino")
 PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 
 
@@ -66,7 +67,7 @@ def export(
         batches: Keyword arguments of `forward` to compare on; None for sentences of several lengths, or
             random tokens where there is no tokenizer.
         tokenizer: Saved beside the model.
-        force: Whether a folder with files in it may be replaced.
+        force: Whether `out` may be replaced if it holds an earlier export; a folder with other files may not.
         progress: Called with what begins.
 
     Returns:
@@ -89,10 +90,10 @@ def export(
     _check_ranges(model)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
-    check_output(Path(out), None, force)
+    folder = OutputFolder.open(out, force=force)
     with prepared(model, int8_embeddings) as cpu_model:
         pipeline = Pipeline(cpu_model, engine_target, inputs, progress or (lambda _: None))
-        return pipeline.run(Path(out), opset, tokenizer, check, batches)
+        return pipeline.run(folder, opset, tokenizer, check, batches)
 
 
 def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> Target:
@@ -125,19 +126,10 @@ def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> T
 def _require(packages: Iterable[str]) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ExportError(
-            f'Exporting needs the packages {", ".join(missing)}: pip install "qdqpatch[export]"'
-        )
+        raise ExportError(f"Exporting needs {', '.join(missing)}: {pip_install(*missing)}")
 
 
 def _check_ranges(model: PreTrainedModel) -> None:
-    without = [
-        path
-        for path, quantizer in enabled_quantizers(model).items()
-        if quantizer.amax is None and not is_weight(path)
-    ]
-    if without:
-        raise ExportError(
-            f"{len(without)} quantizers have no range, the first one {without[0]}. Calibrate the model "
-            "before it is exported: qdqpatch.calibrate(model, batches), or qdqpatch convert --calib FILE."
-        )
+    quantizers = enabled_quantizers(model)
+    activations = {path: quantizer for path, quantizer in quantizers.items() if not is_weight(path)}
+    check_have_ranges(activations, ExportError)

@@ -109,3 +109,10 @@ def update_tracked_ranges(model: nn.Module) -> None:
         quantizer = module._weight_quantizer
         if isinstance(quantizer, WeightTrackingQuantizer) and quantizer.is_enabled:
             quantizer.range_of(module.weight)
+
+
+def bound_learned_ranges(model: nn.Module) -> None:
+    """Set learned ranges that an optimizer took below the smallest one to it, as each forward pass does."""
+    for module in model.modules():
+        if isinstance(module, LearnedQuantizer) and module.amax is not None:
+            module.amax.clamp_min_(SMALLEST_AMAX)

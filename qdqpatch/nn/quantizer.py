@@ -141,8 +141,22 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         return (-high if self.narrow_range and not self.use_fb_fake_quant else -high - 1), high
 
     def range_of(self, inputs: Tensor) -> Tensor:
-        """Return the range that `inputs` are quantized with: the quantizer's, or else their own."""
-        amax = absolute_max(inputs, self.axis) if self.amax is None else self.amax
+        """Return the range that `inputs` are quantized with: the quantizer's, or else their own.
+
+        Raises:
+            CalibrationError: If the quantizer has ranges of channels that `inputs` do not have, as those of a
+                weight that was resized.
+        """
+        amax = self.amax
+        if amax is None:
+            amax = absolute_max(inputs, self.axis)
+        elif amax.dim() == inputs.dim() and any(
+            size not in (1, other) for size, other in zip(amax.shape, inputs.shape, strict=True)
+        ):
+            raise CalibrationError(
+                f"The quantizer has ranges of shape {tuple(amax.shape)} for a tensor of shape "
+                f"{tuple(inputs.shape)}, which was resized since: set them anew by qdqpatch.calibrate."
+            )
         return amax if self.scale_amax is None else amax * self.scale_amax
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorQuantizer:
@@ -157,8 +171,10 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Make room for a range that the state dict has and this quantizer has not."""
+        """Make room for a range that the state dict has and this quantizer has not; it stays fp32."""
         stored = state_dict.get(prefix + "_amax")
+        if stored is not None and stored.dtype != torch.float32:  # assign=True takes the tensor as it is
+            stored = state_dict[prefix + "_amax"] = stored.float()
         if stored is not None and self.amax is None:
             self.register_buffer("_amax", torch.empty_like(stored, dtype=torch.float32))
         # The toolkit's own method would put the range on CUDA, so its parent's is called.

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
+from qdqpatch.errors import (
+    CalibrationError,
+    NotQuantizedError,
+    QdqError,
+    UnsupportedModelError,
+    no_range,
+)
 from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.plan import Plan, Site
@@ -68,8 +74,28 @@ def enabled_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     """
     quantizers = {path: quantizer for path, quantizer in named_quantizers(model) if quantizer.is_enabled}
     if not quantizers:
-        raise NotQuantizedError("The model has no enabled quantizer: call qdqpatch.quantize(model) first.")
+        if is_quantized(model):
+            raise NotQuantizedError(
+                f"All quantizers of this {type(model).__name__} are off, by hand or by overrides of its "
+                "configuration: turn some on."
+            )
+        raise NotQuantizedError(
+            f"This {type(model).__name__} is a float model: call qdqpatch.quantize(model) first."
+        )
     return quantizers
+
+
+def without_range(quantizers: Mapping[str, TensorQuantizer]) -> list[str]:
+    """Return the paths of those of the quantizers that have no range."""
+    return [path for path, quantizer in quantizers.items() if quantizer.amax is None]
+
+
+def check_have_ranges(
+    quantizers: Mapping[str, TensorQuantizer], error: type[QdqError] = CalibrationError
+) -> None:
+    """Raise the error if one of the quantizers, given by path, has no range."""
+    if unset := without_range(quantizers):
+        raise error(no_range(unset))
 
 
 def is_quantized(model: nn.Module) -> bool:

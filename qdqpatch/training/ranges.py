@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.errors import CalibrationError, ConfigError
+from qdqpatch.choices import ActivationRanges, WeightRanges
+from qdqpatch.errors import CalibrationError, ConfigError, no_range
 from qdqpatch.nn.learned import (
     LearnedQuantizer,
     LSQQuantizer,
@@ -20,8 +21,6 @@ from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-ActivationRanges = Literal["frozen", "lsq", "clip"]
-WeightRanges = Literal["frozen", "follow"]
 
 ACTIVATIONS: dict[str, type[TensorQuantizer]] = {
     "frozen": TensorQuantizer,
@@ -72,7 +71,7 @@ def train_ranges(
         if cls is TensorQuantizer:
             continue
         if quantizer.amax is None:
-            raise CalibrationError(f"{path} has no range to begin with: calibrate the model first.")
+            raise CalibrationError(no_range([path]))
         if issubclass(cls, LearnedQuantizer) and quantizer.amax.dim() > 0:
             raise ConfigError(
                 f"{path} has a range for each channel; those of activations are learned one per tensor."

@@ -38,8 +38,8 @@ REFUSED: list[tuple[Callable[[], PreTrainedModel], dict[str, Any], type[Exceptio
         models.uncalibrated,
         {},
         ExportError,
-        r"^28 quantizers have no range, the first one encoder\.layer\.0\.attention\..* Calibrate the model "
-        r"before it is exported: qdqpatch\.calibrate\(model, batches\), or qdqpatch convert --calib FILE\.$",
+        r"^28 quantizers have no range yet, the first one encoder\.layer\.0\.attention\..*\. Calibrate the "
+        r"model first, by qdqpatch\.calibrate\(model, batches\) or qdqpatch convert --calib FILE\.$",
     ),
     (
         lambda: overridden("*.output.dense._input_quantizer=num_bits:4"),
@@ -99,7 +99,10 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "full" / "old.txt").write_text("text")
     for name, message in (
         ("file", "is a file; name a folder to write to"),
-        ("full", "is not empty. Choose another folder, or replace it with --force"),
+        (
+            "full",
+            "is not empty, and qdqpatch did not write all that is in it: old.txt. Choose another folder",
+        ),
         ("file/out", "is not a folder that you may write in"),
     ):
         with pytest.raises(CheckpointError, match=message):
@@ -118,7 +121,7 @@ def test_missing_packages_are_named(
     names = ", ".join(missing)
     with pytest.raises(ExportError) as raised:
         export(models.calibrated(), tmp_path / "out", "openvino")
-    assert str(raised.value) == f'Exporting needs the packages {names}: pip install "qdqpatch[export]"'
+    assert str(raised.value) == f"Exporting needs {names}: pip install {' '.join(missing).replace('_', '-')}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -176,10 +176,11 @@ def test_the_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     write_page(file, "second", HEAD, [report("q", 1.0)])
     assert "second" in file.read_text()
 
-    def fail(self: Path, target: Path) -> None:
+    def fail(self: Path, text: str, encoding: str) -> None:
+        self.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(ReportError, match=r"page\.html: No space left on device"):
         write_page(file, "third", HEAD, [report("q", 1.0)])
     assert "second" in file.read_text()
@@ -196,11 +197,11 @@ def test_places_that_no_page_can_be_written_to(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ReportError, match=r'pip install "qdqpatch\[report\]"'):
+    with pytest.raises(ReportError, match="The page needs matplotlib: pip install jinja2 matplotlib"):
         render_page("title", HEAD, [])
 
 
 @pytest.mark.slow
 def test_figures_need_no_drawing_library() -> None:
-    code = "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None; import qdqpatch.cli.inspect"
+    code = "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None; import qdqpatch.report.page"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
