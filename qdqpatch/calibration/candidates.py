@@ -157,7 +157,7 @@ class OperationComparison:
 @contextmanager
 def _quantizing(quantizer: TensorQuantizer, amax: float, device: torch.device) -> Iterator[None]:
     """Turn a quantizer on with a range that is not its own."""
-    before = quantizer.amax
+    before = None if quantizer.amax is None else quantizer.amax.clone()
     quantizer.load_range(torch.full((), amax, device=device))
     quantizer._if_quant = True
     try:
@@ -165,7 +165,7 @@ def _quantizing(quantizer: TensorQuantizer, amax: float, device: torch.device) -
     finally:
         quantizer._if_quant = False
         if before is None:
-            del quantizer._amax
+            quantizer.drop_range()
         else:
             quantizer.load_range(before)
 

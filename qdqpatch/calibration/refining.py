@@ -184,14 +184,19 @@ def _learn(
 ) -> Tensor:
     """Return what is to be added to the logarithm of each range, fp32, shape `(quantizers,)`."""
     start = torch.stack([_amax(quantizer) for quantizer in quantizers])
-    moved = torch.zeros_like(start)
+    with torch.inference_mode(False):
+        moved = torch.zeros_like(start)
     optimizer = torch.optim.Adam([moved], lr=RATE)
     steps = epochs * len(batches)
     order = torch.Generator().manual_seed(0)
     places = [
         place for _ in range(epochs) for place in torch.randperm(len(batches), generator=order).tolist()
     ]
-    with _learning(reconstruction._model, quantizers), torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        _learning(reconstruction._model, quantizers),
+        torch.enable_grad(),
+    ):
         for done, place in enumerate(places):
             loss = reconstruction.loss(batches[place])
             if not bool(loss.isfinite()):
@@ -220,32 +225,33 @@ def _gradient(quantizer: TensorQuantizer) -> Tensor:
 @contextmanager
 def _learning(model: nn.Module, quantizers: Sequence[TensorQuantizer]) -> Iterator[None]:
     """Make the ranges the only parameters that have a gradient, and put everything back."""
-    parameters = {each: each.requires_grad for each in model.parameters()}
-    classes = [(type(quantizer), "_amax" in quantizer._parameters) for quantizer in quantizers]
+    parameters = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    classes = [(type(quantizer), quantizer.is_learned) for quantizer in quantizers]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
-        for each in quantizers:
-            each.learn_range(False)
-            each.__class__ = LSQQuantizer
-            each.learn_range()
+        for quantizer in quantizers:
+            quantizer.__class__ = LSQQuantizer
+            quantizer.learn_range()  # one that is a Parameter already stays the same
+            quantizer._amax.requires_grad_(True)
+            quantizer._amax.grad = None
         yield
     finally:
-        for each, (kind, was_learned) in zip(quantizers, classes, strict=True):
-            each.learn_range(False)
-            each.__class__ = kind
-            each.learn_range(was_learned)
-        for parameter, wanted in parameters.items():
+        for quantizer, (kind, was_learned) in zip(quantizers, classes, strict=True):
+            quantizer.learn_range(was_learned)
+            quantizer.__class__ = kind
+        for parameter, (wanted, gradient) in parameters.items():
             parameter.requires_grad_(wanted)
+            parameter.grad = gradient
 
 
 def _learnable(model: nn.Module) -> list[TensorQuantizer]:
-    """Return the quantizers of activations with one range for the whole tensor."""
+    """Return the quantizers of activations with one range for the whole tensor that may move."""
     found = []
     for path, quantizer in enabled_quantizers(model).items():
         if quantizer.amax is None:
             raise CalibrationError(f"{path} has no range yet: call qdqpatch.calibrate(model, batches) first.")
-        if not is_weight(path) and quantizer.amax.dim() == 0:
+        if not is_weight(path) and quantizer.amax.dim() == 0 and not quantizer.is_fixed:
             found.append(quantizer)
     return found
 

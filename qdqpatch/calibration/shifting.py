@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
+from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
 from qdqpatch.calibration.smoothing import find_attentions
 from qdqpatch.errors import CalibrationError, NotQuantizedError, UnsupportedModelError
@@ -68,7 +69,7 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
 
     The float model runs once on the batches and computes the same afterwards, but for rounding in the last
     bits of fp32. Calibration must follow: ranges that no longer fit are dropped, and a quantizer without one
-    computes it from each tensor.
+    computes it from each tensor. Those that the configuration fixes stay.
 
     Args:
         model: A quantized model, calibrated or not.
@@ -81,6 +82,7 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
     Raises:
         NotQuantizedError: If the model has no quantizer.
         UnsupportedModelError: If there is nothing to shift.
+        ConfigError: If a range to drop is learned.
         CalibrationError: If there is no batch, or a tensor saw no data, NaN or infinity.
         Whatever is raised, the model is as it was.
     """
@@ -89,6 +91,8 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
     shifts = find_shifts(model)
     if not shifts:
         raise UnsupportedModelError(f"There is nothing to shift in {type(model).__name__}.")
+    stale = [quantizer for each in shifts for quantizer in each.quantizers]
+    check_forgettable(model, stale, "shift")
     channels = _channels(model, shifts, batches, padding_aware)
     changes: dict[nn.Parameter, Tensor] = {}
     for each in shifts:
@@ -98,9 +102,7 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
     with torch.no_grad():
         for bias, change in changes.items():
             bias.copy_(bias.double() + change)
-    for quantizer in (quantizer for each in shifts for quantizer in each.quantizers):
-        if quantizer.amax is not None:
-            del quantizer._amax
+    forget_ranges(model, stale)
     return model
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
+from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
@@ -79,7 +80,7 @@ def smooth(
 
     The float model runs once on the batches and is left as it was but for these weights and biases; what it
     computes stays the same bit for bit. Calibration must follow: ranges that no longer fit are dropped, and
-    a quantizer without one computes it from each tensor.
+    a quantizer without one computes it from each tensor. Those that the configuration fixes stay.
 
     Args:
         model: A quantized model, calibrated or not.
@@ -92,7 +93,7 @@ def smooth(
         The same model. `find_attentions` says what was left alone, and why.
 
     Raises:
-        ConfigError: If the strength is not between 0 and 1.
+        ConfigError: If the strength is not between 0 and 1, or a range to drop is learned.
         NotQuantizedError: If the model has no quantizer.
         UnsupportedModelError: If there is no attention to rescale.
         CalibrationError: If there is no batch, or a projection saw no data, NaN or infinity.
@@ -106,14 +107,14 @@ def smooth(
     if not attentions:
         reason = f"{misses[0].path}: {misses[0].reason}" if misses else "it has no quantized attention matmul"
         raise UnsupportedModelError(f"There is nothing to smooth in {type(model).__name__}: {reason}.")
+    stale = [quantizer for attention in attentions for quantizer in attention.quantizers]
+    check_forgettable(model, stale, "smooth")
     maxima = _channel_maxima(model, attentions, batches, padding_aware)
     changes = [change for attention in attentions for change in _changes(attention, maxima, strength)]
     with torch.no_grad():
         for parameter, changed in changes:
             parameter.copy_(changed)
-    for quantizer in (quantizer for attention in attentions for quantizer in attention.quantizers):
-        if quantizer.amax is not None:
-            del quantizer._amax
+    forget_ranges(model, stale)
     return model
 
 

@@ -12,7 +12,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from qdqpatch.config.config import QUANT_METHOD, QDQConfig
 from qdqpatch.errors import ConfigError
 from qdqpatch.nn.attention import IMPLEMENTATION
-from qdqpatch.nn.learned import update_tracked_ranges
+from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.stored_ranges import make_room, read_ranges, weight_settings
@@ -71,7 +71,7 @@ class QDQHfQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
         """Say that the model's own state dict is saved; the first thing that `save_pretrained` asks for.
 
-        Ranges that follow their weights in training are brought up to date, for the last step's too.
+        Ranges that training changes are stored as they are computed with, the last step's too.
 
         Raises:
             ConfigError: If the config has `output_attentions=True`: transformers refuses to write that
@@ -82,7 +82,7 @@ class QDQHfQuantizer(HfQuantizer):
                 "transformers cannot save config.output_attentions=True for this attention implementation. "
                 "Set model.config.output_attentions = False and pass output_attentions=True to each call."
             )
-        update_tracked_ranges(model)
+        update_ranges(model)
         return None, {}
 
     def is_serializable(self, safe_serialization: object = None) -> bool:
