@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
+from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.candidates import SMALLEST_NORM
 from qdqpatch.calibration.observing import HELD_BACK, no_batch, observing, on_device
 from qdqpatch.calibration.padding import Padding
@@ -78,7 +79,7 @@ def refine_ranges(
     given: list[Batch] = []
 
     def learn() -> Tensor:
-        given.extend(batches)
+        given.extend(as_tensors(batches))
         learned = [each for place, each in enumerate(given, start=1) if place % HELD_BACK != 2]
         moved = (
             _learn(reconstruction, quantizers, learned, epochs, step) if learned else torch.zeros_like(before)

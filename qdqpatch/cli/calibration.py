@@ -30,6 +30,7 @@ from qdqpatch.calibration import (
 from qdqpatch.calibration.methods import Method
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.cli.common import Command, progress_bar
+from qdqpatch.cli.numbers import PositiveFloat
 from qdqpatch.cli.sections import SectionOption
 from qdqpatch.data.batches import TextBatches, warn_if_short
 from qdqpatch.data.lengths import served_length
@@ -105,7 +106,7 @@ OPTIONS = (
     ),
     _option(
         "--clip-gelu",
-        type=click.FloatRange(0, min_open=True),
+        type=PositiveFloat(),
         metavar="VALUE",
         help="Let the ranges after GELU end at VALUE, such as 10.",
     ),

@@ -88,7 +88,8 @@ def replace_quantizer(model: PreTrainedModel, path: str, settings: QuantizerConf
     assert isinstance(before, TensorQuantizer), "the path is a quantizer's"
     quantizer = type(before)(settings.without_amax().descriptor())
     quantizer.train(before.training)
-    quantizer.is_fixed = settings.amax is not None
+    if settings.amax is not None:
+        quantizer.is_fixed = True
     owner, _, name = path.rpartition(".")
     setattr(model.get_submodule(owner), name, quantizer)
     return quantizer
