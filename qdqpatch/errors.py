@@ -49,6 +49,10 @@ class EngineError(QdqError, RuntimeError):
     """A runtime is not installed, refuses a file, or fails to run it."""
 
 
+class QuantizationWarning(UserWarning):
+    """A model is quantized, but not all of what its configuration asks for."""
+
+
 class CalibrationWarning(UserWarning):
     """Calibration goes on, but its data is not what it should be."""
 

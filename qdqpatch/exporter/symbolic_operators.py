@@ -18,8 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import bidirectional_mask_function, eager_mask
 
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
-from qdqpatch.nn.names import MATMUL
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.rules.rewriting import unguarded
 
 DOMAIN = "qdqpatch"
 LINEAR = "QuantLinear"
@@ -80,9 +80,9 @@ def symbolic(model: PreTrainedModel) -> Iterator[None]:
             symbolic_class = next((to for of, to in SYMBOLIC.items() if isinstance(module, of)), None)
             if symbolic_class is not None:
                 module.__class__ = symbolic_class
-            elif MATMUL["q"] in module._modules:
-                # The class would refuse another attention implementation than the one that quantizes.
-                module.__class__ = classes[path].float_class
+            else:
+                # A guarded class would refuse another attention implementation than the one that quantizes.
+                module.__class__ = unguarded(classes[path])
         for part in modules.values():
             if isinstance(part, PreTrainedModel):
                 part.set_attn_implementation(IMPLEMENTATION)

@@ -14,6 +14,7 @@ from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.plan import Plan, Site
+from qdqpatch.rules.rewriting import combined
 
 
 def apply_plan(model: PreTrainedModel, plan: Plan) -> None:
@@ -32,7 +33,7 @@ def apply_plan(model: PreTrainedModel, plan: Plan) -> None:
     for module, site, quantizers in changes:
         for name, quantizer in quantizers.items():
             module.add_module(name, quantizer.train(module.training))
-        module.__class__ = site.becomes
+        module.__class__ = combined(type(module), site.becomes)
 
 
 def revert(model: PreTrainedModel, attn_implementation: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 
 from qdqpatch.config.config import QUANT_METHOD, QDQConfig
-from qdqpatch.errors import ConfigError
+from qdqpatch.errors import ConfigError, QuantizationWarning
 from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
@@ -52,6 +53,8 @@ class QDQHfQuantizer(HfQuantizer):
             config = dataclasses.replace(config, weight=weight_settings(ranges))
         # A checkpoint's overrides may name a head that this class does not have.
         self._plan = find_sites(model, config, strict=not self.pre_quantized)
+        if shortfall := self._plan.shortfall():
+            warnings.warn(shortfall, QuantizationWarning, stacklevel=2)
         self.patch(model, self._plan)
         make_room(model, ranges, model.base_model_prefix)
 

@@ -18,6 +18,9 @@ from qdqpatch.patching.folding import Row, fold
 from qdqpatch.rules import RULES
 from qdqpatch.rules.base import Match, Miss, Rule
 
+SHOWN = 5
+"""How many rows of what stays float a warning has."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -73,6 +76,18 @@ class Plan:
         """Return path, operation and reason of what stays float, equal ones of all layers in one row."""
         return fold([(miss.path, miss.operation, miss.reason) for miss in self.misses])
 
+    def shortfall(self) -> str:
+        """Return what stays float though the configuration turns it on, in one sentence; empty if nothing."""
+        wanted = [(miss.path, miss.operation, miss.reason) for miss in self.misses if miss.wanted]
+        rows = [f"{operation} of {path} ({reason})" for path, operation, reason in fold(wanted)]
+        if not rows:
+            return ""
+        more = f" and {len(rows) - SHOWN} more places" if len(rows) > SHOWN else ""
+        return (
+            f"Of what the configuration turns on, this stays float in {self.model}: "
+            f"{'; '.join(rows[:SHOWN])}{more}. print(qdqpatch.plan(model)) lists everything."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
         sites = [
@@ -87,7 +102,8 @@ class Plan:
             }
             for site in self.sites
         ]
-        misses = [dataclasses.asdict(miss) for miss in self.misses]
+        names = ("path", "operation", "reason")
+        misses = [{name: getattr(miss, name) for name in names} for miss in self.misses]
         return {"model": self.model, "config": self.config.to_dict(), "sites": sites, "misses": misses}
 
     def __str__(self) -> str:
@@ -124,7 +140,8 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
             if isinstance(match, Match):
                 match = _unless_hooked(root, match)
             if isinstance(match, Miss):
-                misses.append(dataclasses.replace(match, path=aliases.full(match.path)))
+                wanted = getattr(config, rule.part)
+                misses.append(dataclasses.replace(match, path=aliases.full(match.path), wanted=wanted))
                 continue
             found = _decide(rule, match, config, aliases, used)
             if isinstance(found, Site):

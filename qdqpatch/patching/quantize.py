@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TypeVar
 
 from transformers import PreTrainedModel
 
 from qdqpatch.config.config import QDQConfig
-from qdqpatch.errors import NotQuantizedError, QuantizedError
+from qdqpatch.errors import NotQuantizedError, QuantizationWarning, QuantizedError
 from qdqpatch.patching.apply import is_quantized, own_config, set_fixed_ranges
 from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
 from qdqpatch.patching.plan import Plan, find_sites
@@ -61,6 +62,9 @@ def quantize(model: Model, config: QDQConfig | None = None) -> Model:
         QuantizedError: If the model is quantized already.
         Whatever is raised, the model is as it was.
 
+    Warns:
+        QuantizationWarning: If something that the configuration turns on stays float all the same.
+
     Example:
         >>> model = quantize(AutoModelForMaskedLM.from_pretrained("ckpt"))
         >>> type(model).__name__, type(model.bert.encoder.layer[0].output.dense).__name__
@@ -72,6 +76,8 @@ def quantize(model: Model, config: QDQConfig | None = None) -> Model:
             "qdqpatch.dequantize(model) first."
         )
     sites = find_sites(model, config)
+    if shortfall := sites.shortfall():
+        warnings.warn(shortfall, QuantizationWarning, stacklevel=2)
     with own_config(model):
         QDQHfQuantizer(sites.config).patch(model, sites)
     set_fixed_ranges(model, sites)

@@ -1,30 +1,27 @@
-"""FX-trace the block that owns a residual add and quantize both operands.
+"""Quantize both operands of the residual adds that a block's own `forward` computes.
 
-Only the block itself is traced, every child a leaf, and the rewritten `forward` becomes that of a
-subclass of the block's own class: `isinstance` holds, and instances share one class a graph.
+The block's source says where its adds are (`flow.py`), and each operand is named by its role: `residual` is
+what was there before, `local` is what was computed from it. A block with one add has QDQBERT's names,
+`add_local_input_quantizer` and `add_residual_input_quantizer`; one with several numbers them in the order in
+which they run: `add1_local_input_quantizer`, `add2_local_input_quantizer`, ...
 """
 
 from __future__ import annotations
 
-import copy
-import operator
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import nn
 
 from qdqpatch.nn.names import LOCAL, RESIDUAL
-from qdqpatch.rules.base import Match, Miss, Operand
-from qdqpatch.rules.subclass import subclass
+from qdqpatch.rules.base import Match, Miss
+from qdqpatch.rules.flow import residual_adds
+from qdqpatch.rules.rewriting import Wrap, rewritten
+from qdqpatch.rules.source import Method, SourceError
 
-ADD_FUNCTIONS = (operator.add, operator.iadd, torch.add)
-ADD_METHODS = ("add", "add_")
-
-
-class UntraceableError(Exception):
-    """The block has no residual add that can be rewritten; the message says why."""
+_COUNTED: dict[type[nn.Module], int] = {}
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -33,91 +30,67 @@ class ResidualAdds:
 
     Attributes:
         inside: The block classes, such as `BertSelfOutput`.
+        count: How many adds the `forward` of each of them has. A block with another number stays float: it
+            is not what the rule was written for.
         part: The field of `QDQConfig` that turns this on.
     """
 
     inside: tuple[type[nn.Module], ...]
+    count: int = 1
     part: str = "residual_adds"
 
     def match(self, model: nn.Module) -> Iterator[Match | Miss]:
-        """Yield a `Match` for each block whose add is found, a `Miss` with the reason for the others."""
+        """Yield a `Match` for each add of a block, or a `Miss` with the reason for the block."""
         for path, block in model.named_modules():
-            if isinstance(block, self.inside):
-                try:
-                    becomes = quantized_class(block)
-                except UntraceableError as error:
-                    yield Miss(path, "residual add", str(error))
-                else:
-                    quantizers: dict[str, Operand] = {LOCAL: "activation", RESIDUAL: "activation"}
-                    yield Match(path, "residual add", quantizers, becomes)
+            if not isinstance(block, self.inside):
+                continue
+            try:
+                becomes = quantized_classes(type(block), self.count)
+            except SourceError as error:
+                yield Miss(path, "residual add", str(error))
+                continue
+            for number, (names, cls) in enumerate(zip(add_names(self.count), becomes, strict=True), 1):
+                operation = "residual add" if self.count == 1 else f"residual add {number}"
+                yield Match(path, operation, dict.fromkeys(names, "activation"), cls)
 
 
-class BlockTracer(fx.Tracer):
-    """Records a block's own operations; what its children do inside is not looked at."""
+def add_names(count: int) -> list[tuple[str, str]]:
+    """Return the names of the quantizers of a block's adds: the computed operand's, and the residual's."""
+    if count == 1:
+        return [(LOCAL, RESIDUAL)]
+    return [
+        (LOCAL.replace("add", f"add{number}", 1), RESIDUAL.replace("add", f"add{number}", 1))
+        for number in range(1, count + 1)
+    ]
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Return True: every child is a leaf."""
-        return True
 
-
-def quantized_class(block: nn.Module) -> type[nn.Module]:
-    """Return a subclass of the float block's class that quantizes both operands of its residual add.
+def quantized_classes(float_class: type[nn.Module], count: int = 1) -> list[type[nn.Module]]:
+    """Return, for each residual add of a block's class, the subclass that quantizes that add.
 
     Raises:
-        UntraceableError: If torch.fx cannot trace the block's `forward` faithfully, or it does not have
-            exactly one add of which exactly one operand is the block's own input.
+        SourceError: If the source of its `forward` cannot be read, or has another number of adds.
     """
-    graph = _trace(block)
-    add = _residual_add(graph)
-    for operand in dict.fromkeys(add.all_input_nodes):
-        with graph.inserting_before(add):
-            name = RESIDUAL if operand.op == "placeholder" else LOCAL
-            add.replace_input_with(operand, graph.call_module(name, (operand,)))
-    code = graph.python_code("self").src
-    forward = type(fx.GraphModule(_targets(block, graph), graph)).forward
-    return subclass(type(block), code, forward, quantized_class)
-
-
-def _trace(block: nn.Module) -> fx.Graph:
-    """Trace a shallow copy, for a tracer leaves its constants on what it traces."""
-    double = copy.copy(block)
-    double.__class__ = type("Traced", (type(block),), {"training": property(_refuse_mode)})
-    try:
-        graph = BlockTracer().trace(double)
-    except Exception as error:  # whatever a forward does when it is given proxies
-        raise UntraceableError(f"torch.fx cannot trace {type(block).__name__}.forward: {error}") from error
-    for node in graph.nodes:
-        if node.op == "placeholder" and node.args and node.users:
-            raise UntraceableError(f"its argument {node.target} is optional, and a trace takes it as given")
-        if node.op == "get_attr" and not hasattr(block, str(node.target).partition(".")[0]):
-            raise UntraceableError("its forward makes a tensor, which a trace would freeze")
-    return graph
-
-
-def _refuse_mode(block: nn.Module) -> bool:
-    raise UntraceableError("it asks for self.training, which a trace would freeze")
-
-
-def _residual_add(graph: fx.Graph) -> fx.Node:
-    adds: list[fx.Node] = []
-    for node in graph.nodes:
-        is_add = node.target in (ADD_FUNCTIONS if node.op == "call_function" else ADD_METHODS)
-        inputs = [operand.op == "placeholder" for operand in node.all_input_nodes]
-        if node.op in ("call_function", "call_method") and is_add and sorted(inputs) == [False, True]:
-            adds.append(node)
-    if len(adds) != 1:
-        raise UntraceableError(
-            f"its forward has {len(adds)} adds of the block's input to a computed tensor, and the rule "
-            "needs exactly one"
+    found = adds_of(float_class)
+    if found != count:
+        adds = "add" if found == 1 else "adds"
+        raise SourceError(
+            f"its forward has {found} {adds} of the block's input to a computed tensor, and the rule needs "
+            f"{'exactly one' if count == 1 else count}"
         )
-    return adds[0]
+    return [
+        rewritten(float_class, [Wrap("forward", "residual add", number, names)])
+        for number, names in enumerate(add_names(count), 1)
+    ]
 
 
-def _targets(block: nn.Module, graph: fx.Graph) -> dict[str, Any]:
-    """Return what the graph refers to; quantizers that are not there yet stand in as Identity."""
-    targets: dict[str, Any] = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            owner, _, name = str(node.target).rpartition(".")
-            targets[str(node.target)] = getattr(block.get_submodule(owner), name, nn.Identity())
-    return targets
+def adds_of(float_class: type[nn.Module]) -> int:
+    """Return how many residual adds the `forward` of a class has; of two branches, the longer counts.
+
+    Raises:
+        SourceError: If its source cannot be read.
+    """
+    with _LOCK:
+        if float_class not in _COUNTED:
+            adds = residual_adds(Method(float_class, "forward").tree)
+            _COUNTED[float_class] = max((add.number for add in adds), default=0)
+        return _COUNTED[float_class]

@@ -20,7 +20,8 @@ class Match:
         path: The module's name in the model.
         operation: What is computed there: `linear`, `query x key`, `residual add`, ...
         quantizers: Names of the child quantizers to add, with what each one sees.
-        becomes: The class that the module gets; its own where that need not change.
+        becomes: The class that the module gets, its own where that need not change. Where several rules
+            change one module, it gets the class that has the changes of all.
     """
 
     path: str
@@ -37,11 +38,14 @@ class Miss:
         path: The module's name in the model.
         operation: What is computed there.
         reason: Why it stays float, as a sentence without its full stop.
+        wanted: Whether the configuration asks for it to be quantized, so that it stays float although
+            nobody chose so.
     """
 
     path: str
     operation: str
     reason: str
+    wanted: bool = False
 
 
 class Rule(Protocol):

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from qdqpatch.errors import QuantizedError
-from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.names import MATMUL
 from qdqpatch.rules.base import Match, Miss
-from qdqpatch.rules.subclass import subclass
+from qdqpatch.rules.rewriting import GUARD, rewritten
+
+INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+OPERATIONS = (("query x key", "qk"), ("probabilities x value", "av"))
 
 
 @dataclass(frozen=True)
 class AttentionMatmuls:
-    """Modules that call transformers' attention interface get quantizers for `attention.py` to use.
+    """Modules that call transformers' attention interface get quantizers for `nn/attention.py` to use.
 
     Attributes:
         inside: The attention classes; each calls the interface with itself as first argument.
@@ -32,28 +32,24 @@ class AttentionMatmuls:
         """Yield two matches for each attention module, one a matrix multiplication."""
         for path, module in model.named_modules():
             if isinstance(module, self.inside):
-                for operation, operands in (("query x key", "qk"), ("probabilities x value", "av")):
-                    names = [MATMUL[operand] for operand in operands]
-                    yield Match(path, operation, dict.fromkeys(names, "activation"), guarded_class(module))
+                kind = type(module)
+                for operation, operands in OPERATIONS:
+                    if calls_interface(kind):
+                        names = [MATMUL[operand] for operand in operands]
+                        becomes = rewritten(kind, [GUARD])
+                        yield Match(path, operation, dict.fromkeys(names, "activation"), becomes)
+                    else:
+                        reason = f"{kind.__name__}.forward does not call transformers' attention interface"
+                        yield Miss(path, operation, reason)
 
 
-def guarded_class(module: nn.Module) -> type[nn.Module]:
-    """Return a subclass of the float module's class that refuses to compute without its quantizers.
-
-    They are used by our attention implementation alone, which `model.set_attn_implementation` can
-    exchange at any time; the operands would then silently stay float.
-    """
-    float_class = type(module)
-
-    @functools.wraps(float_class.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        implementation = getattr(self.config, "_attn_implementation", None)
-        if implementation != IMPLEMENTATION:
-            raise QuantizedError(
-                f"The model's attention implementation is {implementation!r}, which does not quantize the "
-                f"matmuls of {float_class.__name__}. Call model.set_attn_implementation({IMPLEMENTATION!r}), "
-                "or quantize with QDQConfig(matmuls=False)."
-            )
-        return float_class.forward(self, *args, **kwargs)
-
-    return subclass(float_class, "guarded", forward, guarded_class)
+def calls_interface(cls: type[nn.Module]) -> bool:
+    """Whether the `forward` of a class asks transformers for the function, or calls one that does."""
+    for owner in cls.__mro__:
+        if "forward" in vars(owner):
+            code = getattr(inspect.unwrap(vars(owner)["forward"]), "__code__", None)
+            if code is None or INTERFACE in code.co_names:
+                return code is not None
+            if "super" not in code.co_names:
+                return False
+    return False

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.bert.modeling_bert import BertOutput, BertSelfOutput
 
 from qdqpatch import QDQConfig, plan, quantize
-from qdqpatch.errors import OverrideError, UnsupportedModelError
+from qdqpatch.errors import OverrideError, QuantizationWarning, UnsupportedModelError
 from qdqpatch.patching.plan import Plan
 
 LAYERS = models.CONFIG["num_hidden_layers"]
@@ -115,7 +115,11 @@ def test_a_subclass_of_linear_stays_float(float_model) -> None:
     model.encoder.layer[0].attention.self.query = LowRankLinear(24, 24)
     reason = miss_of(plan(model), "encoder.layer.0.attention.self.query")
     assert reason.startswith("it is a LowRankLinear, and only a plain nn.Linear is known")
-    assert type(quantize(model).encoder.layer[0].attention.self.query) is LowRankLinear
+    with pytest.warns(
+        QuantizationWarning, match=r"linear of encoder\.layer\.0\.attention\.self\.query \(it is a Low"
+    ):
+        quantize(model)
+    assert type(model.encoder.layer[0].attention.self.query) is LowRankLinear
 
 
 class NoAdd(BertSelfOutput):
@@ -128,7 +132,7 @@ class TwoAdds(BertOutput):
         return self.LayerNorm(self.dense(hidden_states) + input_tensor) + input_tensor
 
 
-class Branching(BertOutput):
+class Calling(BertOutput):
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         return super().forward(hidden_states, input_tensor) if input_tensor.max() > 0 else input_tensor
 
@@ -138,7 +142,7 @@ class Branching(BertOutput):
     [
         ("encoder.layer.1.attention.output", NoAdd, "its forward has 0 adds"),
         ("encoder.layer.1.output", TwoAdds, "its forward has 2 adds"),
-        ("encoder.layer.1.output", Branching, "torch.fx cannot trace Branching.forward"),
+        ("encoder.layer.1.output", Calling, "its forward has 0 adds"),
     ],
 )
 def test_a_block_that_cannot_be_rewritten_stays_float(
@@ -149,8 +153,17 @@ def test_a_block_that_cannot_be_rewritten_stays_float(
     found = plan(model)
     assert miss_of(found, path).startswith(reason)
     assert counts(found) == {"Linears": 12, "AttentionMatmuls": 4, "ResidualAdds": 3}
-    assert type(quantize(model).get_submodule(path)) is block_class
+    with pytest.warns(QuantizationWarning, match=f"residual add of {path} .{reason}"):
+        quantize(model)
+    assert type(model.get_submodule(path)) is block_class
     assert all(tensor.isfinite().all() for tensor in models.outputs(model).values())
+
+
+def test_what_the_configuration_leaves_float_is_no_shortfall(float_model) -> None:
+    model = float_model("BertForMaskedLM")
+    model.cls.predictions.decoder.__class__ = LowRankLinear
+    assert plan(model).shortfall() == ""
+    assert "cls.predictions.decoder" in plan(model, QDQConfig(head=True)).shortfall()
 
 
 def test_an_architecture_without_rules_is_refused() -> None:
