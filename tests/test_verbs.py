@@ -58,8 +58,9 @@ def parameters(model: PreTrainedModel) -> dict[str, tuple[int, bool]]:
 def test_a_verb_works_or_is_refused(verb: str, state: str, tmp_path: Path) -> None:
     model = verbs.state(state)
     before, known, outputs = models.snapshot(model), parameters(model), models.outputs(model, verbs.NAME)
-    if (verb, state) in REFUSED:
-        with pytest.raises(QdqError, match=REFUSED[verb, state]):
+    reason = REFUSED.get((verb.removesuffix(verbs.INFERENCE), state))
+    if reason is not None:
+        with pytest.raises(QdqError, match=reason):
             verbs.VERBS[verb](model, tmp_path)
         models.assert_unchanged(model, before)
         assert parameters(model) == known

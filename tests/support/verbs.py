@@ -67,11 +67,6 @@ def state(name: str) -> PreTrainedModel:
     return model
 
 
-def in_inference_mode(model: PreTrainedModel, _: Path) -> PreTrainedModel:
-    with torch.inference_mode():
-        return qdqpatch.calibrate(model, batches(), "max")
-
-
 def saved_and_loaded(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     model.save_pretrained(folder)
     return AutoModelForMaskedLM.from_pretrained(folder).eval()
@@ -117,7 +112,6 @@ VERBS: dict[str, Verb] = {
         f"calibrate {method}": on(qdqpatch.calibrate, batches, method)
         for method in ("max", "percentile", "mse", "entropy", "auto")
     },
-    "calibrate in inference mode": in_inference_mode,
     "collect": on(calibration.collect, batches),
     "smooth": on(calibration.smooth, batches),
     "shift": on(calibration.shift, batches),
@@ -149,6 +143,22 @@ VERBS: dict[str, Verb] = {
     "quantize": on(qdqpatch.quantize),
     "dequantize": on(qdqpatch.dequantize),
     "resize_token_embeddings": resized,
+}
+
+INFERENCE = " in inference mode"
+
+
+def _in_inference_mode(verb: Verb) -> Verb:
+    def inside(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+        with torch.inference_mode():
+            return verb(model, folder)
+
+    return inside
+
+
+VERBS |= {
+    name + INFERENCE: _in_inference_mode(VERBS[name])
+    for name in ("calibrate max", "smooth", "refine_ranges", "train_ranges lsq", "load_state_dict")
 }
 
 PLACED = ("num_bits", "axis", "unsigned", "narrow_range", "scale_amax")
