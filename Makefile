@@ -2,9 +2,10 @@
 #
 #     make demo         the main job, on a real pretrained BERT
 #     make help         this list
-#     make test         formatting, lint, types, every test, then the quick ones with the oldest transformers
+#     make test         formatting, lint, types, every test, then what faces transformers with its oldest version
 #     make lint         formatting, lint and types alone
 #     make benchmark    what quantizing, calibrating and training cost, and how fast exported models are
+#     make docs         build the documentation into build/site
 #     make notebooks    run the notebooks again and keep what they print
 #     make reference    record again what the original QDQBERT computes (Python 3.10 to 3.12)
 #     make clean        remove everything that these made
@@ -20,7 +21,7 @@ INSTALL := -m pip install -qq --disable-pip-version-check
 # the tests that run the original classes are skipped.
 ORIGINALS := $(shell $(PYTHON) -c 'import sys; print("$(REFERENCE)" if sys.version_info < (3, 13) else "")')
 
-.PHONY: help demo test lint benchmark notebooks reference clean
+.PHONY: help demo test lint benchmark docs notebooks reference clean
 
 help:
 	@sed -n 's/^#     make/make/p' Makefile
@@ -29,8 +30,8 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python demo/demo.py
 
 test: lint $(VENV)/oldest $(ORIGINALS:%=%/installed)
-	$(ORIGINALS:%=QDQPATCH_REFERENCE_PYTHON=$(CURDIR)/%/bin/python) $(VENV)/bin/python -m pytest -n 2 --dist loadfile
-	PYTHONPATH=$(VENV)/oldest $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(ORIGINALS:%=QDQPATCH_REFERENCE_PYTHON=$(CURDIR)/%/bin/python) $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	PYTHONPATH=$(VENV)/oldest $(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "compat and not slow"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check
@@ -45,6 +46,10 @@ benchmark: $(VENV)/installed .peers/installed
 	$(VENV)/bin/python benchmarks/accuracy.py
 	$(VENV)/bin/python benchmarks/training_cost.py
 	$(VENV)/bin/python benchmarks/training.py
+
+docs: $(VENV)/installed
+	$(VENV)/bin/python docs/rooms.py
+	$(VENV)/bin/mkdocs build
 
 notebooks: $(VENV)/installed
 	$(VENV)/bin/python notebooks/execute.py

@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py [FOLDER] [--questions 1000] [--methods auto percentile-99.99 ...]
 
 The models and data are those of `tasks.py`. Each model is calibrated on 256 training examples without their
-labels; one collection pass serves all methods. `auto-shift` shifts channels first; `auto-shift-refine` lets
-the ranges learn afterwards. `change` is relative to float. Runs on a GPU where there is one.
+labels. `auto-shift` shifts channels first; `auto-shift-refine` lets the ranges learn afterwards. `change` is
+relative to float. Runs on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import argparse
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import Row, prepare, seconds, show, surroundings
 from tasks import SHARED, TASKS, Task
-from transformers import PreTrainedModel
 
 import qdqpatch
-from qdqpatch.calibration import Statistics, calibrate, collect, refine_ranges, shift
 
 PLACEMENTS = {"full placement": "qdqbert", "residual adds float": "no-residual"}
 METHODS = (
@@ -61,21 +60,15 @@ def measure(task: Task, methods: tuple[str, ...], limit: int | None) -> list[Row
     rows: list[Row] = [(*floating, "change", "calibration")]
     rows.append(("float", *(f"{figure:.1f}" for figure in floating.values()), "", ""))
     for title, preset in PLACEMENTS.items():
-        collected: dict[tuple[bool, bool], tuple[float, PreTrainedModel, Statistics]] = {}
         for method in methods:
-            name, *steps = method.split("-")
-            key = "shift" in steps, name == "auto"
-            if key not in collected:
-                model = qdqpatch.quantize(task.load().to(device), qdqpatch.QDQConfig.preset(preset))
-                collecting, found = seconds(functools.partial(gather, model, batches, *key))
-                collected[key] = collecting, model, found
-            collecting, model, found = collected[key]
-            searching, _ = seconds(functools.partial(search, model, found, method, batches))
+            model = task.load().to(device)
+            config = qdqpatch.QDQConfig.preset(preset)
+            duration, _ = seconds(functools.partial(qdqpatch.ptq, model, batches, config, **options(method)))
             figures = task.evaluate(model, limit)
             main_metric = list(figures)[-1]
             change = 100 * (figures[main_metric] / floating[main_metric] - 1)
             texts = (f"{figure:.1f}" for figure in figures.values())
-            rows.append((f"{title}, {method}", *texts, f"{change:+.1f}%", f"{collecting + searching:.0f} s"))
+            rows.append((f"{title}, {method}", *texts, f"{change:+.1f}%", f"{duration:.0f} s"))
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -86,24 +79,15 @@ def shuffled(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Ten
     return [batches[place] for place in order]
 
 
-def gather(
-    model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], shifted: bool, compare: bool
-) -> Statistics:
-    """Return what the model's quantizers see, after shifting its channels if asked for."""
-    if shifted:
-        shift(model, batches)
-    return collect(model, batches, compare=compare)
-
-
-def search(
-    model: PreTrainedModel, found: Statistics, method: str, batches: list[dict[str, torch.Tensor]]
-) -> None:
-    """Set the model's ranges by the method."""
+def options(method: str) -> dict[str, Any]:
+    """Return what `qdqpatch.ptq` takes for the name of a method, such as `auto-shift-refine`."""
     name, *details = method.split("-")
-    percentile = float(details[0]) if name == "percentile" else 99.99
-    calibrate(model, found, name, percentile=percentile)  # type: ignore[arg-type]  # a literal
+    found: dict[str, Any] = {"method": name, "shift": "shift" in details}
+    if name == "percentile":
+        found["percentile"] = float(details[0])
     if "refine" in details:
-        refine_ranges(model, batches, epochs=EPOCHS)
+        found["refine"] = EPOCHS
+    return found
 
 
 if __name__ == "__main__":

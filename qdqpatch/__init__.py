@@ -1,6 +1,6 @@
 """Turn any Hugging Face BERT into a QDQBERT: int8 quantizers where an int8 engine needs them."""
 
-from qdqpatch.calibration import calibrate
+from qdqpatch.calibration import calibrate, ptq
 from qdqpatch.checkpoint import qdqbert
 from qdqpatch.checkpoint.qdqbert import load_qdqbert, save_qdqbert
 from qdqpatch.config.config import QDQConfig
@@ -24,6 +24,7 @@ __all__ = [
     "export",
     "load_qdqbert",
     "plan",
+    "ptq",
     "quantize",
     "save_qdqbert",
 ]

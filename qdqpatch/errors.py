@@ -1,5 +1,7 @@
 """What can go wrong, each with the built-in exception a caller would expect it to be."""
 
+from collections.abc import Sequence
+
 
 class QdqError(Exception):
     """Base of every error that qdqpatch raises on purpose."""
@@ -55,6 +57,19 @@ class QuantizationWarning(UserWarning):
 
 class CalibrationWarning(UserWarning):
     """Calibration goes on, but its data is not what it should be."""
+
+
+CALIBRATE = (
+    "Calibrate the model first, by qdqpatch.calibrate(model, batches) or qdqpatch convert --calib FILE."
+)
+"""What to do where ranges are missing."""
+
+
+def no_range(paths: Sequence[str], remedy: str = CALIBRATE) -> str:
+    """Return what is to be said of quantizers, by their paths, that have no range and need one."""
+    found = f"{paths[0]} has" if len(paths) == 1 else f"{len(paths)} quantizers have"
+    first = "" if len(paths) == 1 else f", the first one {paths[0]}"
+    return f"{found} no range yet{first}. {remedy}"
 
 
 def one_line(error: BaseException) -> str:

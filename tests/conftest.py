@@ -30,11 +30,44 @@ from transformers import PreTrainedModel
 
 from qdqpatch.report.page import render_page
 
+HERE = Path(__file__).parent
+
+COMPAT = (
+    "calibration/test_calibrate.py",
+    "calibration/test_padding.py",
+    "checkpoint",
+    "data/test_batches.py",
+    "exporter/test_inputs.py",
+    "nn/test_attention.py",
+    "nn/test_guards.py",
+    "patching",
+    "rules",
+    "test_composite.py",
+    "test_modes.py",
+    "test_parity.py",
+    "training/test_trainer.py",
+)
+"""What faces transformers itself, and so runs with the oldest one too: folders and files."""
+
+EXPORTS = ("exporter", "engines/test_vnni.py")
+"""What shares exported models, which one worker makes once."""
+
 torch.set_num_threads(1)
 
 # torch has its oneDNN read the setting now. OpenVINO's own oneDNN shall not: it has no kernels for so little.
 torch.nn.functional.conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1))
 del os.environ["ONEDNN_MAX_CPU_ISA"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what faces transformers, and keep together on a worker what shares what it made."""
+    for item in items:
+        path = item.path.relative_to(HERE)
+        names = {str(path), *map(str, path.parents)}
+        if names & {*COMPAT}:
+            item.add_marker(pytest.mark.compat)
+        item.add_marker(pytest.mark.xdist_group("exports" if names & {*EXPORTS} else str(path)))
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from qdqpatch.calibration.clipping import clip_gelu
 from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.fusing import fuse_qkv
 from qdqpatch.calibration.granularity import expand_amax
+from qdqpatch.calibration.ptq import ptq
 from qdqpatch.calibration.refining import refine_ranges
 from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
@@ -22,6 +23,7 @@ __all__ = [
     "correct_biases",
     "expand_amax",
     "fuse_qkv",
+    "ptq",
     "recalibrate_weights",
     "refine_ranges",
     "set_ranges",

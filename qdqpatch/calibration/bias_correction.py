@@ -12,18 +12,18 @@ depends on the model and its ranges, so compare with the float model's outputs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
-from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
+from qdqpatch.calibration.observing import Observer, feed_watched, nothing_seen
 from qdqpatch.errors import CalibrationError, NotQuantizedError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -49,28 +49,34 @@ def correct_biases(model: Model, batches: Iterable[Mapping[str, Any]], padding_a
             not reached, or a mean is NaN or infinite.
         Whatever is raised, the model is as it was.
     """
-    modules = model.named_modules()
-    linears = {
-        path: module
-        for path, module in modules
-        if isinstance(module, QuantLinear) and module.bias is not None
-    }
-    if not linears:
-        raise NotQuantizedError(
-            "The model has no quantized Linear with a bias: call qdqpatch.quantize(model) first."
-        )
-    for path, linear in linears.items():
-        for name, quantizer in linear.named_children():
-            if isinstance(quantizer, TensorQuantizer) and quantizer.is_enabled and quantizer.amax is None:
-                raise CalibrationError(
-                    f"{path}.{name} has no range yet: call qdqpatch.calibrate(model, batches) first."
-                )
+    linears = linears_to_correct(model)
+    paths = tuple(f"{path}." for path in linears)
+    quantizers = enabled_quantizers(model)
+    check_have_ranges({path: quantizers[path] for path in quantizers if path.startswith(paths)})
     sums = _sums(model, linears, batches, padding_aware)
     biases = {path: _corrected(path, linear, sums[path]) for path, linear in linears.items()}
     with torch.no_grad():
         for path, bias in biases.items():
             linears[path].bias.copy_(bias)
     return model
+
+
+def linears_to_correct(model: nn.Module) -> dict[str, QuantLinear]:
+    """Return the quantized Linears with a bias, by path.
+
+    Raises:
+        NotQuantizedError: If there is none.
+    """
+    linears = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, QuantLinear) and module.bias is not None
+    }
+    if not linears:
+        raise NotQuantizedError(
+            "The model has no quantized Linear with a bias: call qdqpatch.quantize(model) first."
+        )
+    return linears
 
 
 class Sums(Observer):
@@ -98,8 +104,8 @@ class Sums(Observer):
             amax = self.quantizer.range_of(inputs)
             quantized = self.quantizer.quantized(inputs, amax)
             counts = counts * (inputs.abs() <= amax).all(-1, keepdim=True)
-        for total, each in zip(self.inputs, (inputs, quantized, torch.ones_like(inputs)), strict=True):
-            total += torch.where(counts > 0, each, 0).flatten(0, -2).sum(0, dtype=torch.float64)
+        for total, values in zip(self.inputs, (inputs, quantized, torch.ones_like(inputs)), strict=True):
+            total += torch.where(counts > 0, values, 0).flatten(0, -2).sum(0, dtype=torch.float64)
 
 
 def _sums(
@@ -110,24 +116,13 @@ def _sums(
 ) -> dict[str, Tensor]:
     """Return each Linear's sums over all batches and processes, on the host."""
     observers = {path: Sums(linear, model.device) for path, linear in linears.items()}
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(observing(model, {}))
-        for path, observer in observers.items():
-            hook = linears[path].register_forward_pre_hook(
-                lambda _, args, seen=observer: seen.collect(args[0])
-            )
-            stack.callback(hook.remove)
-        count = distributed.together(
-            lambda: feed_batches(model, batches, observers, padding_aware, None), model.device
-        )
+    count = feed_watched(model, linears, observers, batches, padding_aware, inputs=True)
     sums = distributed.sum_over_processes(
-        {path: each.inputs for path, each in observers.items()}, model.device
+        {path: observer.inputs for path, observer in observers.items()}, model.device
     )
     for path, observer in observers.items():
-        if not count and not distributed.is_distributed():
-            raise no_batch()
         if not observer.was_reached and not sums[path].any():
-            raise not_reached(path, count)
+            raise nothing_seen(path, observer.was_reached, count)
     return sums
 
 

@@ -96,7 +96,9 @@ class OperationComparison:
         for path, module in model.named_modules():
             paths = {name: f"{path}.{name}" for name, _ in module.named_children()}
             mine = {
-                name: each for name, each in paths.items() if each in self._ranges or each in self._chosen
+                name: quantizer
+                for name, quantizer in paths.items()
+                if quantizer in self._ranges or quantizer in self._chosen
             }
             if self._compared(mine):
                 hook = functools.partial(self._compare, mine)

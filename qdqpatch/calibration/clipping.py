@@ -14,6 +14,7 @@ from qdqpatch.calibration.selecting import Model, check_quantized, enabled_of, l
 from qdqpatch.config.quantizer import LARGEST
 from qdqpatch.errors import ConfigError
 from qdqpatch.nn.names import INPUT
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 
 def clip_gelu(model: Model, maximum: float) -> Model:
@@ -39,17 +40,32 @@ def clip_gelu(model: Model, maximum: float) -> Model:
         CalibrationError: If one of the quantizers has no range.
         Whatever is raised, the ranges are as they were.
     """
+    check_maximum(maximum)
+    ranges = {path: range_of(path, quantizer) for path, quantizer in inputs_to_clip(model).items()}
+    return load_ranges(model, {path: amax.clamp(max=maximum) for path, amax in ranges.items()})
+
+
+def check_maximum(maximum: float) -> None:
+    """Raise a `ConfigError` if there is no such maximum for `clip_gelu`."""
     is_number = isinstance(maximum, (int, float)) and not isinstance(maximum, bool)
     if not is_number or not 0 < maximum <= LARGEST:
         raise ConfigError(f"The maximum must be a positive number up to {LARGEST:.1e}, not {maximum!r}.")
+
+
+def inputs_to_clip(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Return the quantizers, by path, whose ranges `clip_gelu` clips.
+
+    Raises:
+        NotQuantizedError: If the model has no quantizer.
+        ConfigError: If there is nothing to clip.
+    """
     check_quantized(model)
     found = enabled_of(
         (f"{path}.{INPUT}", module._modules.get(INPUT)) for path, module in _feed_forward_outputs(model)
     )
     if not found:
         raise ConfigError("There is nothing to clip: no layer has a feed-forward with a quantized output.")
-    ranges = {path: range_of(path, quantizer) for path, quantizer in found.items()}
-    return load_ranges(model, {path: amax.clamp(max=maximum) for path, amax in ranges.items()})
+    return found
 
 
 def _feed_forward_outputs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

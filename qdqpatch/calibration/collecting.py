@@ -17,8 +17,7 @@ from qdqpatch.calibration.histogram import UNSEEN
 from qdqpatch.calibration.observing import (
     Observer,
     feed_batches,
-    no_batch,
-    not_reached,
+    nothing_seen,
     observing,
     on_device,
 )
@@ -119,15 +118,8 @@ def _checked(
     collected = {}
     for path, observer in observers.items():
         statistics = TensorStatistics.of(observer.histogram, observer.channel_amax, quantizers[path])
-        if statistics.amax == UNSEEN and not batches:
-            raise no_batch()
-        if statistics.amax == UNSEEN and observer.was_reached:
-            raise CalibrationError(
-                f"All that {path} saw is padding: the attention mask hides every position. Check the "
-                "batches, or pass padding_aware=False."
-            )
         if statistics.amax == UNSEEN:
-            raise not_reached(path, batches)
+            raise nothing_seen(path, observer.was_reached, batches)
         if statistics.amax == float("inf"):
             raise CalibrationError(
                 f"{path} saw NaN or infinity, so it has no range. Check weights and inputs."

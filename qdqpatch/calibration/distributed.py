@@ -47,7 +47,7 @@ def merge_maxima(maxima: Sequence[Tensor | None]) -> list[Tensor | None]:
     dist.all_gather_object(gathered, maxima)
     merged = []
     for found in zip(*gathered, strict=True):
-        there = [each for each in found if each is not None]
+        there = [maximum for maximum in found if maximum is not None]
         merged.append(functools.reduce(torch.maximum, there) if there else None)
     return merged
 

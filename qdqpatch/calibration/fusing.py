@@ -48,6 +48,21 @@ def fuse_qkv(model: Model) -> Model:
             configuration fixes another range of one.
         Whatever is raised, the ranges are as they were.
     """
+    fused = {}
+    for group in groups_to_fuse(model):
+        ranges = {path: range_of(path, quantizer) for path, quantizer in group.items()}
+        largest = _largest(ranges)
+        fused.update({path: largest.to(amax.device).reshape(amax.shape) for path, amax in ranges.items()})
+    return load_ranges(model, fused)
+
+
+def groups_to_fuse(model: nn.Module) -> list[dict[str, TensorQuantizer]]:
+    """Return the quantizers, by path, that `fuse_qkv` gives one range, group by group.
+
+    Raises:
+        NotQuantizedError: If the model has no quantizer.
+        ConfigError: If there is nothing to fuse.
+    """
     check_quantized(model)
     groups = [group for group in _qkv(model) if len(group) > 1]
     if not groups:
@@ -55,12 +70,7 @@ def fuse_qkv(model: Model) -> Model:
             "There is nothing to fuse: no self-attention has quantizers on query, key and value, nor "
             "per-tensor weights. QDQConfig(matmuls=True) quantizes the operands."
         )
-    fused = {}
-    for group in groups:
-        ranges = {path: range_of(path, quantizer) for path, quantizer in group.items()}
-        largest = _largest(ranges)
-        fused.update({path: largest.to(amax.device).reshape(amax.shape) for path, amax in ranges.items()})
-    return load_ranges(model, fused)
+    return groups
 
 
 def _largest(ranges: Mapping[str, Tensor]) -> Tensor:

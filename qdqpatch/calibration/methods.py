@@ -18,6 +18,15 @@ PERCENTILES = (99.0, 99.9, 99.99, 99.999)
 """The percentiles that `"auto"` compares, beside the other methods."""
 
 
+DEFAULT_PERCENTILE = 99.99
+"""How many percent of the magnitudes a range takes in unless another share is asked for."""
+
+
+def method_for(method: Method, share: float) -> Method:
+    """Return the method that is meant: `"auto"` and a share of one's own are `"percentile"` of that share."""
+    return "percentile" if method == "auto" and share != DEFAULT_PERCENTILE else method
+
+
 def check_method(method: str, share: float) -> None:
     """Raise a `ConfigError` if there is no such method, or no such percentile."""
     if method not in get_args(Method):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch.calibration import distributed
 from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.padding import POSITIONS, Padding
@@ -107,9 +108,12 @@ def observing(model: PreTrainedModel, observers: Mapping[str, Observer]) -> Iter
     """Let quantizers collect instead of quantize, and put everything back however it ends."""
     modes = {module: module.training for module in model.modules()}
     # A block computed in chunks would show tensors that no longer have the batch's positions.
-    chunks = {each: vars(each)[CHUNKED] for each in modes if isinstance(vars(each).get(CHUNKED), int)}
+    chunks = {module: vars(module)[CHUNKED] for module in modes if isinstance(vars(module).get(CHUNKED), int)}
     everything = dict(named_quantizers(model))
-    before = {path: (each._calibrator, each._if_calib, each._if_quant) for path, each in everything.items()}
+    before = {
+        path: (quantizer._calibrator, quantizer._if_calib, quantizer._if_quant)
+        for path, quantizer in everything.items()
+    }
     model.eval()
     for module in chunks:
         setattr(module, CHUNKED, 0)
@@ -133,7 +137,7 @@ def feed_batches(
     batches: Iterable[Mapping[str, Any]],
     observers: Mapping[str, Observer],
     padding_aware: bool,
-    held_back: list[Mapping[str, Any]] | None,
+    held_back: list[Mapping[str, Any]] | None = None,
 ) -> int:
     """Run the batches, but for those to hold back, and return how many there were."""
     count = 0
@@ -148,6 +152,40 @@ def feed_batches(
     if held_back is not None and count == 1:
         held_back.append(first_rows(batch, COMPARED_TOKENS))
     return count
+
+
+def feed_watched(
+    model: PreTrainedModel,
+    modules: Mapping[str, nn.Module],
+    observers: Mapping[str, Observer],
+    batches: Iterable[Mapping[str, Any]],
+    padding_aware: bool,
+    inputs: bool = False,
+) -> int:
+    """Run the float model on the batches, and show each observer what its module computes.
+
+    Args:
+        model: A quantized model; it is left as it was.
+        modules: What to look at, by path.
+        observers: Who looks, by the same paths.
+        batches: Keyword arguments for the model.
+        padding_aware: Whether observers are told which positions the attention mask hides.
+        inputs: Whether they are shown what the modules read, not what they return.
+
+    Returns:
+        How many batches there were in this process; it fails if another one does.
+    """
+    with ExitStack() as stack, torch.no_grad():
+        stack.enter_context(observing(model, {}))
+        for path, module in modules.items():
+
+            def show(_: nn.Module, given: Any, output: Tensor, observer: Observer = observers[path]) -> None:
+                observer.collect(given[0] if inputs else output)
+
+            stack.callback(module.register_forward_hook(show).remove)
+        return distributed.together(
+            lambda: feed_batches(model, batches, observers, padding_aware), model.device
+        )
 
 
 def first_rows(batch: Mapping[str, Any], tokens: int) -> dict[str, Any]:
@@ -179,8 +217,15 @@ def no_batch() -> CalibrationError:
     return CalibrationError("There was no calibration batch. An iterator can be used only once.")
 
 
-def not_reached(path: str, batches: int) -> CalibrationError:
-    """Return the error that none of the batches reached what stands at the path."""
+def nothing_seen(path: str, was_reached: bool, batches: int) -> CalibrationError:
+    """Return the error that says why what stands at the path saw no data in so many batches."""
+    if not batches:
+        return no_batch()
+    if was_reached:
+        return CalibrationError(
+            f"All that {path} saw is padding: the attention mask hides every position. Check the batches, or "
+            "pass padding_aware=False."
+        )
     return CalibrationError(
         f"{path} saw no tensor in {batches} batches: their inputs do not reach it. Add the inputs it needs "
         "(encoder_hidden_states for cross-attention), or turn it off with an override."

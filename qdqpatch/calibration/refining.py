@@ -25,11 +25,12 @@ from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.candidates import SMALLEST_NORM
 from qdqpatch.calibration.observing import HELD_BACK, no_batch, observing, on_device
 from qdqpatch.calibration.padding import Padding
+from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.nn.learned import LSQQuantizer
 from qdqpatch.nn.names import is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
-from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Batch = Mapping[str, Any]
@@ -69,52 +70,81 @@ def refine_ranges(
         CalibrationError: If there is no batch, a quantizer has no range, or an output is NaN or infinite.
         Whatever is raised, the model is as it was.
     """
-    if type(epochs) is not int or epochs < 1:
-        raise ConfigError(f"epochs must be a positive integer, not {epochs!r}.")
-    if not can_refine(model):
-        raise ConfigError(f"{type(model).__name__} has no layer with a range to refine.")
-    quantizers, layers = _learnable(model), _layers(model)
-    before = torch.stack([_amax(quantizer) for quantizer in quantizers])
-    reconstruction = _Reconstruction(model, layers, padding_aware)
-    given: list[Batch] = []
-
-    def learn() -> Tensor:
-        given.extend(as_tensors(batches))
-        learned = [each for place, each in enumerate(given, start=1) if place % HELD_BACK != 2]
-        moved = (
-            _learn(reconstruction, quantizers, learned, epochs, step) if learned else torch.zeros_like(before)
-        )
-        return torch.stack([moved, torch.ones_like(moved)]) * len(learned)
-
-    def error() -> Tensor:
-        return reconstruction.error(
-            [each for place, each in enumerate(given, start=1) if place % HELD_BACK == 2 or len(given) == 1]
-        )
-
-    def summed(work: Callable[[], Tensor]) -> Tensor:
-        result = distributed.together(work, model.device)
-        return distributed.sum_over_processes({"": result}, model.device)[""].to(before.device)
-
-    try:
-        with observing(model, {}):
-            moved, count = summed(learn)
-            if not bool(count.all()):
-                raise no_batch()
-            refined = before * (moved / count).exp()
-            errors = []
-            for ranges in (before, refined):
-                _load(quantizers, ranges)
-                errors.append(float(summed(error)))
-    except BaseException:
-        _load(quantizers, before)
-        raise
-    _load(quantizers, refined if errors[1] < errors[0] else before)
+    check_epochs(epochs)
+    check_can_refine(model)
+    check_have_ranges(enabled_quantizers(model))
+    quantizers = list(_learnable(model).values())
+    before = torch.stack([quantizer._amax.detach().clone() for quantizer in quantizers])
+    reconstruction = _Reconstruction(model, _layers(model), padding_aware)
+    with restored_if_raised(model, ()), observing(model, {}):
+        given = distributed.together(lambda: list(as_tensors(batches)), model.device)
+        learned, held_back = _split(given)
+        moved = _mean_moved(reconstruction, quantizers, learned, epochs, step)
+        refined = before * moved.exp()
+        errors = []
+        for ranges in (before, refined):
+            _load(quantizers, ranges)
+            errors.append(float(_total(model, lambda: reconstruction.error(held_back))))
+        _load(quantizers, refined if errors[1] < errors[0] else before)
     return model
 
 
 def can_refine(model: nn.Module) -> bool:
-    """Return whether a calibrated model has ranges for `refine_ranges`, and layers to judge them by."""
+    """Return whether a model has, or will have, ranges for `refine_ranges`, and layers to judge them by."""
     return bool(_learnable(model)) and bool(_layers(model))
+
+
+def check_can_refine(model: nn.Module) -> None:
+    """Raise a `ConfigError` if there is nothing to refine."""
+    if not can_refine(model):
+        raise ConfigError(f"{type(model).__name__} has no layer with a range to refine.")
+
+
+def check_epochs(epochs: object, name: str = "epochs") -> None:
+    """Raise a `ConfigError` if a number of epochs is none."""
+    if type(epochs) is not int or epochs < 1:
+        raise ConfigError(f"{name} must be a positive integer, not {epochs!r}.")
+
+
+def _split(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Return the batches to learn from and those to judge by, as the method `"auto"` holds them back."""
+    learned: list[Batch] = []
+    held_back: list[Batch] = []
+    for place, batch in enumerate(batches, start=1):
+        (held_back if place % HELD_BACK == 2 else learned).append(batch)
+    return learned, held_back if len(batches) > 1 else batches
+
+
+def _mean_moved(
+    reconstruction: _Reconstruction,
+    quantizers: Sequence[TensorQuantizer],
+    batches: list[Batch],
+    epochs: int,
+    step: Step,
+) -> Tensor:
+    """Let each process learn, and return the mean of what is to be added to the logarithm of each range.
+
+    Processes count by their batches.
+    """
+    model = reconstruction.model
+
+    def learn() -> Tensor:
+        if not batches:
+            return torch.zeros(2, len(quantizers), device=model.device)
+        moved = _learn(reconstruction, quantizers, batches, epochs, step)
+        return torch.stack([moved, torch.ones_like(moved)]) * len(batches)
+
+    moved, count = _total(model, learn)
+    if not bool(count.all()):
+        raise no_batch()
+    mean: Tensor = moved / count
+    return mean
+
+
+def _total(model: PreTrainedModel, work: Callable[[], Tensor]) -> Tensor:
+    """Return the sum of what the processes compute; it fails in all if it fails in one."""
+    result = distributed.together(work, model.device)
+    return distributed.sum_over_processes({"": result}, model.device)[""].to(result.device)
 
 
 class _Reconstruction:
@@ -127,14 +157,14 @@ class _Reconstruction:
     """
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[nn.Module], padding_aware: bool) -> None:
-        self._model = model
+        self.model = model
         self._layers = layers
         self._padding_aware = padding_aware
         self._quantizers = list(enabled_quantizers(model).values())
 
     def loss(self, batch: Batch) -> Tensor:
         """Return the squared error relative to the float output, the mean over layers and data, 0-dim."""
-        inputs = on_device(batch, self._model.device)
+        inputs = on_device(batch, self.model.device)
         with torch.no_grad():
             expected = self._outputs(inputs)
         with self._quantizing():
@@ -152,7 +182,7 @@ class _Reconstruction:
         """Return the sum of the losses."""
         with torch.no_grad():
             losses = [self.loss(batch) for batch in batches]
-            return torch.stack(losses).sum() if losses else torch.zeros((), device=self._model.device)
+            return torch.stack(losses).sum() if losses else torch.zeros((), device=self.model.device)
 
     def _outputs(self, inputs: Mapping[str, Any]) -> list[Tensor]:
         outputs: list[Tensor] = []
@@ -162,18 +192,18 @@ class _Reconstruction:
                     lambda _, __, output: outputs.append(output if isinstance(output, Tensor) else output[0])
                 )
                 stack.callback(hook.remove)
-            self._model(**inputs)
+            self.model(**inputs)
         return outputs
 
     @contextmanager
     def _quantizing(self) -> Iterator[None]:
-        for each in self._quantizers:
-            each._if_quant = True
+        for quantizer in self._quantizers:
+            quantizer._if_quant = True
         try:
             yield
         finally:
-            for each in self._quantizers:
-                each._if_quant = False
+            for quantizer in self._quantizers:
+                quantizer._if_quant = False
 
 
 def _learn(
@@ -184,7 +214,7 @@ def _learn(
     step: Step,
 ) -> Tensor:
     """Return what is to be added to the logarithm of each range, fp32, shape `(quantizers,)`."""
-    start = torch.stack([_amax(quantizer) for quantizer in quantizers])
+    start = torch.stack([quantizer._amax.detach().clone() for quantizer in quantizers])
     with torch.inference_mode(False):
         moved = torch.zeros_like(start)
     optimizer = torch.optim.Adam([moved], lr=RATE)
@@ -195,7 +225,7 @@ def _learn(
     ]
     with (
         torch.inference_mode(False),
-        _learning(reconstruction._model, quantizers),
+        _learning(reconstruction.model, quantizers),
         torch.enable_grad(),
     ):
         for done, place in enumerate(places):
@@ -246,32 +276,26 @@ def _learning(model: nn.Module, quantizers: Sequence[TensorQuantizer]) -> Iterat
             parameter.grad = gradient
 
 
-def _learnable(model: nn.Module) -> list[TensorQuantizer]:
-    """Return the quantizers of activations with one range for the whole tensor that may move."""
-    found = []
-    for path, quantizer in enabled_quantizers(model).items():
-        if quantizer.amax is None:
-            raise CalibrationError(f"{path} has no range yet: call qdqpatch.calibrate(model, batches) first.")
-        if not is_weight(path) and quantizer.amax.dim() == 0 and not quantizer.is_fixed:
-            found.append(quantizer)
-    return found
+def _learnable(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Return the quantizers of activations with one range for the whole tensor that may move, by path."""
+    return {
+        path: quantizer
+        for path, quantizer in enabled_quantizers(model).items()
+        if not is_weight(path)
+        and not quantizer.is_fixed
+        and (quantizer.axis is None if quantizer.amax is None else quantizer.amax.dim() == 0)
+    }
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
     """Return the members of the model's lists of layers that hold quantizers."""
-    lists = (each for each in model.modules() if isinstance(each, nn.ModuleList))
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     return [
         layer
-        for each in lists
-        for layer in each
+        for layers in lists
+        for layer in layers
         if any(isinstance(module, TensorQuantizer) for module in layer.modules())
     ]
-
-
-def _amax(quantizer: TensorQuantizer) -> Tensor:
-    amax = quantizer.amax
-    assert amax is not None, "only quantizers with a range are refined"
-    return amax.clone()
 
 
 def _load(quantizers: Iterable[TensorQuantizer], ranges: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
+from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, no_range
 from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import is_quantized
@@ -53,7 +53,7 @@ def range_of(path: str, quantizer: TensorQuantizer) -> Tensor:
         CalibrationError: If it has none.
     """
     if quantizer.amax is None:
-        raise CalibrationError(f"{path} has no range yet: call qdqpatch.calibrate(model, batches) first.")
+        raise CalibrationError(no_range([path]))
     return quantizer.amax
 
 

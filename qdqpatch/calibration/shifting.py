@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,15 +28,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch.calibration.channels import Channels, collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
-from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
 from qdqpatch.calibration.smoothing import find_attentions
-from qdqpatch.errors import CalibrationError, NotQuantizedError, UnsupportedModelError
+from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, LOCAL, MATMUL, RESIDUAL
-from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
-from qdqpatch.nn.toolkit import QuantDescriptor
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.rules import RULES
 from qdqpatch.rules.adds import ResidualAdds
@@ -86,24 +83,47 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
         CalibrationError: If there is no batch, or a tensor saw no data, NaN or infinity.
         Whatever is raised, the model is as it was.
     """
-    if not is_quantized(model):
-        raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
-    shifts = find_shifts(model)
-    if not shifts:
-        raise UnsupportedModelError(f"There is nothing to shift in {type(model).__name__}.")
-    stale = [quantizer for each in shifts for quantizer in each.quantizers]
-    check_forgettable(model, stale, "shift")
-    channels = _channels(model, shifts, batches, padding_aware)
+    shifts = shifts_to_make(model)
+    sources = {place.path: place.source for place in shifts}
+    channels = collect_channels(model, sources, batches, padding_aware)
     changes: dict[nn.Parameter, Tensor] = {}
-    for each in shifts:
-        for bias, change in _changes(each, channels[each.path]):
+    for place in shifts:
+        for bias, change in _changes(place, channels[place.path]):
             before = changes.get(bias)
             changes[bias] = change if before is None else before + change
     with torch.no_grad():
         for bias, change in changes.items():
             bias.copy_(bias.double() + change)
-    forget_ranges(model, stale)
+    forget_ranges(model, _stale(shifts))
     return model
+
+
+def shifts_to_make(model: nn.Module) -> tuple[Shift, ...]:
+    """Return what `shift` moves.
+
+    Raises:
+        NotQuantizedError: If the model has no quantizer.
+        UnsupportedModelError: If there is nothing.
+        ConfigError: If a range that must be dropped is learned.
+    """
+    if not is_quantized(model):
+        raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
+    shifts = find_shifts(model)
+    if not shifts:
+        raise UnsupportedModelError(f"There is nothing to shift in {type(model).__name__}.")
+    check_forgettable(model, _stale(shifts), "shift")
+    return shifts
+
+
+def _stale(shifts: Iterable[Shift]) -> list[TensorQuantizer]:
+    """Return the quantizers whose ranges no longer fit afterwards."""
+    return [quantizer for place in shifts for quantizer in place.quantizers]
+
+
+def changed_parameters(shifts: Iterable[Shift]) -> list[nn.Parameter]:
+    """Return every bias that making these shifts changes."""
+    modules = (module for place in shifts for module in (place.source, *place.readers, *place.added))
+    return list(dict.fromkeys(module.bias for module in modules))
 
 
 def find_shifts(model: nn.Module) -> tuple[Shift, ...]:
@@ -119,9 +139,9 @@ def find_shifts(model: nn.Module) -> tuple[Shift, ...]:
         )
 
     return tuple(
-        each
-        for each in (*_values(model), *_inside_layers(model))
-        if all(usable(module) for module in (each.source, *each.readers, *each.added))
+        place
+        for place in (*_values(model), *_inside_layers(model))
+        if all(usable(module) for module in (place.source, *place.readers, *place.added))
     )
 
 
@@ -141,8 +161,8 @@ def _inside_layers(model: nn.Module) -> Iterator[Shift]:
     them; with cross-attention, which may be there or not from call to call, it has more.
     """
     models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    rules = {rule for each in models for rule in RULES.get(each.config.model_type, ())}
-    blocks = tuple(each for rule in rules if isinstance(rule, ResidualAdds) for each in rule.inside)
+    rules = {rule for part in models for rule in RULES.get(part.config.model_type, ())}
+    blocks = tuple(block for rule in rules if isinstance(rule, ResidualAdds) for block in rule.inside)
     for path, layers in model.named_modules():
         for index, layer in layers.named_children() if isinstance(layers, nn.ModuleList) else ():
             adds = {name: module for name, module in layer.named_modules() if isinstance(module, blocks)}
@@ -168,94 +188,20 @@ def _inside_layers(model: nn.Module) -> Iterator[Shift]:
 def _quantizers(*places: tuple[nn.Module, str]) -> tuple[TensorQuantizer, ...]:
     """Return those of the quantizers that are there, each named by its module and its name in it."""
     found = (module._modules.get(name) for module, name in places)
-    return tuple(each for each in found if isinstance(each, TensorQuantizer))
+    return tuple(quantizer for quantizer in found if isinstance(quantizer, TensorQuantizer))
 
 
-class Channels(Observer):
-    """The smallest, the largest and the mean value of each channel.
-
-    Args:
-        device: Where to compute them.
-
-    Attributes:
-        bounds: The negated smallest values and the largest, fp32, shape `(2, channels)`; None before data.
-        sums: The sums of the values, then their number, float64, shape `(channels + 1,)`; None likewise.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__("", TensorQuantizer(QuantDescriptor(axis=-1)), device)
-        self.bounds: Tensor | None = None
-        self.sums: Tensor | None = None
-
-    def collect(self, inputs: Tensor) -> None:
-        """Take a tensor of shape `(batch, positions, channels)` into account."""
-        self.was_reached = True
-        values = at_least_fp32(self.batch.data(inputs)).flatten(0, -2)
-        if not len(values):
-            return
-        low, high = torch.aminmax(values, dim=0)
-        bounds = torch.stack([-low, high])
-        sums = values.sum(0, dtype=torch.float64)
-        sums = torch.cat([sums, sums.new_full((1,), len(values))])
-        if self.bounds is None or self.sums is None:
-            self.bounds, self.sums = bounds, sums
-        else:
-            self.bounds, self.sums = torch.maximum(self.bounds, bounds), self.sums + sums
-
-
-def _channels(
-    model: PreTrainedModel,
-    shifts: Iterable[Shift],
-    batches: Iterable[Mapping[str, Any]],
-    padding_aware: bool,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the bounds and the mean of each tensor's channels, of all batches and processes."""
-    observers = {each.path: Channels(model.device) for each in shifts}
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(observing(model, {}))
-        for each in shifts:
-            hook = each.source.register_forward_hook(
-                lambda _, __, output, seen=observers[each.path]: seen.collect(output)
-            )
-            stack.callback(hook.remove)
-        count = distributed.together(
-            lambda: feed_batches(model, batches, observers, padding_aware, None), model.device
-        )
-    bounds = [observer.bounds for observer in observers.values()]
-    sums = {path: observer.sums for path, observer in observers.items()}
-    if distributed.is_distributed():
-        bounds = distributed.merge_maxima(bounds)
-        empty = {
-            path: torch.zeros(each.source.bias.numel() + 1, dtype=torch.float64)
-            for path, each in zip(observers, shifts, strict=True)
-        }
-        sums = dict(
-            distributed.sum_over_processes(
-                {path: empty[path] if each is None else each for path, each in sums.items()}, model.device
-            )
-        )
-    found = {}
-    for (path, total), limits in zip(sums.items(), bounds, strict=True):
-        if limits is None or total is None:
-            raise no_batch() if not count else not_reached(path, count)
-        if not bool(limits.isfinite().all()):
-            raise CalibrationError(f"{path} computed NaN or infinity. Check weights and inputs.")
-        found[path] = limits.double().cpu(), (total[:-1] / total[-1]).cpu()
-    return found
-
-
-def _changes(each: Shift, channels: tuple[Tensor, Tensor]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+def _changes(place: Shift, channels: Channels) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Yield the biases that change, with what is added to each, in float64."""
-    (negated_low, high), mean = channels
-    if each.added:
+    if place.added:
         # As far as it takes for no channel to reach beyond the widest one's half.
-        half = ((high + negated_low) / 2).max()
-        constant = (high - half).clamp(min=0) - (negated_low - half).clamp(min=0)
+        half = ((channels.high - channels.low) / 2).max()
+        constant = (channels.high - half).clamp(min=0) - (-channels.low - half).clamp(min=0)
     else:
-        constant = mean
-    constant = constant.to(each.source.bias.device)
-    yield each.source.bias, -constant
-    for reader in each.readers:
+        constant = channels.mean
+    constant = constant.to(place.source.bias.device)
+    yield place.source.bias, -constant
+    for reader in place.readers:
         yield reader.bias, reader.weight.detach().double() @ constant
-    for linear in each.added:
+    for linear in place.added:
         yield linear.bias, constant

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -29,14 +28,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch.calibration.channels import collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
-from qdqpatch.calibration.observing import Observer, feed_batches, no_batch, not_reached, observing
-from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, UnsupportedModelError
+from qdqpatch.errors import ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, MATMUL, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
-from qdqpatch.nn.toolkit import QuantDescriptor
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.rules.base import Miss
 
@@ -101,21 +98,55 @@ def smooth(
     """
     if not 0 <= strength <= 1:
         raise ConfigError(f"strength must be between 0 and 1, not {strength!r}.")
+    attentions = attentions_to_smooth(model)
+    projections = {
+        f"{attention.path}.{name}": getattr(attention, name)
+        for attention in attentions
+        for name in PROJECTIONS
+    }
+    channels = collect_channels(model, projections, batches, padding_aware)
+    maxima = {
+        linear: channels[path].amax.float().to(linear.weight.device) for path, linear in projections.items()
+    }
+    changes = [change for attention in attentions for change in _changes(attention, maxima, strength)]
+    with torch.no_grad():
+        for parameter, changed in changes:
+            parameter.copy_(changed)
+    forget_ranges(model, _stale(attentions))
+    return model
+
+
+def attentions_to_smooth(model: nn.Module) -> list[Attention]:
+    """Return the attentions that `smooth` rescales.
+
+    Raises:
+        NotQuantizedError: If the model has no quantizer.
+        UnsupportedModelError: If there is none.
+        ConfigError: If a range that must be dropped is learned.
+    """
     if not is_quantized(model):
         raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
     attentions, misses = find_attentions(model)
     if not attentions:
         reason = f"{misses[0].path}: {misses[0].reason}" if misses else "it has no quantized attention matmul"
         raise UnsupportedModelError(f"There is nothing to smooth in {type(model).__name__}: {reason}.")
-    stale = [quantizer for attention in attentions for quantizer in attention.quantizers]
-    check_forgettable(model, stale, "smooth")
-    maxima = _channel_maxima(model, attentions, batches, padding_aware)
-    changes = [change for attention in attentions for change in _changes(attention, maxima, strength)]
-    with torch.no_grad():
-        for parameter, changed in changes:
-            parameter.copy_(changed)
-    forget_ranges(model, stale)
-    return model
+    check_forgettable(model, _stale(attentions), "smooth")
+    return attentions
+
+
+def _stale(attentions: Iterable[Attention]) -> list[TensorQuantizer]:
+    """Return the quantizers whose ranges no longer fit afterwards."""
+    return [quantizer for attention in attentions for quantizer in attention.quantizers]
+
+
+def changed_parameters(attentions: Iterable[Attention]) -> list[nn.Parameter]:
+    """Return the parameters of what rescaling these attentions changes."""
+    return [
+        parameter
+        for attention in attentions
+        for linear in (attention.query, attention.key, attention.value, attention.output)
+        for parameter in linear.parameters()
+    ]
 
 
 def find_attentions(model: nn.Module) -> tuple[list[Attention], list[Miss]]:
@@ -140,9 +171,9 @@ def find_attentions(model: nn.Module) -> tuple[list[Attention], list[Miss]]:
 def _reason(attention: nn.Module, linears: list[nn.Module | None], users: Counter[int]) -> str:
     """Return why an attention cannot be rescaled; empty if it can."""
     # A subclass, as of an adapter or with a parametrization, may compute something else from its weight.
-    if len(linears) != 4 or any(type(each) not in (nn.Linear, QuantLinear) for each in linears):
+    if len(linears) != 4 or any(type(linear) not in (nn.Linear, QuantLinear) for linear in linears):
         return "it has not three plain Linears query, key and value and beside it one plain `dense`"
-    query, key, value, output = (each.weight.shape for each in linears)  # type: ignore[union-attr]
+    query, key, value, output = (linear.weight.shape for linear in linears)  # type: ignore[union-attr]
     if query[0] != key[0] or value[0] != output[1]:  # type: ignore[index]
         return "its heads of query and key, or of value and output, are not one to one"
     for name, child in attention.named_children():
@@ -159,44 +190,6 @@ def _affected(attention: nn.Module, linears: list[nn.Module | None]) -> tuple[Te
     children += [linear._modules.get(WEIGHT) for linear in linears if linear]
     children += [linear._modules.get(INPUT) for linear in linears[3:] if linear]
     return tuple(child for child in children if isinstance(child, TensorQuantizer))
-
-
-def _channel_maxima(
-    model: PreTrainedModel,
-    attentions: Iterable[Attention],
-    batches: Iterable[Mapping[str, Any]],
-    padding_aware: bool,
-) -> dict[nn.Module, Tensor]:
-    """Return the largest magnitude of every output channel of the projections, shape `(channels,)`."""
-    paths = {
-        getattr(attention, name): f"{attention.path}.{name}"
-        for attention in attentions
-        for name in PROJECTIONS
-    }
-    per_channel = TensorQuantizer(QuantDescriptor(axis=-1))
-    observers = {linear: Observer("", per_channel, model.device) for linear in paths}
-    named = {paths[linear]: observer for linear, observer in observers.items()}
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(observing(model, {}))
-        for linear, observer in observers.items():
-            hook = linear.register_forward_hook(lambda _, __, output, seen=observer: seen.collect(output))
-            stack.callback(hook.remove)
-        count = distributed.together(
-            lambda: feed_batches(model, batches, named, padding_aware, None), model.device
-        )
-    maxima = [observer.channel_amax for observer in observers.values()]
-    if distributed.is_distributed():
-        maxima = distributed.merge_maxima(maxima)
-    if not count and all(each is None for each in maxima):
-        raise no_batch()
-    found = {}
-    for (linear, path), amax in zip(paths.items(), maxima, strict=True):
-        if amax is None:
-            raise not_reached(path, count)
-        if not bool(amax.isfinite().all()):
-            raise CalibrationError(f"{path} computed NaN or infinity. Check weights and inputs.")
-        found[linear] = amax.flatten().to(linear.weight.device)
-    return found
 
 
 def _changes(

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qdqpatch.calibration.histogram import Histogram
-from qdqpatch.calibration.methods import Method, bins_in_range, check_method
+from qdqpatch.calibration.methods import DEFAULT_PERCENTILE, Method, bins_in_range, check_method
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer
 
@@ -64,7 +64,7 @@ class TensorStatistics:
             channel_amax,
         )
 
-    def best_range(self, method: Method, percentile: float = 99.99) -> Tensor:
+    def best_range(self, method: Method, percentile: float = DEFAULT_PERCENTILE) -> Tensor:
         """Return the range that a method chooses, fp32, never beyond the largest magnitude.
 
         A quantizer with a range per channel gets its maxima, whatever the method; one that no batch held
@@ -118,7 +118,7 @@ class Statistics(Mapping[str, TensorStatistics]):
             }
         )
 
-    def ranges(self, method: Method = "percentile", percentile: float = 99.99) -> dict[str, Tensor]:
+    def ranges(self, method: Method = "auto", percentile: float = DEFAULT_PERCENTILE) -> dict[str, Tensor]:
         """Search the range of every quantizer.
 
         Args:
@@ -126,7 +126,7 @@ class Statistics(Mapping[str, TensorStatistics]):
                 stays below; `"mse"`, the smallest mean squared error; `"entropy"`, the smallest
                 Kullback-Leibler divergence; or `"auto"`, the one of all these that preserved the
                 operation's result best.
-            percentile: The share, in percent, for `"percentile"`.
+            percentile: The share, in percent, for `"percentile"`, and for what nothing was compared of.
 
         Returns:
             The ranges by path: fp32, 0-dim, or shaped for a quantizer with a range per channel.

@@ -5,29 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 from rich.console import Console
-from rich.progress import track
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qdqpatch.calibration import (
-    Statistics,
-    calibrate,
-    clip_gelu,
-    collect,
-    correct_biases,
-    fuse_qkv,
-    refine_ranges,
-    shift,
-    smooth,
-)
-from qdqpatch.calibration.methods import Method
+from qdqpatch.calibration.methods import DEFAULT_PERCENTILE, Method
+from qdqpatch.calibration.ptq import Listener, ptq
+from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.cli.common import Command, progress_bar
 from qdqpatch.cli.numbers import PositiveFloat
@@ -94,7 +83,7 @@ OPTIONS = (
     ),
     _option(
         "--percentile",
-        default=99.99,
+        default=DEFAULT_PERCENTILE,
         show_default=True,
         type=click.FloatRange(0, 100, min_open=True),
         help="How many percent of the values a range takes in; sets --method percentile.",
@@ -194,46 +183,54 @@ class Calibration:
         )
         if not self.length_given:
             warn_if_short(batches, served_length(tokenizer, model))
-        with_bar = functools.partial(_Tracked, batches, console)
-        if self.smooth:
-            smooth(model, with_bar("Smoothing"))
-        if self.shift:
-            shift(model, with_bar("Shifting"))
-        statistics = collect(model, with_bar("Calibrating"), compare=self.method == "auto")
-        calibrate(model, statistics, method=self.method, percentile=self.percentile)
-        if self.refine is not None:
-            with progress_bar(console) as bar:
-                task = bar.add_task("Refining the ranges", total=None)
-                refine_ranges(
-                    model,
-                    batches,
-                    epochs=self.refine,
-                    step=lambda done, total: bar.update(task, completed=done, total=total),
-                )
-        if self.fuse_qkv:
-            fuse_qkv(model)
-        if self.clip_gelu is not None:
-            clip_gelu(model, self.clip_gelu)
-        if self.correct_biases:
-            correct_biases(model, with_bar("Correcting biases"))
-        return statistics
+        with _Bar(console) as bar:
+            ptq(
+                model,
+                batches,
+                method=self.method,
+                percentile=self.percentile,
+                smooth=self.smooth,
+                shift=self.shift,
+                refine=self.refine or 0,
+                fuse_qkv=self.fuse_qkv,
+                clip_gelu=self.clip_gelu,
+                correct_biases=self.correct_biases,
+                listener=bar,
+            )
+        return bar.statistics
 
 
-class _Tracked:
-    """Batches that show a progress bar each time that they are iterated over."""
+class _Bar(Listener):
+    """Shows how calibration goes on: one bar, which begins anew with each step.
 
-    def __init__(self, batches: TextBatches, console: Console, title: str) -> None:
-        self._batches = batches
-        self._console = console
-        self._title = title
+    Attributes:
+        statistics: What the quantizers saw.
+    """
 
-    def __len__(self) -> int:
-        return len(self._batches)
+    statistics: Statistics
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        console = self._console
-        hidden = console.quiet or not console.is_terminal
-        yield from track(self._batches, self._title, console=console, disable=hidden, transient=True)
+    def __init__(self, console: Console) -> None:
+        self._bar = progress_bar(console)
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Begin a step."""
+        self._bar.reset(self._task, total=None, description=text)
+
+    def step(self, done: int, total: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=done, total=total)
+
+    def collected(self, statistics: Statistics) -> None:
+        """Keep what the quantizers saw."""
+        self.statistics = statistics
 
 
 def calibration_options(command: Command) -> Command:

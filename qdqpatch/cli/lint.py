@@ -65,9 +65,9 @@ def _verdict(report: LintReport, site: Site) -> str:
     found = report.of(site)
     if not found:
         return "fine"
-    effects = {each.rule.effect for each in found}
-    worst = next(each for each in ("refused", "stays float", "slower") if each in effects)
-    return f"{worst}: {', '.join(each.rule.name for each in found)}"
+    effects = {finding.rule.effect for finding in found}
+    worst = next(effect for effect in ("refused", "stays float", "slower") if effect in effects)
+    return f"{worst}: {', '.join(finding.rule.name for finding in found)}"
 
 
 def _summary(file: Path, report: LintReport) -> str:
@@ -75,6 +75,6 @@ def _summary(file: Path, report: LintReport) -> str:
         return f"{file.name} breaks no rule of {report.target}: {len(report.sites)} operations are fine."
     fine = Counter(site.operation for site in report.sites if not report.of(site))
     counts = Counter(site.operation for site in report.sites)
-    parts = ", ".join(f"{fine[each]} of {count} ({each})" for each, count in counts.items())
+    parts = ", ".join(f"{fine[name]} of {count} ({name})" for name, count in counts.items())
     rules = f"{len(report.broken)} rule{'s' * (len(report.broken) > 1)}"
     return f"{file.name} breaks {rules} of {report.target}. Fine: {parts}."

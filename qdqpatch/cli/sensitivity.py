@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import calibrate
+from qdqpatch.calibration import ptq
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
@@ -22,10 +22,9 @@ from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.engines.device import to_fastest_device
-from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError
+from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
 from qdqpatch.evaluation.predicting import batches
-from qdqpatch.patching.apply import enabled_quantizers
-from qdqpatch.patching.quantize import quantize
+from qdqpatch.patching.apply import enabled_quantizers, without_range
 from qdqpatch.report.figures import check_can_plot, check_can_write, replace_file
 from qdqpatch.sensitivity import MixedPrecision, Sensitivity, measure, search
 from qdqpatch.sensitivity.chart import write_chart
@@ -142,10 +141,9 @@ def sensitivity(
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:
-        quantize(model, config)
         chosen = draw(everything, CALIBRATION, seed)
         with console.status(f"Calibrating with {len(chosen)} of {len(everything)} examples"):
-            calibrate(model, batches(task, task.features(chosen), batch_size), method="auto")
+            ptq(model, batches(task, task.features(chosen), batch_size), config)
         console.print(f"Calibrated with {len(chosen)} of {len(everything)} examples of the data.")
     _check_calibrated(ckpt, model)
     with progress_bar(console) as bar:
@@ -187,12 +185,9 @@ def _read(
 
 
 def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:
-    unset = [path for path, quantizer in enabled_quantizers(model).items() if quantizer.amax is None]
-    if unset:
-        raise CalibrationError(
-            f"{ckpt} is not calibrated: {len(unset)} quantizers have no range. Convert it again with "
-            "--calib, or name the float checkpoint, which is calibrated here."
-        )
+    if unset := without_range(enabled_quantizers(model)):
+        remedy = "Convert it again with --calib, or name the float checkpoint, which is calibrated here."
+        raise CalibrationError(f"{ckpt} is not calibrated: {no_range(unset, remedy)}")
 
 
 def _stepping(bar: Progress) -> Step:

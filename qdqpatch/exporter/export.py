@@ -16,7 +16,7 @@ from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
 from qdqpatch.nn.names import is_weight
-from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
 if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
     from qdqpatch.exporter.result import Export
@@ -131,13 +131,6 @@ def _require(packages: Iterable[str]) -> None:
 
 
 def _check_ranges(model: PreTrainedModel) -> None:
-    without = [
-        path
-        for path, quantizer in enabled_quantizers(model).items()
-        if quantizer.amax is None and not is_weight(path)
-    ]
-    if without:
-        raise ExportError(
-            f"{len(without)} quantizers have no range, the first one {without[0]}. Calibrate the model "
-            "before it is exported: qdqpatch.calibrate(model, batches), or qdqpatch convert --calib FILE."
-        )
+    quantizers = enabled_quantizers(model)
+    activations = {path: quantizer for path, quantizer in quantizers.items() if not is_weight(path)}
+    check_have_ranges(activations, ExportError)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from qdqpatch.errors import ExportError
+from qdqpatch.errors import ExportError, no_range
 from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
@@ -46,7 +46,7 @@ def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
         ExportError: If it has no range, or its levels are none that QuantizeLinear has.
     """
     if quantizer.amax is None:
-        raise ExportError(f"{path} has no range: calibrate the model before it is exported.")
+        raise ExportError(no_range([path]))
     if quantizer.amax.dim():
         raise ExportError(f"{path} has a range per channel, which no engine's integer matmul takes.")
     if quantizer.bounds[0] == -127:

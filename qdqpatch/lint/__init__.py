@@ -67,7 +67,9 @@ class LintReport:
                     "path": site.path,
                     "operation": site.operation,
                     "operator": site.op_type,
-                    "findings": [{"rule": each.rule.name, "detail": each.detail} for each in self.of(site)],
+                    "findings": [
+                        {"rule": finding.rule.name, "detail": finding.detail} for finding in self.of(site)
+                    ],
                 }
                 for site in self.sites
             ],

@@ -10,13 +10,21 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from qdqpatch.errors import CheckpointError
+from qdqpatch.lint.fused import FUSED, fused_sites
 from qdqpatch.lint.naming import module_of, owner_of
-from qdqpatch.lint.operands import INPUTS, inputs_of, read_operands
-from qdqpatch.lint.outputs import SCORES, is_quantized_alone, norms_after, quantized_before
+from qdqpatch.lint.operands import INPUTS, inputs_of, read_bias, read_operands
+from qdqpatch.lint.outputs import (
+    SCORES,
+    is_float_gemm,
+    is_quantized_alone,
+    norms_after,
+    quantized_before,
+    with_bias,
+)
 from qdqpatch.lint.sites import Operation, Site
 from qdqpatch.lint.walk import QDQ, everything_after, everything_before, first_readers, is_constant
 
-_SUMS = frozenset({"Add", "Sum", "SkipLayerNormalization"})
+_SUMS = frozenset({"Add", "Sum", "SkipLayerNormalization", "QLinearAdd"})
 _NUMBERED: dict[Operation, str] = {
     "linear": "linear",
     "query x key": "attention",
@@ -35,14 +43,17 @@ def read_sites(path: Path) -> list[Site]:
     Raises:
         CheckpointError: If the file cannot be read, or there is no encoder in it.
     """
-    nodes = list(_load(path))
+    graph = _load(path)
+    nodes = list(graph)
+    fixed = all(value.shape is not None and value.shape.is_static() for value in graph.inputs)
     linears = {node: module_of(node, inputs_of(node)[1]) for node in nodes if _is_linear(node)}
     scores, contexts = _find_attention(nodes)
     after = everything_after(linears)
     adds = {node for node in nodes if node in after and _is_residual(node)}
-    if not scores and not adds:
+    fused = [node for node in nodes if node.op_type in FUSED]
+    if not scores and not adds and not fused:
         raise CheckpointError(f"{path} has no encoder: there is neither attention nor a residual add in it.")
-    before = everything_before([*scores, *contexts, *adds])
+    before = everything_before([*scores, *contexts, *adds, *fused])
     numbers: Counter[tuple[Operation, str]] = Counter()
     sites = []
     for node in nodes:
@@ -56,13 +67,18 @@ def read_sites(path: Path) -> list[Site]:
             operation, name = "probabilities x value", owner_of(node, linears, inputs_of(node)[1:])
         elif node in adds:
             operation, name = "residual add", owner_of(node, linears, inputs_of(node))
-        elif node.domain not in ("", "ai.onnx"):
+        elif node.op_type in FUSED:
+            name = module_of(node) or f"{node.op_type}.{numbers['operator', node.op_type]}"
+            numbers["operator", node.op_type] += 1
+            sites.extend(fused_sites(node, name))
+            continue
+        elif node.domain not in ("", "ai.onnx") and node.op_type not in QDQ:
             operation, name = "operator", module_of(node)
         else:
             continue
         kind = _NUMBERED.get(operation, node.op_type)
         name = name or f"{kind}.{numbers[operation, kind]}"
-        site = _site(node, operation, name, node in scores and scores[node])
+        site = _site(node, operation, name, node in scores and scores[node], fixed)
         if (
             operation == "linear"
             and node not in before
@@ -98,7 +114,7 @@ def _find_attention(nodes: Iterable[ir.Node]) -> tuple[dict[ir.Node, bool], set[
     scores: dict[ir.Node, bool] = {}
     contexts: set[ir.Node] = set()
     for softmax in nodes:
-        if softmax.op_type != "Softmax":
+        if softmax.op_type not in ("Softmax", "QLinearSoftmax"):
             continue
         left = [(softmax.inputs[0], False)]
         while left:
@@ -109,9 +125,11 @@ def _find_attention(nodes: Iterable[ir.Node]) -> tuple[dict[ir.Node, bool], set[
             if node.op_type in INPUTS and not any(map(is_constant, inputs_of(node))):
                 scores[node] = scaled
             elif node.op_type in SCORES:
-                scaled |= node.op_type in ("Mul", "Div") and any(map(is_constant, node.inputs))
+                scaled |= node.op_type in ("Mul", "Div", "QLinearMul") and any(
+                    map(is_constant, inputs_of(node))
+                )
                 data = node.inputs[:1] if node.op_type in QDQ else node.inputs
-                left.extend((each, scaled) for each in data if not is_constant(each))
+                left.extend((value, scaled) for value in data if not is_constant(value))
         products = first_readers(softmax.outputs[0], SCORES | {"Dropout", "IsNaN"}, INPUTS)
         contexts.update(node for node in products if not _is_linear(node))
     return scores, contexts
@@ -119,22 +137,27 @@ def _find_attention(nodes: Iterable[ir.Node]) -> tuple[dict[ir.Node, bool], set[
 
 def _is_residual(node: ir.Node) -> bool:
     """Say whether a node adds two computed tensors for a LayerNorm."""
-    if node.op_type not in _SUMS or len(node.inputs) < 2 or any(map(is_constant, node.inputs[:2])):
+    if node.op_type not in _SUMS or len(node.inputs) < 2 or any(map(is_constant, inputs_of(node))):
         return False
     return node.op_type == "SkipLayerNormalization" or bool(norms_after(node.outputs[0]))
 
 
-def _site(node: ir.Node, operation: Operation, path: str, scaled: bool) -> Site:
+def _site(node: ir.Node, operation: Operation, path: str, scaled: bool, fixed: bool) -> Site:
     domain = "" if node.domain == "ai.onnx" else node.domain
     if operation == "operator":
         return Site(path, operation, node.op_type, domain)
+    is_linear = operation == "linear"
+    float_gemm = is_linear and is_float_gemm(node, fixed)
+    result = with_bias(node.outputs[0]) if float_gemm else node.outputs[0]
     return Site(
         path,
         operation,
         node.op_type,
         domain,
         read_operands(node),
-        is_quantized_alone(node.outputs[0]),
+        is_quantized_alone(result),
         quantized_before(node, operation),
         scaled,
+        read_bias(node) if is_linear else None,
+        float_gemm,
     )

@@ -48,5 +48,5 @@ def owner_of(
                 return (linears[producer] or "").rpartition(".")[0] or None
             if producer is None or producer.op_type not in _BEHIND:
                 break
-            value = next((each for each in producer.inputs if not is_constant(each)), None)
+            value = next((before for before in producer.inputs if not is_constant(before)), None)
     return None

@@ -21,16 +21,19 @@ INPUTS: dict[str, tuple[tuple[int, int | None], tuple[int, int | None]]] = {
 }
 """The operators that multiply matrices: for each operand its input, and that of its zero point."""
 
+_OPERANDS = {**INPUTS, "QLinearAdd": ((0, 2), (3, 5))}
+_PLAIN: tuple[tuple[int, int | None], tuple[int, int | None]] = ((0, None), (1, None))
+
 
 def inputs_of(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
     """Return the two operands of an operation."""
-    (first, _), (second, _) = INPUTS.get(node.op_type, ((0, None), (1, None)))
+    (first, _), (second, _) = _OPERANDS.get(node.op_type, _PLAIN)
     return value_of(node, first), value_of(node, second)
 
 
 def read_operands(node: ir.Node) -> tuple[Operand, ...]:
     """Return the two operands of an operation as rules see them."""
-    indices = INPUTS.get(node.op_type, ((0, None), (1, None)))
+    indices = _OPERANDS.get(node.op_type, _PLAIN)
     return tuple(
         _read(node, value, point) for value, (_, point) in zip(inputs_of(node), indices, strict=True)
     )
@@ -41,7 +44,7 @@ def _read(node: ir.Node, value: ir.Value | None, zero_point: int | None) -> Oper
         return Operand()
     constant = is_constant(value)
     if zero_point is not None:
-        return _integer_operand(value, value_of(node, zero_point), constant)
+        return integer_operand(value, value_of(node, zero_point), constant)
     if node.op_type == "DynamicQuantizeMatMul":
         return Operand("uint8", zero_point=None)
     value, between = behind_views(value)
@@ -49,7 +52,7 @@ def _read(node: ir.Node, value: ir.Value | None, zero_point: int | None) -> Oper
     if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0] is None:
         return Operand(constant=constant)
     integers, moved = behind_views(dequantize.inputs[0])
-    read = _integer_operand(integers, value_of(dequantize, 2), constant)
+    read = integer_operand(integers, value_of(dequantize, 2), constant)
     quantize = integers.producer()
     return Operand(
         read.dtype,
@@ -60,10 +63,33 @@ def _read(node: ir.Node, value: ir.Value | None, zero_point: int | None) -> Oper
         moved,
         "float" if constant and quantize is not None and quantize.op_type == "QuantizeLinear" else "integer",
         constant and _scales_follow_inputs(node, dequantize, between),
+        _type_of(value_of(dequantize, 1)) in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
     )
 
 
-def _integer_operand(integers: ir.Value, zero_point: ir.Value | None, constant: bool) -> Operand:
+def read_bias(node: ir.Node) -> str | None:
+    """Return the integer type that the bias of a Linear is stored in; None for a float one or none."""
+    if node.op_type == "Gemm":
+        biases = [value_of(node, 2)]
+    else:
+        adds = [reader for reader in readers_of(node.outputs[0]) if reader.op_type == "Add"]
+        biases = [value for add in adds for value in add.inputs if is_constant(value)]
+    for bias in biases:
+        dequantize = None if bias is None else bias.producer()
+        if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+            dtype = _type_of(dequantize.inputs[0])
+            return None if dtype is None else dtype.name.lower()
+    return None
+
+
+def _type_of(value: ir.Value | None) -> ir.DataType | None:
+    tensor = None if value is None else _tensor(value)
+    if tensor is not None:
+        return tensor.dtype
+    return None if value is None else value.dtype
+
+
+def integer_operand(integers: ir.Value, zero_point: ir.Value | None, constant: bool) -> Operand:
     """Read an operand that comes as integers."""
     integers, _ = behind_views(integers)
     dtype, number = _zero_point(zero_point)

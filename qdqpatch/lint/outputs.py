@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qdqpatch.lint.sites import Operation
-from qdqpatch.lint.walk import QDQ, VIEWS, first_readers, is_constant, readers_of
+from qdqpatch.lint.walk import QDQ, VIEWS, first_readers, is_constant, readers_of, value_of
 
-SCORES = VIEWS | QDQ | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min"}
+SCORES = VIEWS | QDQ | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min", "QLinearAdd", "QLinearMul"}
 """What may stand between an attention's matmuls and its softmax: scale, mask, and views."""
 _ACTIVATIONS = frozenset({"Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Erf", "Tanh", "Relu"})
 _ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
@@ -19,6 +19,23 @@ def is_quantized_alone(value: ir.Value) -> bool:
     while len(readers) == 1 and readers[0].op_type in VIEWS:
         readers = readers_of(readers[0].outputs[0])
     return [reader.op_type for reader in readers] == ["QuantizeLinear"]
+
+
+def is_float_gemm(node: ir.Node, fixed: bool) -> bool:
+    """Say whether a Linear is Gemm with a float bias, or MatMul and Add in a file of one shape (`fixed`)."""
+    if node.op_type == "Gemm":
+        bias = value_of(node, 2)
+        return bias is not None and not _is_dequantized(bias)
+    readers = readers_of(node.outputs[0])
+    if not fixed or node.op_type != "MatMul" or [reader.op_type for reader in readers] != ["Add"]:
+        return False
+    biases = [value for value in readers[0].inputs if value is not None and is_constant(value)]
+    return bool(biases) and not _is_dequantized(biases[0])
+
+
+def _is_dequantized(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def norms_after(value: ir.Value) -> list[ir.Node]:
@@ -36,18 +53,18 @@ def quantized_before(node: ir.Node, operation: Operation) -> str | None:
     """Return what reads a result through Q/DQ though it is better off with the float."""
     value = node.outputs[0]
     if operation == "linear":
-        value = _with_bias(value)
-        if any(first_readers(each, _ELEMENTWISE, _ACTIVATIONS) for each in _dequantized(value, VIEWS)):
+        value = with_bias(value)
+        if any(first_readers(read, _ELEMENTWISE, _ACTIVATIONS) for read in _dequantized(value, VIEWS)):
             return "the activation"
     elif operation == "query x key":
-        if any(first_readers(each, SCORES, ("Softmax",)) for each in _dequantized(value, SCORES - QDQ)):
+        if any(first_readers(read, SCORES, ("Softmax",)) for read in _dequantized(value, SCORES - QDQ)):
             return "softmax"
     elif operation == "residual add" and any(map(norms_after, _dequantized(value, VIEWS))):
         return "LayerNorm"
     return None
 
 
-def _with_bias(value: ir.Value) -> ir.Value:
+def with_bias(value: ir.Value) -> ir.Value:
     """Return a product after its bias is added, if one is."""
     readers = readers_of(value)
     if len(readers) == 1 and readers[0].op_type == "Add" and any(map(is_constant, readers[0].inputs)):

@@ -15,7 +15,7 @@ class Operand:
     """An input of an operation, and how it is quantized.
 
     Attributes:
-        dtype: The integer type that it is rounded to; None for a float operand.
+        dtype: The type of its levels, by ONNX's name in small letters; None for a float operand.
         constant: Whether it is a weight.
         zero_point: None where the file does not say.
         readers: So many operations read what the same QuantizeLinear gives.
@@ -23,6 +23,7 @@ class Operand:
         moved: The operators from QuantizeLinear to DequantizeLinear.
         stored: How the file holds a quantized weight.
         by_input: Whether a weight has a scale for each input, where outputs are meant to have them.
+        half: Whether DequantizeLinear gives float16 or bfloat16.
     """
 
     dtype: str | None = None
@@ -33,6 +34,7 @@ class Operand:
     moved: tuple[str, ...] = ()
     stored: Literal["float", "integer"] = "integer"
     by_input: bool = False
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ class Site:
         op_type: The ONNX operator.
         domain: The operator's domain, "" for ONNX itself.
         operands: Two of them, in the operator's order.
-        output_quantized: Whether the product itself, no bias added, goes to QuantizeLinear.
+        output_quantized: Whether the product itself goes to QuantizeLinear alone: for Gemm with its bias,
+            else without.
         quantized_before: What reads the result through Q/DQ though it is better off with the float.
         scaled_after: Whether the scores are multiplied by a constant before softmax.
+        bias: The integer type of a Linear's bias, where DequantizeLinear stands behind that.
+        float_gemm: Whether it is Gemm with a float bias, or MatMul and Add of shapes that the file fixes,
+            which ONNX Runtime makes Gemm of.
     """
 
     path: str
@@ -58,6 +64,8 @@ class Site:
     output_quantized: bool = False
     quantized_before: str | None = None
     scaled_after: bool = False
+    bias: str | None = None
+    float_gemm: bool = False
 
     @property
     def takes_integers(self) -> bool:
@@ -65,10 +73,13 @@ class Site:
         return self.op_type in INTEGER_OPERATORS
 
     @property
-    def is_quantized(self) -> bool:
-        """Whether all operands are."""
-        return all(operand.dtype is not None for operand in self.operands)
+    def is_int8(self) -> bool:
+        """Whether all operands are integers of 8 bits."""
+        return all(operand.dtype in INT8 for operand in self.operands)
 
+
+INT8 = ("int8", "uint8")
+"""Integers of 8 bits."""
 
 INTEGER_OPERATORS = (
     "MatMulInteger",
@@ -76,6 +87,7 @@ INTEGER_OPERATORS = (
     "DynamicQuantizeMatMul",
     "QLinearMatMul",
     "QGemm",
+    "QAttention",
 )
 
 

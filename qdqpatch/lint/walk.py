@@ -24,11 +24,11 @@ def is_constant(value: ir.Value | None) -> bool:
     seen: set[ir.Value | None] = {None}
     left: list[ir.Value | None] = [value]
     while left:
-        each = left.pop()
-        if each is None or each in seen or each.is_initializer():
+        before = left.pop()
+        if before is None or before in seen or before.is_initializer():
             continue
-        seen.add(each)
-        node = each.producer()
+        seen.add(before)
+        node = before.producer()
         if node is None or (not node.inputs and node.op_type != "Constant"):
             return False
         left.extend(node.inputs)

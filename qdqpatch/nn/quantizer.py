@@ -91,7 +91,8 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             amax = amax.detach().to(torch.float32, copy=True)
             learned = self._parameters.get("_amax")
             if learned is None:
-                self.register_buffer("_amax", amax)
+                persistent = "_amax" not in self._non_persistent_buffers_set
+                self.register_buffer("_amax", amax, persistent=persistent)
             elif learned.shape == amax.shape:
                 learned.copy_(amax)
             else:

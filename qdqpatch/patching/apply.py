@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
+from qdqpatch.errors import (
+    CalibrationError,
+    NotQuantizedError,
+    QdqError,
+    UnsupportedModelError,
+    no_range,
+)
 from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.plan import Plan, Site
@@ -70,6 +76,19 @@ def enabled_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     if not quantizers:
         raise NotQuantizedError("The model has no enabled quantizer: call qdqpatch.quantize(model) first.")
     return quantizers
+
+
+def without_range(quantizers: Mapping[str, TensorQuantizer]) -> list[str]:
+    """Return the paths of those of the quantizers that have no range."""
+    return [path for path, quantizer in quantizers.items() if quantizer.amax is None]
+
+
+def check_have_ranges(
+    quantizers: Mapping[str, TensorQuantizer], error: type[QdqError] = CalibrationError
+) -> None:
+    """Raise the error if one of the quantizers, given by path, has no range."""
+    if unset := without_range(quantizers):
+        raise error(no_range(unset))
 
 
 def is_quantized(model: nn.Module) -> bool:

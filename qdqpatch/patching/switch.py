@@ -146,7 +146,8 @@ def _turn_on(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> No
         quantizer = replace_quantizer(model, path, settings)
     quantizer.enable()
     if amax is not None:
-        quantizer.load_range(amax)  # saved again
+        quantizer.drop_range()  # it was not saved while the quantizer was off
+        quantizer.load_range(amax)
     elif settings.amax is not None:
         quantizer.load_range(torch.tensor(settings.amax, device=model.device))
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar, get_args
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.errors import CalibrationError, ConfigError
+from qdqpatch.errors import CalibrationError, ConfigError, no_range
 from qdqpatch.nn.learned import (
     LearnedQuantizer,
     LSQQuantizer,
@@ -75,7 +75,7 @@ def train_ranges(
         if cls is TensorQuantizer:
             continue
         if quantizer.amax is None:
-            raise CalibrationError(f"{path} has no range to begin with: calibrate the model first.")
+            raise CalibrationError(no_range([path]))
         if issubclass(cls, LearnedQuantizer) and quantizer.amax.dim() > 0:
             raise ConfigError(
                 f"{path} has a range for each channel; those of activations are learned one per tensor."

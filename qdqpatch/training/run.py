@@ -6,25 +6,27 @@ import copy
 import json
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import calibrate, refine_ranges, shift
+from qdqpatch.calibration import ptq
+from qdqpatch.calibration.ptq import Listener as CalibrationListener
 from qdqpatch.calibration.refining import can_refine
 from qdqpatch.calibration.shifting import find_shifts
-from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
 from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.device import to_fastest_device
-from qdqpatch.errors import CheckpointError, ConfigError
+from qdqpatch.errors import CheckpointError, ConfigError, no_range
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
-from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.apply import enabled_quantizers, without_range
 from qdqpatch.patching.quantize import dequantize, quantize
 from qdqpatch.tasks import make_task
-from qdqpatch.tasks.base import Feature, draw
+from qdqpatch.tasks.base import Feature, Task, draw
 from qdqpatch.training.fit import fit, last_checkpoint
 from qdqpatch.training.job import Job, Stage, TrainingReport
 from qdqpatch.training.ranges import train_ranges
@@ -51,11 +53,8 @@ def can_resume(out: Path) -> bool:
     return (folder_of(out) / JOB_FILE).is_file()
 
 
-class Listener:
-    """Is told how a job goes on; this one ignores it."""
-
-    def say(self, text: str) -> None:
-        """Take a line about the step that begins."""
+class Listener(CalibrationListener):
+    """Is told how a job goes on, its calibration included; this one ignores it."""
 
     def warn(self, text: str) -> None:
         """Take what a user should know though the job goes on."""
@@ -87,10 +86,16 @@ def run_job(
     check_output(out, job.ckpt, force)
     folder = folder_of(out)
     stages = _interrupted(job, folder, resume, force)
-    run = _Run(job, folder, listener or Listener())
+    listener = Listener() if listener is None else listener
+    source, task = _open(job)
+    listener.say("Reading the data")
+    data = _read(job, task)
+    listener.say(f"Loading {job.ckpt}")
+    model, teacher = _build(job, source, task.has_loss, listener)
+    run = _Run(job, folder, listener, task, data, model, teacher)
     if stages is None:
         shutil.rmtree(folder, ignore_errors=True)
-        run.calibrate()
+        run.calibrate(source.quantization is None)
         folder.mkdir(parents=True)
         run.model.save_pretrained(folder / CALIBRATED)
         state = {"job": job.to_dict(), "stages": [asdict(stage) for stage in run.report.stages]}
@@ -136,104 +141,135 @@ def _interrupted(job: Job, folder: Path, resume: bool, force: bool) -> list[Stag
     return [Stage(**stage) for stage in state["stages"]]
 
 
+def _open(job: Job) -> tuple[Checkpoint, Task[Any]]:
+    """Return the checkpoint, which is not loaded yet, and the task, if the job's parts fit each other."""
+    source = open_checkpoint(job.ckpt, job.task)
+    if source.quantization is not None and job.config is not None:
+        raise ConfigError(
+            f"{job.ckpt} is quantized already: leave out what is to be quantized, or train the float one."
+        )
+    task = make_task(job.task, load_tokenizer(job.ckpt), source.config, job.max_length, job.options)
+    if job.distillation is None and not task.has_loss:
+        raise ConfigError(f"A model for {task.name} has no loss: train it with --distill.")
+    return source, task
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a job is trained and evaluated on.
+
+    Attributes:
+        features: The sequences to train on.
+        examples: The examples to evaluate on.
+        eval_features: Their sequences.
+    """
+
+    features: list[Feature]
+    examples: list[Any]
+    eval_features: list[Feature]
+
+
+def _read(job: Job, task: Task[Any]) -> _Data:
+    """Read the data, hold out what there is to evaluate on, and tokenize."""
+    seed = job.schedule.seed
+    labelled = job.eval_data is None or job.distillation is None or job.distillation.labels > 0
+    examples = task.read(job.data, labelled)
+    if job.eval_data is None:
+        if len(examples) < 2:
+            raise ConfigError(f"{job.data.name} has one example: give others to evaluate on (--eval-data).")
+        places = draw(range(len(examples)), min(HELD_OUT, max(1, len(examples) // 10)), seed)
+        out = set(places)
+        to_evaluate = [examples[place] for place in places]
+        examples = [example for place, example in enumerate(examples) if place not in out]
+    else:
+        to_evaluate = task.read(job.eval_data)
+    to_evaluate = draw(to_evaluate, job.eval_samples)
+    eval_features = task.features(to_evaluate)
+    # Masked language modelling makes labels of its own.
+    features = task.features(examples, training=labelled or not task.needs_labels, seed=seed)
+    return _Data(features, to_evaluate, eval_features)
+
+
+def _build(
+    job: Job, source: Checkpoint, has_loss: bool, listener: Listener
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Load the checkpoint, and return the quantized model and the float one, to compare with and distil."""
+    model, missing = source.load()
+    to_fastest_device(model)
+    if missing and has_loss:
+        listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
+    if job.teacher is not None:
+        teacher = _load_teacher(job.teacher, job.task)
+    else:
+        twin = copy.deepcopy(model)
+        teacher = twin if source.quantization is None else dequantize(twin)
+    if source.quantization is None:
+        quantize(model, job.config)
+    elif unset := without_range(enabled_quantizers(model)):
+        remedy = "Convert it again with --calib, or train the float checkpoint."
+        raise ConfigError(f"{job.ckpt} is not calibrated: {no_range(unset, remedy)}")
+    return model, teacher.eval()
+
+
+def _load_teacher(ckpt: str, task: str | None) -> PreTrainedModel:
+    source = open_checkpoint(ckpt, task)
+    if source.quantization is not None:
+        raise ConfigError(f"The teacher {ckpt} is quantized: name the float checkpoint.")
+    return to_fastest_device(source.load()[0])
+
+
 class _Run:
     """A job under way.
+
+    Args:
+        job: What to do.
+        folder: Where its checkpoints are kept meanwhile.
+        listener: Is told how it goes on.
+        task: The job's.
+        data: What to train and evaluate on.
+        model: The quantized model.
+        teacher: The float one.
 
     Attributes:
         model: The model to train.
         report: What came of it up to now.
     """
 
-    def __init__(self, job: Job, folder: Path, listener: Listener) -> None:
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        listener: Listener,
+        task: Task[Any],
+        data: _Data,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel,
+    ) -> None:
         self._job, self._folder, self._listener = job, folder, listener
-        source = open_checkpoint(job.ckpt, job.task)
-        self._is_float = source.quantization is None
-        if not self._is_float and job.config is not None:
-            raise ConfigError(
-                f"{job.ckpt} is quantized already: leave out what is to be quantized, or train the float one."
-            )
-        tokenizer = load_tokenizer(job.ckpt)
-        self._task = make_task(job.task, tokenizer, source.config, job.max_length, job.options)
-        has_loss = self._task.has_loss
-        if job.distillation is None and not has_loss:
-            raise ConfigError(f"A model for {self._task.name} has no loss: train it with --distill.")
-        self._read()
-        listener.say(f"Loading {job.ckpt}")
-        self.model, missing = source.load()
-        to_fastest_device(self.model)
-        if missing and has_loss:
-            listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
-        self._teacher = self._float_model()
-        if self._is_float:
-            quantize(self.model, job.config)
-        elif unset := [
-            path for path, quantizer in enabled_quantizers(self.model).items() if quantizer.amax is None
-        ]:
-            raise ConfigError(
-                f"{job.ckpt} is not calibrated: {len(unset)} quantizers have no range. Convert it again with "
-                "--calib, or train the float checkpoint."
-            )
+        self._task, self._data = task, data
+        self.model, self._teacher = model, teacher
+        self.report = TrainingReport(len(data.examples), job.eval_data is None, features=len(data.features))
 
-    def _read(self) -> None:
-        """Read the data, hold out what there is to evaluate on, and tokenize."""
-        job, task = self._job, self._task
-        self._listener.say("Reading the data")
-        labelled = job.eval_data is None or job.distillation is None or job.distillation.labels > 0
-        examples = task.read(job.data, labelled)
-        if job.eval_data is None:
-            if len(examples) < 2:
-                raise ConfigError(
-                    f"{job.data.name} has one example: give others to evaluate on (--eval-data)."
-                )
-            places = draw(range(len(examples)), min(HELD_OUT, max(1, len(examples) // 10)), job.schedule.seed)
-            out = set(places)
-            self._examples = [examples[each] for each in places]
-            examples = [example for place, example in enumerate(examples) if place not in out]
-        else:
-            self._examples = task.read(job.eval_data)
-        self._examples = draw(self._examples, job.eval_samples)
-        self._eval_features = task.features(self._examples)
-        # Masked language modelling makes labels of its own.
-        self._features: list[Feature] = task.features(
-            examples, training=labelled or not task.needs_labels, seed=job.schedule.seed
-        )
-        self.report = TrainingReport(len(self._examples), job.eval_data is None, features=len(self._features))
-
-    def _float_model(self) -> PreTrainedModel:
-        """Return the model to compare with and to distil from."""
-        if self._job.teacher is None:
-            twin = copy.deepcopy(self.model)
-            floating = twin if self._is_float else dequantize(twin)
-            floating.eval()
-            return floating
-        source = open_checkpoint(self._job.teacher, self._job.task)
-        if source.quantization is not None:
-            raise ConfigError(f"The teacher {self._job.teacher} is quantized: name the float checkpoint.")
-        floating = to_fastest_device(source.load()[0])
-        floating.eval()
-        return floating
-
-    def calibrate(self) -> None:
+    def calibrate(self, is_float: bool) -> None:
         """Set the ranges of a float checkpoint, and say what float and int8 are worth before training."""
         self._add("float", self._teacher)
         started = time.perf_counter()
-        if self._is_float:
+        if is_float:
             self._set_ranges()
         self._add("calibrated", self.model, time.perf_counter() - started)
 
     def _set_ranges(self) -> None:
         """Calibrate; shift before and refine after where the model allows it."""
-        job, listener = self._job, self._listener
-        chosen = draw(self._features, CALIBRATION, job.schedule.seed)
-        data = batches(self._task, chosen, job.schedule.batch_size)
-        if job.shift and find_shifts(self.model):
-            listener.say("Shifting")
-            shift(self.model, data)
-        listener.say("Calibrating")
-        calibrate(self.model, data, job.method)
-        if job.refine and can_refine(self.model):
-            listener.say("Refining the ranges")
-            refine_ranges(self.model, data, job.refine, step=listener.step)
+        job = self._job
+        chosen = draw(self._data.features, CALIBRATION, job.schedule.seed)
+        ptq(
+            self.model,
+            batches(self._task, chosen, job.schedule.batch_size),
+            method=job.method,
+            shift=job.shift and bool(find_shifts(self.model)),
+            refine=job.refine if can_refine(self.model) else 0,
+            listener=self._listener,
+        )
 
     def load(self, folder: Path) -> None:
         """Take a model that the run has saved."""
@@ -243,12 +279,12 @@ class _Run:
         """Train; with the optimizer of a checkpoint of the run, if that is what the model is from."""
         job = self._job
         train_ranges(self.model, job.activations, job.weights)
-        self._listener.say(f"Training on {len(self._features)} sequences")
+        self._listener.say(f"Training on {len(self._data.features)} sequences")
         started = time.perf_counter()
         teacher = None if job.distillation is None else self._teacher
         self.report.loss = fit(
             self.model,
-            self._features,
+            self._data.features,
             self._task.collate,
             self._folder,
             job.schedule,
@@ -266,8 +302,10 @@ class _Run:
         outputs = self._outputs(model)
         # Embeddings are worth what they are beside the float model's.
         reference = None if self._task.has_loss else self._outputs(self._teacher)
-        metrics = self._task.score(self._examples, self._eval_features, outputs, reference)
+        metrics = self._task.score(self._data.examples, self._data.eval_features, outputs, reference)
         self.report.stages.append(Stage(name, {metric.name: metric.value for metric in metrics}, seconds))
 
     def _outputs(self, model: PreTrainedModel) -> list[Arrays]:
-        return predict(torch_run(model.eval()), self._task, self._eval_features, step=self._listener.step)
+        return predict(
+            torch_run(model.eval()), self._task, self._data.eval_features, step=self._listener.step
+        )

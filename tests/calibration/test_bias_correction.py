@@ -173,7 +173,7 @@ def broken() -> PreTrainedModel:
     ("model", "batches", "error", "message"),
     [
         (models.float_model, DATA, NotQuantizedError, r"qdqpatch\.quantize"),
-        (models.uncalibrated, DATA, CalibrationError, r"has no range yet: call qdqpatch\.calibrate"),
+        (models.uncalibrated, DATA, CalibrationError, r"have no range yet, .* qdqpatch\.calibrate"),
         (without_range, DATA, CalibrationError, f"{DENSE}._input_quantizer has no range"),
         (models.calibrated, [], CalibrationError, "no calibration batch"),
         (models.calibrated, [DATA[0], 3], CalibrationError, "Batch 2 is a int"),

@@ -68,7 +68,7 @@ def ranges_by_method(shard: list[Any], rank: int) -> Any:
 
 
 def set_ranges(shard: list[Any], rank: int) -> Any:
-    return models.ranges(calibrate(model(), shard))
+    return models.ranges(calibrate(model(), shard, "percentile"))
 
 
 def automatic(shard: list[Any], rank: int) -> Any:
@@ -81,7 +81,7 @@ def with_nan_in_a_weight(shard: list[Any], rank: int) -> Any:
     broken = model()
     with torch.no_grad():
         broken.encoder.layer[0].output.dense.weight[0, 0] = float("nan") if rank else 1.0
-    return models.ranges(calibrate(broken, shard))
+    return models.ranges(calibrate(broken, shard, "percentile"))
 
 
 def shifted(shard: list[Any], rank: int) -> Any:
@@ -167,7 +167,7 @@ def test_ranges_are_those_of_one_process(name: str, method: Any, results: list[d
 
 
 def test_calibrate_sets_the_ranges_of_one_process(results: list[dict[str, Any]]) -> None:
-    expected = models.ranges(calibrate(model(), data()))
+    expected = models.ranges(calibrate(model(), data(), "percentile"))
     for rank in (0, 1):
         models.assert_equal(result(results, "calibrate", rank), expected)
 
@@ -222,7 +222,7 @@ def test_ranges_become_the_mean_of_what_the_processes_learned(
 def moves(each: PreTrainedModel, shard: list[Any]) -> dict[str, Tensor]:
     """What is added to the logarithm of each range in one process."""
     paths = {id(quantizer): path for path, quantizer in models.named_quantizers(each)}
-    quantizers = refining._learnable(each)
+    quantizers = list(refining._learnable(each).values())
     with observing(each, {}):
         reconstruction = refining._Reconstruction(each, refining._layers(each), True)
         given = [batch for place, batch in enumerate(shard) if place % 8 != 1]

@@ -19,6 +19,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import qdqpatch
 import qdqpatch.cli.calibration
+from qdqpatch.calibration import Statistics
+from qdqpatch.calibration.ptq import Listener
 from qdqpatch.cli import main
 
 TEXTS = [f"{'the cat ' * (i % 5)}sat on a mat{'s' * (i % 2)}" for i in range(40)]
@@ -43,18 +45,14 @@ def convert(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `collect` and `calibrate` are called with, the batches read twice as lists; nothing is run."""
+    """What `ptq` is called with, the batches read twice as lists; nothing is run."""
     calls: dict[str, Any] = {}
 
-    def record_batches(model: object, batches: Any, compare: bool) -> qdqpatch.calibration.Statistics:
-        calls.update(batches=list(batches), again=list(batches), count=len(batches), compare=compare)
-        return qdqpatch.calibration.Statistics({})
+    def record(model: object, batches: Any, listener: Listener, **options: object) -> None:
+        calls.update(options, batches=list(batches), again=list(batches), count=len(batches))
+        listener.collected(Statistics({}))
 
-    def record_options(model: object, statistics: object, **options: object) -> None:
-        calls.update(options)
-
-    monkeypatch.setattr(qdqpatch.cli.calibration, "collect", record_batches)
-    monkeypatch.setattr(qdqpatch.cli.calibration, "calibrate", record_options)
+    monkeypatch.setattr(qdqpatch.cli.calibration, "ptq", record)
     return calls
 
 
@@ -128,6 +126,8 @@ def test_the_defaults(convert, seen: dict[str, Any]) -> None:
     assert result.exit_code == 0, result.output
     assert "Calibrating with 256 of 400 texts in data.txt (text)." in result.stderr
     assert (seen["method"], seen["percentile"], seen["count"]) == ("auto", 99.99, 16)
+    steps = ("smooth", "shift", "refine", "fuse_qkv", "clip_gelu", "correct_biases")
+    assert not any(seen[step] for step in steps)
     assert {len(batch["input_ids"]) for batch in seen["batches"]} == {16}
     for first, second in zip(seen["batches"], seen["again"], strict=True):
         models.assert_equal(first, second)
@@ -221,14 +221,20 @@ def test_options_that_do_not_fit_each_other(convert, options: list[object], frag
     assert_fails(convert(*options), fragment, code=2)
 
 
-def test_a_progress_bar_on_terminals_each_time() -> None:
-    for terminal, quiet, bars in ((True, False, 2), (True, True, 0), (False, False, 0)):
-        screen = io.StringIO()
-        console = Console(file=screen, force_terminal=terminal, quiet=quiet, width=80)
-        tracked = qdqpatch.cli.calibration._Tracked([1, 2], console, "Calibrating")
-        assert [list(tracked), list(tracked), len(tracked)] == [[1, 2], [1, 2], 2]
-        assert (screen.getvalue().count("100%") > 0) == bool(bars)
-        assert screen.getvalue().count("\x1b[?25h") == bars  # the cursor comes back
+@pytest.mark.parametrize(
+    ("terminal", "quiet", "shown"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_a_progress_bar_on_terminals(terminal: bool, quiet: bool, shown: bool) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, quiet=quiet, width=80)
+    with qdqpatch.cli.calibration._Bar(console) as bar:
+        for text in ("Shifting", "Calibrating"):
+            bar.say(text)
+            bar.step(1, 2)
+            bar._bar.refresh()
+    for text in ("Shifting", "Calibrating"):
+        assert (text in screen.getvalue()) == shown
+    assert screen.getvalue().count("\x1b[?25h") == shown  # the cursor comes back
 
 
 def test_help_has_a_section_for_calibration(convert) -> None:
@@ -242,55 +248,25 @@ def test_help_has_a_section_for_calibration(convert) -> None:
     ]
 
 
-STEPS = (
-    "smooth",
-    "shift",
-    "collect",
-    "calibrate",
-    "refine_ranges",
-    "fuse_qkv",
-    "clip_gelu",
-    "correct_biases",
-)
-
-
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is done to the model, in order: name, number of batches or None, options; all of it is run."""
-    done: list[Any] = []
-    for name in STEPS:
-        original = getattr(qdqpatch.cli.calibration, name)
-
-        def record(
-            model: Any, *given: Any, name: str = name, original: Any = original, **options: Any
-        ) -> Any:
-            is_data = name not in ("calibrate", "fuse_qkv", "clip_gelu")
-            done.append((name, len(list(given[0])) if is_data else None, options))
-            return original(model, *given, **options)
-
-        monkeypatch.setattr(qdqpatch.cli.calibration, name, record)
-    return done
-
-
-def test_every_step_can_be_switched_on(convert, steps: list[Any], checkpoint: Path) -> None:
+def test_every_step_can_be_switched_on(convert, checkpoint: Path) -> None:
     Path("data.txt").write_text("\n".join(TEXTS))
     given = ("--calib", "data.txt", "--max-length", 20, "--batch-size", 8, "--preset", "no-residual")
-    result = convert(*given)
+    switches = ("--smooth", "--shift", "--refine", 1, "--correct-biases", "--fuse-qkv", "--clip-gelu", 0.25)
+    result = convert(*given, *switches)
     assert result.exit_code == 0, result.output
-    assert [name for name, *_ in steps] == ["collect", "calibrate"]
-    steps.clear()
-    switches = ("--smooth", "--shift", "--refine", 3, "--correct-biases", "--fuse-qkv", "--clip-gelu", 10)
-    result = convert(*given, *switches, "--force")
-    assert result.exit_code == 0, result.output
-    assert [name for name, *_ in steps] == list(STEPS)
-    assert {count for _, count, _ in steps} == {5, None}
-    assert {name: options for name, _, options in steps}["refine_ranges"]["epochs"] == 3
-    model = AutoModelForMaskedLM.from_pretrained("out")
-    before = AutoModelForMaskedLM.from_pretrained(checkpoint).state_dict()
-    changed = {
-        name.rpartition(".")[2] for name, each in before.items() if (each != model.state_dict()[name]).any()
-    }
-    assert changed == {"weight", "bias"}
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    expected = qdqpatch.ptq(
+        AutoModelForMaskedLM.from_pretrained(checkpoint),
+        qdqpatch.calibration.text_batches(TEXTS, tokenizer, max_length=20, batch_size=8),
+        qdqpatch.QDQConfig.preset("no-residual"),
+        smooth=True,
+        shift=True,
+        refine=1,
+        fuse_qkv=True,
+        clip_gelu=0.25,
+        correct_biases=True,
+    )
+    models.assert_equal(AutoModelForMaskedLM.from_pretrained("out").state_dict(), expected.state_dict())
 
 
 def test_a_step_that_cannot_be_done_is_an_error(convert) -> None:

@@ -203,7 +203,8 @@ def test_mistakes(run, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert_fails(
         invoke("sensitivity", "uncalibrated", *given),
-        "uncalibrated is not calibrated: 40 quantizers have no range. Convert it again with --calib",
+        "uncalibrated is not calibrated: 40 quantizers have no range yet, the first one",
+        "Convert it again with --calib, or name the float checkpoint",
     )
 
 

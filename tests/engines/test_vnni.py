@@ -17,6 +17,7 @@ from qdqpatch.data.arrays import Array
 from qdqpatch.engines.sessions import ONNX_RUNTIME, OPENVINO, SATURATED
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
+from qdqpatch.exporter.check import LEAST_TOLERANCE
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.result import Export
 
@@ -117,7 +118,8 @@ def test_openvino_is_compared_without_kernels_that_saturate(
     assume(True, monkeypatch)
     result = linears_alone(tmp_path / "out", "openvino")
     assert result.float_matmuls
-    assert [comparison.mean < 0.05 for comparison in result.comparisons] == [True] * len(result.comparisons)
+    # What the check takes without asking how far the model is from itself: kernels round ties otherwise.
+    assert all(comparison.mean <= LEAST_TOLERANCE for comparison in result.comparisons)
     assert any(operation.integer for operation in result.operations)  # which its users get
     assert not OPENVINO.load(result.file).float_matmuls
     assume(False, monkeypatch)

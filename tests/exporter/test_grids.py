@@ -77,7 +77,7 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 ROWS = torch.ones(4, 1)
 REFUSED = [
-    (quantizer(None), "has no range: calibrate the model before it is exported"),
+    (quantizer(None), "has no range yet. Calibrate the model first"),
     (quantizer(ROWS, axis=0), "has a range per channel, which no engine's integer matmul takes"),
     (quantizer(narrow_range=True), "has a narrow range, -127 to 127, which QuantizeLinear does not clip to"),
     (quantizer(num_bits=4), "has 4 bits, and the engines' integer kernels have 8. Quantize with num_bits=8"),

@@ -38,8 +38,8 @@ REFUSED: list[tuple[Callable[[], PreTrainedModel], dict[str, Any], type[Exceptio
         models.uncalibrated,
         {},
         ExportError,
-        r"^28 quantizers have no range, the first one encoder\.layer\.0\.attention\..* Calibrate the model "
-        r"before it is exported: qdqpatch\.calibrate\(model, batches\), or qdqpatch convert --calib FILE\.$",
+        r"^28 quantizers have no range yet, the first one encoder\.layer\.0\.attention\..*\. Calibrate the "
+        r"model first, by qdqpatch\.calibrate\(model, batches\) or qdqpatch convert --calib FILE\.$",
     ),
     (
         lambda: overridden("*.output.dense._input_quantizer=num_bits:4"),

@@ -1,9 +1,10 @@
 """One encoder layer as a small ONNX graph, built the way that different exporters do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -11,6 +12,13 @@ from onnx import helper, numpy_helper
 WIDTH, HEADS = 8, 2
 MICROSOFT = "com.microsoft"
 LAYER = "encoder.layer.{}."
+DTYPES = {
+    "float8e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8e5m2": ml_dtypes.float8_e5m2,
+    "int4": ml_dtypes.int4,
+    "uint4": ml_dtypes.uint4,
+}
+"""Types that NumPy has not got."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,12 @@ class Style:
     Attributes:
         dtype: Of the quantized activations.
         second: Of key and value, where it is another.
+        zero: Their zero point; None for 0 of signed types and the middle of unsigned ones.
+        weight_dtype: Of the quantized weights.
+        weight_zero: The zero point of the weights.
+        bias: The type of the Linears' biases, which DequantizeLinear stands behind if they are integers.
+        half: Whether all that is float is float16.
+        fixed: Whether the file takes one shape alone.
         matmul: The operator of attention's matmuls.
         linear: The operator of the Linears.
         weights: How the file holds them.
@@ -38,6 +52,12 @@ class Style:
 
     dtype: str = "int8"
     second: str | None = None
+    zero: int | None = None
+    weight_dtype: str = "int8"
+    weight_zero: int = 0
+    bias: str = "float32"
+    half: bool = False
+    fixed: bool = False
     matmul: str = "MatMul"
     linear: str = "MatMul"
     weights: str = "int8"
@@ -53,6 +73,19 @@ class Style:
     extra: tuple[str, ...] = ()
     names: str = "weights"
 
+
+FLOAT = Style(
+    floats=(
+        *("q", "k", "v", "a", "query", "key", "value", "dense"),
+        *(f"{name}.weight" for name in ("query", "key", "value", "dense")),
+        *(
+            f"encoder.layer.0.{part}output.{side}"
+            for part in ("attention.", "")
+            for side in ("local", "residual")
+        ),
+    ),
+)
+"""One layer without any quantizer, for tools that put their own in."""
 
 QDQBERT = Style(weights="float", axis=0, scale="after", decomposed=True, names="nodes")
 """What torch.onnx.export makes of the original QDQBERT: one signed Q/DQ pair for all that reads a tensor."""
@@ -87,7 +120,9 @@ class Builder:
         if self.style.names == "nodes":  # as torch.onnx.export does: a constant of int64, then Cast
             zero = self.op("Constant", value=numpy_helper.from_array(np.array(0, np.int64)))
             return self.op("Cast", zero, to={"int8": 3, "uint8": 2}[dtype])
-        return self.const(f"zero_{dtype}", np.int8(0) if dtype == "int8" else np.uint8(128))
+        middle = {"uint8": 128, "uint16": 2**15}.get(dtype, 0)
+        number = middle if self.style.zero is None else self.style.zero
+        return self.const(f"zero_{dtype}", np.array(number).astype(DTYPES.get(dtype, dtype)))
 
     def qdq(
         self, value: str, quantizer: str, dtype: str | None = None, views: bool = False, turned: bool = False
@@ -126,10 +161,12 @@ class Builder:
         return self.op("Transpose", self.op("Reshape", value, shape), perm=perm)
 
     def weight(self, name: str, style: Style) -> tuple[str, str, str]:
-        """Store an int8 weight with its scales; return both and the zero points."""
-        values = self.random.integers(-127, 128, (WIDTH, WIDTH)).astype(np.int8)
+        """Store a quantized weight with its scales; return both and the zero points."""
+        dtype = DTYPES.get(style.weight_dtype, style.weight_dtype)
+        largest = 7 if style.weight_dtype == "int4" else 127
+        values = self.random.integers(-largest, largest + 1, (WIDTH, WIDTH)).astype(dtype)
         scales = self.const(f"{name}.scale", np.full(WIDTH, 0.01, np.float32))
-        zeros = self.const(f"{name}.zero", np.zeros(WIDTH, np.int8))
+        zeros = self.const(f"{name}.zero", np.full(WIDTH, style.weight_zero).astype(dtype))
         label = f"{name}.weight" if style.names != "none" else f"tensor_{len(self.initializers)}"
         return self.const(label, values), scales, zeros
 
@@ -148,7 +185,8 @@ class Builder:
             product = self.op("FusedMatMul", self.qdq(value, short), dequantized, domain=MICROSOFT)
         else:
             if f"{short}.weight" in style.floats:
-                dequantized = self.const(weight, np.ones((WIDTH, WIDTH), np.float32))
+                values = self.random.standard_normal((WIDTH, WIDTH)).astype(np.float32)
+                dequantized = self.const(weight, values)
             elif style.weights == "float":
                 self.const(weight, np.ones((WIDTH, WIDTH), np.float32))
                 integers = self.op("QuantizeLinear", weight, scales, zeros, axis=axis)
@@ -158,7 +196,10 @@ class Builder:
             if style.axis == 0:
                 dequantized = self.op("Transpose", dequantized, perm=[1, 0])
             product = self.op(style.linear, self.qdq(value, short), dequantized)
-        biased = self.op("Add", product, self.const(f"{name}.bias", np.ones(WIDTH, np.float32)))
+        bias = self.const(f"{name}.bias", np.ones(WIDTH, style.bias))
+        if style.bias != "float32":
+            bias = self.op("DequantizeLinear", bias, scales, axis=0)
+        biased = self.op("Add", product, bias)
         self.module = outer
         return biased
 
@@ -241,17 +282,64 @@ def write_encoder(path: Path, style: Style, layers: int = 1, head: str | None = 
         value = builder.op("MatMul", value, builder.const("head.weight", np.ones((WIDTH, 2), np.float32)))
     elif head == "quantized":
         value = builder.linear(value, "head")
+    batch, length = (2, 16) if style.fixed else ("batch", "length")
+    initializers = list(builder.initializers.values())
+    dtype = onnx.TensorProto.FLOAT16 if style.half else onnx.TensorProto.FLOAT
+    if style.half:
+        floats = [tensor for tensor in initializers if tensor.data_type == onnx.TensorProto.FLOAT]
+        for tensor in floats:
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
+            )
     graph = helper.make_graph(
         builder.nodes,
         "encoder",
         [
-            helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "length"]),
-            helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["batch", 1, 1, "length"]),
+            helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, [batch, length]),
+            helper.make_tensor_value_info("mask", dtype, [batch, 1, 1, length]),
         ],
-        [helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(value, dtype, None)],
+        initializers,
+    )
+    types = {style.dtype, style.second, style.weight_dtype}
+    opset = 13 if style.decomposed else 21 if types & {"int16", "uint16", "int4", "uint4"} else 20
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=10), path)
+    return path
+
+
+def write_fused_encoder(path: Path, quantized: bool) -> Path:
+    """Write a layer of the operators that ONNX Runtime's optimizer for transformers makes, of them one.
+
+    Args:
+        path: The file.
+        quantized: Whether to write QAttention and MatMulInteger, as quantize_dynamic does, for Attention
+            and MatMul.
+    """
+    builder = Builder(Style(linear="MatMulInteger" if quantized else "MatMul", floats=FLOAT.floats))
+    table = builder.const("table", np.ones((16, WIDTH), np.float32))
+    value = builder.op("Gather", table, "input_ids")
+    name = LAYER.format(0) + "attention"
+    bias = builder.const("qkv.bias", np.ones(3 * WIDTH, np.float32))
+    if quantized:
+        weight = builder.const("qkv.weight", np.ones((WIDTH, 3 * WIDTH), np.int8))
+        integers, scale, zero = builder.nodes_of("DynamicQuantizeLinear", value, outputs=3)
+        scales = builder.const("qkv.scale", np.float32(0.01))
+        zeros = builder.const("qkv.zero", np.int8(0))
+        inputs = [integers, weight, bias, scale, scales, "", zero, zeros]
+        context = builder.op("QAttention", *inputs, domain=MICROSOFT, num_heads=HEADS)
+    else:
+        weight = builder.const("qkv.weight", np.ones((WIDTH, 3 * WIDTH), np.float32))
+        context = builder.op("Attention", value, weight, bias, domain=MICROSOFT, num_heads=HEADS)
+    builder.style = replace(builder.style, add="SkipLayerNormalization")
+    attended = builder.add_norm(builder.linear(context, f"{name}.output.dense"), value, f"{name}.output")
+    graph = helper.make_graph(
+        builder.nodes,
+        "encoder",
+        [helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "length"])],
+        [helper.make_tensor_value_info(attended, onnx.TensorProto.FLOAT, None)],
         list(builder.initializers.values()),
     )
-    opset = 13 if style.decomposed else 20
-    imports = [helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)]
+    imports = [helper.make_opsetid("", 20), helper.make_opsetid(MICROSOFT, 1)]
     onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=9), path)
     return path

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import qdqpatch
-from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
+from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, no_range
 from qdqpatch.nn.learned import LSQQuantizer, PACTQuantizer, WeightTrackingQuantizer
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
@@ -112,7 +112,7 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_changed() -> None:
     refused(
         models.uncalibrated(NAME),
         CalibrationError,
-        f"{first} has no range to begin with: calibrate the model first.",
+        no_range([first]),
     )
     refused(
         models.calibrated(NAME),

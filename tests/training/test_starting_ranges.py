@@ -1,6 +1,5 @@
 """The ranges that `qdqpatch train` begins with."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from training_jobs import Recording, job, write_data, write_float
 from transformers import PreTrainedModel
 
-from qdqpatch import QDQConfig
+from qdqpatch import QDQConfig, ptq
 from qdqpatch.calibration import shifting
 from qdqpatch.tasks.base import DataSource
 from qdqpatch.training import run
@@ -57,26 +56,16 @@ def test_a_model_with_nothing_to_shift_trains_too(
     assert "Shifting" not in listener.said
 
 
-def test_ranges_are_set_from_the_same_batches(
+def test_what_ranges_are_set_by(
     ckpt: str, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[str, int, tuple[Any, ...]]] = []
+    calls: list[dict[str, Any]] = []
 
-    def spied(name: str) -> Callable[..., Any]:
-        original = getattr(run, name)
+    def spy(model: PreTrainedModel, batches: list[models.Tensors], **options: Any) -> PreTrainedModel:
+        calls.append(options)
+        return ptq(model, batches, **options)
 
-        def spy(model: PreTrainedModel, batches: list[models.Tensors], *rest: Any, **named: Any) -> Any:
-            calls.append((name, id(batches), rest))
-            return original(model, batches, *rest, **named)
-
-        return spy
-
-    for name in ("shift", "calibrate", "refine_ranges"):
-        monkeypatch.setattr(run, name, spied(name))
-    run_job(job(ckpt, data, method="mse", refine=3), tmp_path / "out")
-    assert [(name, rest) for name, _, rest in calls] == [
-        ("shift", ()),
-        ("calibrate", ("mse",)),
-        ("refine_ranges", (3,)),
-    ]
-    assert len({batches for _, batches, _ in calls}) == 1
+    monkeypatch.setattr(run, "ptq", spy)
+    listener = Recording()
+    run_job(job(ckpt, data, method="mse", refine=3), tmp_path / "out", listener=listener)
+    assert calls == [{"method": "mse", "shift": True, "refine": 3, "listener": listener}]

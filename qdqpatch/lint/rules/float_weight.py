@@ -2,13 +2,13 @@
 
 from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import ORT_OPTIMIZATIONS
-from qdqpatch.lint.sites import Site
+from qdqpatch.lint.sites import INT8, Site
 
 
 def check(site: Site) -> str | None:
     """Look at the weight."""
     weight = site.operands[1]
-    return "its weight is float before Q/DQ" if weight.dtype and weight.stored == "float" else None
+    return "its weight is float before Q/DQ" if weight.dtype in INT8 and weight.stored == "float" else None
 
 
 RULE = LintRule(

@@ -1,5 +1,6 @@
 """ONNX Runtime: a QuantizeLinear right behind a matmul makes it QLinearMatMul."""
 
+from qdqpatch.lint.rules import half_precision, signed_input
 from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import ORT_QUANTIZATION, ORT_SELECTORS
 from qdqpatch.lint.sites import Site
@@ -9,7 +10,8 @@ def check(site: Site) -> str | None:
     """Look behind the operation."""
     if site.op_type in ("QLinearMatMul", "QGemm"):
         return f"{site.op_type} gives integers"
-    if site.is_quantized and not site.takes_integers and site.output_quantized:
+    is_float = signed_input.check(site) or half_precision.check(site)
+    if site.is_int8 and not site.takes_integers and not is_float and site.output_quantized:
         return "QuantizeLinear alone reads its result"
     return None
 

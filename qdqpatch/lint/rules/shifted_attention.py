@@ -12,7 +12,7 @@ def check(site: Site) -> str | None:
         for name, operand in zip(operand_names(site), site.operands, strict=True)
         if operand.dtype and operand.zero_point
     ]
-    return listed(wrong) or None if site.is_quantized else None
+    return listed(wrong) or None if site.is_int8 else None
 
 
 RULE = LintRule(

@@ -8,7 +8,7 @@ from qdqpatch.lint.sites import Site, listed, operand_names
 def check(site: Site) -> str | None:
     """Look at the first operand: the second one may be signed."""
     first = site.operands[0]
-    if site.takes_integers or not site.is_quantized or first.dtype != "int8":
+    if site.takes_integers or site.float_gemm or not site.is_int8 or first.dtype != "int8":
         return None
     name = operand_names(site)[0]
     if first.readers > 1:

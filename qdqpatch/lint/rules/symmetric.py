@@ -1,4 +1,4 @@
-"""TensorRT: int8 is signed, and zero is 0."""
+"""TensorRT: zero is 0."""
 
 from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.rules.documents import TENSORRT_OPERATORS, TENSORRT_TYPES
@@ -6,13 +6,12 @@ from qdqpatch.lint.sites import Site, listed, operand_names
 
 
 def check(site: Site) -> str | None:
-    """Look at the type and the zero point of each operand."""
-    wrong = []
-    for name, operand in zip(operand_names(site), site.operands, strict=True):
-        if operand.dtype not in (None, "int8"):
-            wrong.append(f"{operand.dtype} for its {name}")
-        elif operand.dtype and operand.zero_point:
-            wrong.append(f"zero point {operand.zero_point} for its {name}")
+    """Look at the zero point of each operand."""
+    wrong = [
+        f"zero point {operand.zero_point} for its {name}"
+        for name, operand in zip(operand_names(site), site.operands, strict=True)
+        if operand.dtype and operand.zero_point
+    ]
     return listed(wrong) or None
 
 
@@ -20,7 +19,7 @@ RULE = LintRule(
     name="symmetric",
     effect="refused",
     operations=("linear", "query x key", "probabilities x value", "residual add"),
-    reason="TensorRT quantizes symmetrically: it has signed int8 and no zero point but 0.",
+    reason="TensorRT quantizes symmetrically: its parser refuses every zero point but 0.",
     fix="Quantize to int8 with zero point 0: qdqpatch export --target tensorrt.",
     documents=(TENSORRT_TYPES, TENSORRT_OPERATORS),
     check=check,

@@ -10,7 +10,7 @@ from qdqpatch.lint.sites import Operand, Site, operand_names
 
 def is_for_vnni(sites: Sequence[Site]) -> bool:
     """Say whether a weight is signed: none is in a file for processors without VNNI, which would saturate."""
-    weights = [site.operands[1] for site in sites if site.operation == "linear" and site.is_quantized]
+    weights = [site.operands[1] for site in sites if site.operation == "linear" and site.is_int8]
     return not weights or any(weight.dtype != "uint8" for weight in weights)
 
 
@@ -18,7 +18,7 @@ def check(site: Site) -> str | None:
     """Look at the second operand of a matmul that the runtime can compute with integers."""
     second = site.operands[1]
     name = operand_names(site)[1]
-    if not site.is_quantized or signed_input.check(site) is not None:
+    if not site.is_int8 or signed_input.check(site) is not None:
         return None
     if second.dtype == "uint8":
         return f"its {name} is uint8"

@@ -1,0 +1,187 @@
+"""Post-training quantization: the whole sequence of calibration steps, in one call.
+
+The order of the steps, and why:
+
+1. Quantize, where the model is float: the quantizers say what there is to calibrate.
+2. Smooth, then shift: they change what the quantizers see, so they come before anything is measured. Smooth
+   first, because a channel's middle moves with its factor, and its factor hardly with its middle.
+3. Calibrate: collect what the quantizers see, and choose each range by itself.
+4. Refine: the ranges learn together, from good ones.
+5. Fuse query, key and value, and clip GELU: what an engine or a user demands of ranges is the last word on
+   them. Refined afterwards, they would part again.
+6. Correct biases: the error to be corrected is that of the final ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from qdqpatch.calibration import adjust, bias_correction, refining, shifting, smoothing
+from qdqpatch.calibration.calibrate import calibrate
+from qdqpatch.calibration.collecting import collect
+from qdqpatch.calibration.methods import Method, WeightMethod, check_method, check_weight_method, method_for
+from qdqpatch.calibration.statistics import Statistics
+from qdqpatch.calibration.undo import restored_if_raised
+from qdqpatch.config.config import QDQConfig
+from qdqpatch.patching.apply import is_quantized, own_config
+from qdqpatch.patching.quantize import dequantize, quantize
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+Batch = Mapping[str, Any]
+
+
+class Listener:
+    """Is told how calibration goes on; this one ignores it."""
+
+    def say(self, text: str) -> None:
+        """Take what the step that begins does, such as `"Shifting"`."""
+
+    def step(self, done: int, total: int) -> None:
+        """Take how many batches of the step are done, and of how many; 0 if that is not known."""
+
+    def collected(self, statistics: Statistics) -> None:
+        """Take what the quantizers saw, which can be saved and searched again."""
+
+
+def ptq(
+    model: Model,
+    batches: Iterable[Batch],
+    config: QDQConfig | None = None,
+    *,
+    method: Method = "auto",
+    percentile: float = 99.99,
+    padding_aware: bool = True,
+    weight_method: WeightMethod = "max",
+    smooth: bool = False,
+    shift: bool = False,
+    refine: int = 0,
+    fuse_qkv: bool = False,
+    clip_gelu: float | None = None,
+    correct_biases: bool = False,
+    listener: Listener | None = None,
+) -> Model:
+    """Quantize a model and set its ranges from data, by all steps that are switched on, in place.
+
+    The steps run in the order of the arguments, whatever order they are given in; why in this one is said
+    in `qdqpatch/calibration/ptq.py`. What can be known to fail is checked before the first of them.
+
+    Args:
+        model: A float model, which is quantized first, or a quantized one, calibrated or not.
+        batches: Keyword arguments for the model, as a tokenizer returns them; moved to its device. Each step
+            goes through them again; those of an iterator, which can be used only once, are kept in memory.
+        config: What to quantize of a float model, as `qdqpatch.quantize` takes it; None for the defaults.
+        method: How the ranges of activations are chosen, as `qdqpatch.calibrate` takes it.
+        percentile: For `"percentile"`, the share of the magnitudes that are not clipped, in percent.
+        padding_aware: Whether positions that the attention mask hides are left out.
+        weight_method: How the ranges of weights are chosen: `"max"` or `"mse"`.
+        smooth: Whether outlier channels of values, queries and keys are rescaled away first
+            (`qdqpatch.calibration.smooth`).
+        shift: Whether channels of values and LayerNorms are moved around zero first
+            (`qdqpatch.calibration.shift`).
+        refine: For how many epochs all ranges learn together to keep the layers' outputs
+            (`qdqpatch.calibration.refine_ranges`); 0 for none, and 2 to 4 are enough.
+        fuse_qkv: Whether query, key and value get one range (`qdqpatch.calibration.fuse_qkv`).
+        clip_gelu: Where ranges after GELU end at most (`qdqpatch.calibration.clip_gelu`); None for anywhere.
+        correct_biases: Whether the mean error of each Linear is taken out of its bias
+            (`qdqpatch.calibration.correct_biases`); the float model changes with it.
+        listener: Is told how it goes on.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ConfigError: If an argument is not one of those that there are, or there is nothing to refine, fuse
+            or clip.
+        QuantizedError: If a configuration is given and the model is quantized already.
+        UnsupportedModelError: If the model cannot be quantized, or there is nothing to smooth or shift.
+        NotQuantizedError: If no quantizer is on, or no Linear with a bias to correct is quantized.
+        CalibrationError: If there is no batch, or a range cannot be determined from what there is.
+        Whatever is raised, the model is as it was: a float model is float again.
+
+    Example:
+        >>> model = ptq(AutoModelForMaskedLM.from_pretrained("ckpt"), batches, shift=True, refine=4)
+    """
+    method = method_for(method, percentile)
+    check_method(method, percentile)
+    check_weight_method(weight_method)
+    if refine != 0:
+        refining.check_epochs(refine, "refine")
+    if clip_gelu is not None:
+        adjust.check_maximum(clip_gelu)
+    listener = Listener() if listener is None else listener
+    data = _Told(batches, listener)
+    with ExitStack() as stack:
+        stack.enter_context(_quantized(model, config))
+        changed: list[nn.Parameter] = []
+        if smooth:
+            changed += smoothing.changed_parameters(smoothing.attentions_to_smooth(model))
+        if shift:
+            changed += shifting.changed_parameters(shifting.shifts_to_make(model))
+        if refine:
+            refining.check_can_refine(model)
+        if fuse_qkv:
+            adjust.groups_to_fuse(model)
+        if clip_gelu is not None:
+            adjust.inputs_to_clip(model)
+        if correct_biases:
+            bias_correction.linears_to_correct(model)
+        stack.enter_context(restored_if_raised(model, changed))
+
+        if smooth:
+            listener.say("Smoothing")
+            smoothing.smooth(model, data, padding_aware=padding_aware)
+        if shift:
+            listener.say("Shifting")
+            shifting.shift(model, data, padding_aware)
+        listener.say("Calibrating")
+        statistics = collect(model, data, padding_aware, compare=method == "auto")
+        calibrate(model, statistics, method, percentile, weight_method=weight_method)
+        if refine:
+            listener.say("Refining the ranges")
+            refining.refine_ranges(model, data.batches, refine, padding_aware, listener.step)
+        if fuse_qkv:
+            adjust.fuse_qkv(model)
+        if clip_gelu is not None:
+            adjust.clip_gelu(model, clip_gelu)
+        if correct_biases:
+            listener.say("Correcting biases")
+            bias_correction.correct_biases(model, data, padding_aware)
+        listener.collected(statistics)
+    return model
+
+
+@contextmanager
+def _quantized(model: PreTrainedModel, config: QDQConfig | None) -> Iterator[None]:
+    """Quantize a float model, and make it float again if the block raises."""
+    if config is None and isinstance(model, PreTrainedModel) and is_quantized(model):
+        yield
+        return
+    attributes = set(vars(model))
+    with own_config(model):
+        quantize(model, config)
+        try:
+            yield
+        except BaseException:
+            dequantize(model)
+            for name in set(vars(model)) - attributes:  # transformers marks what it has dequantized
+                del vars(model)[name]
+            raise
+
+
+class _Told:
+    """Batches that tell a listener how many of them are done, each time that they are gone through."""
+
+    def __init__(self, batches: Iterable[Batch], listener: Listener) -> None:
+        self.batches = list(batches) if isinstance(batches, Iterator) else batches
+        self._listener = listener
+
+    def __iter__(self) -> Iterator[Batch]:
+        total = len(self.batches) if isinstance(self.batches, Sized) else 0
+        for done, batch in enumerate(self.batches, start=1):
+            yield batch
+            self._listener.step(done, total)

@@ -1,0 +1,209 @@
+"""The whole sequence in one call: that of its steps in their order, and all or nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import models
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import qdqpatch
+from qdqpatch import QDQConfig, calibration, ptq, quantize
+from qdqpatch.calibration import bias_correction, refining, shifting
+from qdqpatch.calibration.ptq import Listener
+from qdqpatch.errors import (
+    CalibrationError,
+    ConfigError,
+    NotQuantizedError,
+    QuantizedError,
+    UnsupportedModelError,
+)
+
+FLOAT_ADDS = QDQConfig.preset("no-residual")
+EVERYTHING: dict[str, Any] = {
+    "smooth": True,
+    "shift": True,
+    "refine": 2,
+    "fuse_qkv": True,
+    "clip_gelu": 0.25,
+    "correct_biases": True,
+}
+
+
+def batches(count: int = 3) -> list[models.Tensors]:
+    return [models.inputs(seed=seed) for seed in range(41, 41 + count)]
+
+
+class Recording(Listener):
+    """Remembers what it is told; raises once a step has been said."""
+
+    def __init__(self, stop_at: str = "") -> None:
+        self.said: list[tuple[str, list[tuple[int, int]]]] = []
+        self.statistics: Any = None
+        self._stop_at = stop_at
+
+    def say(self, text: str) -> None:
+        self.said.append((text, []))
+
+    def step(self, done: int, total: int) -> None:
+        self.said[-1][1].append((done, total))
+        if self.said[-1][0] == self._stop_at and done == total:
+            raise KeyboardInterrupt
+
+    def collected(self, statistics: calibration.Statistics) -> None:
+        self.statistics = statistics
+
+
+def by_hand(data: list[models.Tensors]) -> PreTrainedModel:
+    """Every step, in the order that the documentation gives."""
+    model = quantize(models.float_model(), FLOAT_ADDS)
+    calibration.smooth(model, data)
+    calibration.shift(model, data)
+    qdqpatch.calibrate(model, data, "auto")
+    calibration.refine_ranges(model, data, 2)
+    calibration.fuse_qkv(model)
+    calibration.clip_gelu(model, 0.25)
+    return calibration.correct_biases(model, data)
+
+
+@pytest.mark.parametrize("given", [batches, lambda: iter(batches())], ids=["list", "iterator"])
+def test_all_steps_at_once_are_the_steps_one_by_one(given: Callable[[], Any]) -> None:
+    model = models.float_model()
+    assert ptq(model, given(), FLOAT_ADDS, **EVERYTHING) is model
+    models.assert_equal(dict(model.state_dict()), dict(by_hand(batches()).state_dict()))
+
+
+def test_without_switches_it_quantizes_and_calibrates() -> None:
+    expected = qdqpatch.calibrate(models.uncalibrated(), batches(), "auto")
+    for model in (models.float_model(), models.uncalibrated(), models.calibrated()):
+        models.assert_equal(dict(ptq(model, batches()).state_dict()), dict(expected.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"method": "percentile", "percentile": 99.0}, {"method": "percentile", "percentile": 99.0}),
+        ({"percentile": 99.0}, {"method": "percentile", "percentile": 99.0}),
+        ({"method": "max", "padding_aware": False}, {"method": "max", "padding_aware": False}),
+        ({"method": "max", "weight_method": "mse"}, {"method": "max", "weight_method": "mse"}),
+    ],
+)
+def test_how_ranges_are_chosen(options: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = models.ranges(ptq(models.float_model(), batches(), **options))
+    models.assert_equal(
+        found, models.ranges(qdqpatch.calibrate(models.uncalibrated(), batches(), **expected))
+    )
+
+
+@pytest.mark.parametrize("aware", [True, False])
+def test_padding_is_left_out_in_every_step(aware: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    for module, name, place in (
+        (shifting, "collect_channels", 3),
+        (calibration.smoothing, "collect_channels", 3),
+        (bias_correction, "feed_watched", 4),
+        (refining, "_Reconstruction", 2),
+    ):
+        original = getattr(module, name)
+
+        def spy(*given: Any, original: Any = original, place: int = place, **named: Any) -> Any:
+            told.append(given[place])
+            return original(*given, **named)
+
+        monkeypatch.setattr(module, name, spy)
+    ptq(models.float_model(), batches(2), FLOAT_ADDS, **EVERYTHING, padding_aware=aware)
+    assert told == [aware] * 4
+
+
+def test_a_listener_is_told_of_every_step() -> None:
+    listener = Recording()
+    model = ptq(models.float_model(), batches(3), FLOAT_ADDS, **EVERYTHING, listener=listener)
+    each_batch = [(1, 3), (2, 3), (3, 3)]
+    assert listener.said == [
+        ("Smoothing", each_batch),
+        ("Shifting", each_batch),
+        ("Calibrating", each_batch),
+        ("Refining the ranges", [(done, 4) for done in (1, 2, 3, 4)]),
+        ("Correcting biases", each_batch),
+    ]
+    seen = {path for path in models.ranges(model) if not path.endswith("_weight_quantizer")}
+    assert {path for path in seen if model.get_submodule(path).amax is not None} == set(listener.statistics)
+
+
+def test_batches_of_unknown_number_are_told_of_too() -> None:
+    class Endless:
+        def __iter__(self) -> Any:
+            return iter(batches(2))
+
+    listener = Recording()
+    ptq(models.float_model(), Endless(), listener=listener)
+    assert listener.said == [("Calibrating", [(1, 0), (2, 0)])]
+
+
+@pytest.mark.parametrize("stop_at", ["Smoothing", "Shifting", "Calibrating", "Correcting biases"])
+@pytest.mark.parametrize("state", ["float", "calibrated"])
+def test_an_interruption_leaves_the_model_as_it_was(state: str, stop_at: str) -> None:
+    model, config = models.float_model(), FLOAT_ADDS
+    if state == "calibrated":
+        model, config = qdqpatch.calibrate(quantize(model, config), batches(1), "max"), None
+    before, expected = models.snapshot(model), models.outputs(model)
+    with pytest.raises(KeyboardInterrupt):
+        ptq(model, batches(), config, **EVERYTHING, listener=Recording(stop_at))
+    models.assert_unchanged(model, before)
+    models.assert_equal(models.outputs(model), expected)
+
+
+class Unread:
+    """Batches that must not be read: what is wrong is known before."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("a batch was read")
+
+
+def without_biases() -> PreTrainedModel:
+    model = models.float_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.bias = None
+    return model
+
+
+LINEAR_ONLY = {"config": QDQConfig.preset("linear-only")}
+ADDS_ONLY = {"config": QDQConfig(linears=False, matmuls=False)}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (models.float_model, {"method": "best"}, ConfigError, "no calibration method 'best'"),
+        (models.float_model, {"percentile": 0.0}, ConfigError, "percentile must be above 0"),
+        (models.float_model, {"weight_method": "auto"}, ConfigError, "no method 'auto' for weights"),
+        (models.float_model, {"refine": -1}, ConfigError, "refine must be a positive integer, not -1"),
+        (models.float_model, {"refine": True}, ConfigError, "refine must be a positive integer, not True"),
+        (models.float_model, {"clip_gelu": 0.0}, ConfigError, "maximum must be a positive finite number"),
+        (models.calibrated, {"config": FLOAT_ADDS}, QuantizedError, "quantized already"),
+        (torch.nn.Identity, {}, UnsupportedModelError, "Identity"),
+        (models.float_model, LINEAR_ONLY | {"smooth": True}, UnsupportedModelError, "nothing to smooth"),
+        (models.float_model, ADDS_ONLY | {"shift": True}, UnsupportedModelError, "nothing to shift"),
+        (models.float_model, LINEAR_ONLY | {"fuse_qkv": True}, ConfigError, "nothing to fuse"),
+        (models.float_model, ADDS_ONLY | {"clip_gelu": 1.0}, ConfigError, "nothing to clip"),
+        (without_biases, {"correct_biases": True}, NotQuantizedError, "no quantized Linear with a bias"),
+    ],
+)
+def test_all_checks_come_before_the_first_batch(
+    model: Callable[[], Any], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    given = model()
+    before = models.snapshot(given) if isinstance(given, PreTrainedModel) else None
+    with pytest.raises(error, match=message):
+        ptq(given, Unread(), **options)
+    if before is not None:
+        models.assert_unchanged(given, before)
+
+
+def test_no_batch_is_an_error_that_leaves_a_float_model_float() -> None:
+    for given in ([], iter(())):
+        models.assert_refused(
+            lambda model, given=given: ptq(model, given), models.float_model(), CalibrationError, "no calibr"
+        )
