@@ -12,7 +12,7 @@ from qdqpatch import training
 from qdqpatch.errors import QdqError
 from qdqpatch.patching.apply import is_quantized
 
-NO_RANGE = "has no range"
+NO_RANGE = "no range"
 LEARNED = "learns its range"
 REFUSED: dict[tuple[str, str], str] = {
     **{("quantize", state): "quantized already" for state in verbs.STATES},
@@ -33,6 +33,7 @@ REFUSED: dict[tuple[str, str], str] = {
     },
     ("clip_gelu", "fixed"): "fixes the range",
     ("refine_ranges", "fixed"): "no layer with a range to refine",
+    ("ptq", "fixed"): "no layer with a range to refine",
     ("train_ranges lsq", "per channel"): "one per tensor",
     ("train_ranges clip", "per channel"): "one per tensor",
     ("export", "per channel"): "range per channel",

@@ -119,6 +119,7 @@ VERBS: dict[str, Verb] = {
     "correct_biases": on(calibration.correct_biases, batches),
     "fuse_qkv": on(calibration.fuse_qkv),
     "clip_gelu": on(calibration.clip_gelu, 0.5),
+    "ptq": on(qdqpatch.ptq, batches, method="max", refine=1),
     "recalibrate_weights": on(calibration.recalibrate_weights),
     "recalibrate_weights mse": on(calibration.recalibrate_weights, "mse"),
     "expand_amax": on(calibration.expand_amax),
