@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration.methods import WeightMethod, check_weight_method
+from qdqpatch.calibration.methods import check_weight_method
 from qdqpatch.calibration.selecting import Model, load_ranges, weights_of
+from qdqpatch.choices import WeightMethod
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.learned import WeightTrackingQuantizer
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
