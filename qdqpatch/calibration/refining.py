@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
 from qdqpatch.calibration.batching import as_tensors
-from qdqpatch.calibration.candidates import SMALLEST_NORM
+from qdqpatch.calibration.comparing import SMALLEST_NORM
 from qdqpatch.calibration.observing import HELD_BACK, no_batch, observing, on_device
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.undo import restored_if_raised

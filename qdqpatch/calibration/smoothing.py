@@ -28,8 +28,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
+from qdqpatch.calibration.same_function import FirstKept, change_keeping_function
 from qdqpatch.errors import ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, MATMUL, WEIGHT
@@ -77,7 +79,9 @@ def smooth(
 
     The float model runs once on the batches and is left as it was but for these weights and biases; what it
     computes stays the same bit for bit. Calibration must follow: ranges that no longer fit are dropped, and
-    a quantizer without one computes it from each tensor. Those that the configuration fixes stay.
+    a quantizer without one computes it from each tensor. If the float outputs on the first batch differ
+    nevertheless, as where a rotary embedding mixes the channels of query and key, all is taken back with a
+    `CalibrationWarning`.
 
     Args:
         model: A quantized model, calibrated or not.
@@ -104,15 +108,20 @@ def smooth(
         for attention in attentions
         for name in PROJECTIONS
     }
+    batches = FirstKept(as_tensors(batches))
     channels = collect_channels(model, projections, batches, padding_aware)
     maxima = {
         linear: channels[path].amax.float().to(linear.weight.device) for path, linear in projections.items()
     }
     changes = [change for attention in attentions for change in _changes(attention, maxima, strength)]
-    with torch.no_grad():
-        for parameter, changed in changes:
-            parameter.copy_(changed)
-    forget_ranges(model, _stale(attentions))
+
+    def rescale() -> None:
+        with torch.no_grad():
+            for parameter, changed in changes:
+                parameter.copy_(changed)
+        forget_ranges(model, _stale(attentions))
+
+    change_keeping_function(model, changed_parameters(attentions), rescale, batches.first, "Smoothing")
     return model
 
 

@@ -38,7 +38,7 @@ class TensorStatistics:
         channel_amax: Of a quantizer with a range per channel, the largest magnitude of each, shaped like
             its range. It has no histogram: its counts are 0.
         errors: How far each candidate range moves the operation's result on the batches that were held
-            back (`calibration/candidates.py` says in what measure); empty if nothing was compared.
+            back (`calibration/comparing.py` says in what measure); empty if nothing was compared.
     """
 
     counts: NDArray[np.int64]
