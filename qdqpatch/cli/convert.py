@@ -73,10 +73,10 @@ def command(
         )
     check_output(out, ckpt, force)
     plan = source.plan(config)
-    source.ranges()
+    source.check_weights()
     set_ranges = None if calibration is None else calibration.prepare(ckpt, console)
     with console.status(f"Loading {ckpt}"):
-        model, missing = source.load()
+        model, missing = source.load(fresh_head=True)
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:

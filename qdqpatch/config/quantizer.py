@@ -71,15 +71,15 @@ class QuantizerConfig:
 
         Raises:
             ConfigError: If it asks for what a converted model does not have: real quantization
-                (`fake_quant=False`), a learned range (`learn_amax=True`), or a fixed range per channel,
-                which cannot suit every layer.
+                (`fake_quant=False`), a range that learns from the start (`learn_amax=True`; `train_ranges` is
+                for that), or a fixed range per channel, which cannot suit every layer.
         """
         if not descriptor.fake_quant:
             raise ConfigError("The descriptor has fake_quant=False; only fake quantization is possible.")
         if descriptor.learn_amax:
             raise ConfigError(
-                "The descriptor has learn_amax=True. Leave that out, and after calibration call "
-                'qdqpatch.training.train_ranges(model, "clip"), which learns ranges in the same way.'
+                "The descriptor has learn_amax=True. Ranges are learned once they are calibrated: leave it "
+                "out, and call qdqpatch.training.train_ranges(model)."
             )
         if descriptor.amax is not None and np.size(descriptor.amax) != 1:
             raise ConfigError("The descriptor fixes a range per channel; only one per tensor can be fixed.")

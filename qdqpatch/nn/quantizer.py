@@ -161,8 +161,22 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         return (-high if self.narrow_range and not self.use_fb_fake_quant else -high - 1), high
 
     def range_of(self, inputs: Tensor) -> Tensor:
-        """Return the range that `inputs` are quantized with: the quantizer's, or else their own."""
-        amax = absolute_max(inputs, self.axis) if self.amax is None else self.amax
+        """Return the range that `inputs` are quantized with: the quantizer's, or else their own.
+
+        Raises:
+            CalibrationError: If the quantizer has ranges of channels that `inputs` do not have, as those of a
+                weight that was resized.
+        """
+        amax = self.amax
+        if amax is None:
+            amax = absolute_max(inputs, self.axis)
+        elif amax.dim() == inputs.dim() and any(
+            size not in (1, other) for size, other in zip(amax.shape, inputs.shape, strict=True)
+        ):
+            raise CalibrationError(
+                f"The quantizer has ranges of shape {tuple(amax.shape)} for a tensor of shape "
+                f"{tuple(inputs.shape)}, which was resized since: set them anew by qdqpatch.calibrate."
+            )
         return amax if self.scale_amax is None else amax * self.scale_amax
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorQuantizer:

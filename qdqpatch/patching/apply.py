@@ -74,7 +74,14 @@ def enabled_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     """
     quantizers = {path: quantizer for path, quantizer in named_quantizers(model) if quantizer.is_enabled}
     if not quantizers:
-        raise NotQuantizedError("The model has no enabled quantizer: call qdqpatch.quantize(model) first.")
+        if is_quantized(model):
+            raise NotQuantizedError(
+                f"All quantizers of this {type(model).__name__} are off, by hand or by overrides of its "
+                "configuration: turn some on."
+            )
+        raise NotQuantizedError(
+            f"This {type(model).__name__} is a float model: call qdqpatch.quantize(model) first."
+        )
     return quantizers
 
 

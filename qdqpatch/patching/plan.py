@@ -15,6 +15,7 @@ from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.errors import ConfigError, OverrideError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.patching.folding import Row, fold
+from qdqpatch.patching.positions import check_positions
 from qdqpatch.rules import RULES
 from qdqpatch.rules.base import Match, Miss, Rule
 
@@ -128,9 +129,11 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
     Raises:
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
-        ConfigError: If the configuration is no `QDQConfig`.
+        ConfigError: If the configuration is no `QDQConfig`, or the model has relative positions that are
+            not computed.
     """
     config = with_defaults(config)
+    check_positions(model)
     used: set[str] = set()
     sites: list[Site] = []
     misses: list[Miss] = []

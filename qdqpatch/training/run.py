@@ -184,7 +184,8 @@ def _build(
     job: Job, source: Checkpoint, has_loss: bool, listener: TrainingListener
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Load the checkpoint, and return the quantized model and the float one, to compare with and distil."""
-    model, missing = source.load()
+    # A new head can learn from labels, but not from a teacher that has none either.
+    model, missing = source.load(fresh_head=job.distillation is None)
     to_fastest_device(model)
     if missing and has_loss:
         listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
