@@ -14,13 +14,13 @@ from qdqpatch.errors import DataError
 IDS = "input_ids"
 
 
-def as_tensors(batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def as_tensors(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Yield the batches with arrays and lists made tensors, and a single row made a batch of one.
 
     Args:
         batches: Keyword arguments for a model, as a tokenizer returns them with or without
-            `return_tensors`, or rows of a tokenized dataset. What is neither tensor, array nor list is
-            passed on as it is.
+            `return_tensors`, or rows of a tokenized dataset. What is neither array nor list is passed on as
+            it is, and so is a batch of tensors.
 
     Raises:
         DataError: If a batch is no mapping of names, or a value cannot be made a tensor.
@@ -33,7 +33,8 @@ def as_tensors(batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
                 f"Batch {number} is a {type(batch).__name__}; each must be a mapping of the model's keyword "
                 "arguments, as a tokenizer returns it."
             )
-        yield _as_batch({name: _as_tensor(value, name, number) for name, value in batch.items()})
+        made = _as_batch({name: _as_tensor(value, name, number) for name, value in batch.items()})
+        yield made if any(made[name] is not value for name, value in batch.items()) else batch
 
 
 def _as_tensor(value: Any, name: str, number: int) -> Any:
