@@ -184,7 +184,7 @@ def test_inspect_prints_what_is_quantized_and_what_not(run, float_checkpoint: Pa
     assert result.exit_code == 0, result.output
     assert "20 operations quantized" in result.stdout
     for fragment in (
-        "bert.encoder.layer.[0-1].attention.self.query",
+        "bert.encoder.layer.{0..1}.attention.self.query",
         "input int8, weight int8 per channel (axis 0)",
         "matmul_q int8, matmul_k int8",
         "add_local int8, add_residual int8",
