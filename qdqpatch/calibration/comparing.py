@@ -204,7 +204,7 @@ class OperationComparison:
 def _quantizing(quantizer: nn.Module, amax: float, device: torch.device) -> Iterator[None]:
     """Turn a quantizer on with a range that is not its own."""
     assert isinstance(quantizer, TensorQuantizer), "the paths are those of quantizers"
-    before = quantizer.amax
+    before = None if quantizer.amax is None else quantizer.amax.clone()
     quantizer.load_range(torch.full((), amax, device=device))
     quantizer._if_quant = True
     try:
@@ -212,7 +212,7 @@ def _quantizing(quantizer: nn.Module, amax: float, device: torch.device) -> Iter
     finally:
         quantizer._if_quant = False
         if before is None:
-            del quantizer._amax
+            quantizer.drop_range()
         else:
             quantizer.load_range(before)
 

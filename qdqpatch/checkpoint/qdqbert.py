@@ -24,7 +24,7 @@ from qdqpatch.checkpoint.source import Checkpoint
 from qdqpatch.choices import QDQBERT, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
-from qdqpatch.nn.learned import bound_learned_ranges, update_tracked_ranges
+from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.hf_quantizer import NOT_SAVED
@@ -114,8 +114,7 @@ def save_qdqbert(model: PreTrainedModel, directory: str | Path) -> None:
         ConfigError: If the placement is not QDQBERT's, which its classes cannot be told.
     """
     architecture = _check_expressible(model)
-    update_tracked_ranges(model)
-    bound_learned_ranges(model)
+    update_ranges(model)
     check_finite(model, f"This {type(model).__name__}", NOT_SAVED)
     config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_WRITTEN}
     config |= {"model_type": QDQBERT, "architectures": [architecture]}

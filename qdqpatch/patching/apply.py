@@ -104,11 +104,15 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def set_fixed_ranges(model: PreTrainedModel, plan: Plan) -> None:
-    """Set the ranges that the configuration fixes, on quantizers that have none yet."""
+    """Set the ranges that the configuration fixes, on quantizers that have none yet, and mark all of them."""
     for site in plan.sites:
         for name, config in site.quantizers.items():
             quantizer = model.get_submodule(f"{site.path}.{name}")
-            if config is not None and config.amax is not None and quantizer.amax is None:
+            assert isinstance(quantizer, TensorQuantizer), "the plan was applied"
+            if config is None or config.amax is None:
+                continue
+            quantizer.is_fixed = True
+            if quantizer.amax is None:
                 quantizer.amax = config.amax
                 quantizer.to(model.device)
 

@@ -14,7 +14,7 @@ from qdqpatch.choices import QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import ConfigError, QuantizationWarning
 from qdqpatch.nn.attention import IMPLEMENTATION
-from qdqpatch.nn.learned import bound_learned_ranges, update_tracked_ranges
+from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.plan import Plan, find_sites
@@ -105,8 +105,7 @@ class QDQHfQuantizer(HfQuantizer):
                 "The model has an adapter, and transformers would save that alone. Merge it first "
                 "(merge_and_unload() of peft), before the model is quantized."
             )
-        update_tracked_ranges(model)
-        bound_learned_ranges(model)
+        update_ranges(model)
         check_finite(model, f"This {type(model).__name__}", NOT_SAVED)
         # transformers would save some models under other names than their own, or several tensors as one, and
         # knows only of weights: the ranges would be lost. None means that it finds the renamings itself.
