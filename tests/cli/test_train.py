@@ -59,6 +59,15 @@ def job(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     return jobs
 
 
+def test_a_cosine_has_digits_enough_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = [Stage("float", {"cosine": 1.0}), Stage("calibrated", {"cosine": 0.9634}, 1.0)]
+    monkeypatch.setattr(run, "run_job", lambda *_: TrainingReport(1, False, stages))
+    result = invoke("train", "ckpt", "out", "--data", "a.txt", "--distill")
+    assert ["calibrated", "0.9634", "-0.0366", "1", "s"] in [
+        line.split() for line in result.stdout.splitlines()
+    ]
+
+
 def test_every_option_reaches_the_job(job: list[Job]) -> None:
     result = invoke(
         "train", "ckpt", "out", "--task", "question-answering", "--data", "train.json",

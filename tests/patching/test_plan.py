@@ -1,4 +1,6 @@
+import html
 import json
+from xml.etree import ElementTree
 
 import models
 import pytest
@@ -314,3 +316,15 @@ def test_the_config_given_is_left_alone(float_model) -> None:
     found = plan(float_model(), config)
     assert config.weight is None
     assert found.config.weight is not None
+
+
+def test_notebooks_show_a_plan_as_tables_that_can_be_folded(float_model) -> None:
+    found = plan(float_model("BertForMaskedLM"))
+    page = found._repr_html_()
+    assert page.count("<details open>") == 2
+    assert f"{len(found.sites)} operations quantized" in page
+    for path, operation, detail in [*found.site_rows(), *found.miss_rows()]:
+        assert f">{html.escape(path)}</td>" in page
+        assert f">{html.escape(operation)}</td>" in page
+        assert f">{html.escape(detail)}</td>" in page
+    assert ElementTree.fromstring(f"<div>{page}</div>") is not None
