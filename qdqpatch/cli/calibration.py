@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method
 from qdqpatch.cli.common import Command, progress_bar
+from qdqpatch.cli.options import COLUMN_HELP, EPOCHS, LENGTH, SEED
 from qdqpatch.cli.sections import SectionOption
 from qdqpatch.listening import CalibrationListener
 
@@ -40,7 +41,7 @@ OPTIONS = (
     _option(
         "--text-column",
         metavar="COLUMN",
-        help="The column with the texts. The default is a usual name, such as text or sentence1.",
+        help=COLUMN_HELP,
     ),
     _option(
         "--text-pair-column",
@@ -56,7 +57,7 @@ OPTIONS = (
         type=click.IntRange(min=1),
         help="How many texts to draw at random; all if there are fewer.",
     ),
-    _option("--seed", default=0, show_default=True, help="Another seed draws other texts."),
+    _option("--seed", type=SEED, default=0, show_default=True, help="Another seed draws other texts."),
     _option(
         "--batch-size",
         default=16,
@@ -68,7 +69,7 @@ OPTIONS = (
         "--max-length",
         default=128,
         show_default=True,
-        type=click.IntRange(min=4),
+        type=LENGTH,
         help="Where texts are cut, in tokens: the longest sequence that the model will serve.",
     ),
     _option(
@@ -94,7 +95,7 @@ OPTIONS = (
     ),
     _option(
         "--clip-gelu",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0, 3.4028234663852886e38, min_open=True),
         metavar="VALUE",
         help="Let the ranges after GELU end at VALUE, such as 10.",
     ),
@@ -112,10 +113,11 @@ OPTIONS = (
     ),
     _option(
         "--refine",
-        type=click.IntRange(min=1),
+        default=0,
+        type=EPOCHS,
         metavar="EPOCHS",
         help="Then let all ranges learn together to keep the layers' outputs. Takes about five times as long "
-        "as running the texts through the model, for each of the EPOCHS; 2 to 4 are enough.",
+        "as running the texts through the model, for each of the EPOCHS; 2 to 4 are enough, 0 is none.",
     ),
     _option(
         "--correct-biases",
@@ -145,7 +147,7 @@ class Calibration:
     clip_gelu: float | None
     smooth: bool
     shift: bool
-    refine: int | None
+    refine: int
     correct_biases: bool
 
     def prepare(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
@@ -196,7 +198,7 @@ class Calibration:
                 percentile=self.percentile,
                 smooth=self.smooth,
                 shift=self.shift,
-                refine=self.refine or 0,
+                refine=self.refine,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
                 correct_biases=self.correct_biases,
@@ -276,6 +278,8 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         raise click.UsageError(f"--percentile is for --method percentile, not {values['method']}.")
     if math.isnan(values["percentile"]):
         raise click.UsageError("--percentile must be a number above 0 and up to 100.")
+    if values["clip_gelu"] is not None and math.isnan(values["clip_gelu"]):
+        raise click.UsageError("--clip-gelu must be a number above 0.")
     if "text_pair_column" in given and "text_column" not in given:
         raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
     if given.keys() & {"split", "subset"}:

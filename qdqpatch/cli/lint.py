@@ -11,6 +11,7 @@ import click
 
 from qdqpatch.choices import TARGETS
 from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.options import json_option
 from qdqpatch.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--target", type=click.Choice(TARGETS), required=True, help="The engine that is to run the file."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option()
 @verbosity_options
 def command(file: Path, target: str, as_json: bool, console: Console) -> None:
     """Show what the engine can compute in int8 of FILE.onnx, and what keeps it from the rest.

@@ -1,6 +1,5 @@
 import html
 import json
-from xml.etree import ElementTree
 
 import models
 import pytest
@@ -327,4 +326,3 @@ def test_notebooks_show_a_plan_as_tables_that_can_be_folded(float_model) -> None
         assert f">{html.escape(path)}</td>" in page
         assert f">{html.escape(operation)}</td>" in page
         assert f">{html.escape(detail)}</td>" in page
-    assert ElementTree.fromstring(f"<div>{page}</div>") is not None
