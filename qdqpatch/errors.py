@@ -43,6 +43,10 @@ class ReportError(QdqError, OSError):
     """A report cannot be drawn or written."""
 
 
+class OccupiedError(CheckpointError, ReportError):
+    """Where something is to be written stands what qdqpatch wrote before, and nobody said to replace it."""
+
+
 class ExportError(QdqError, RuntimeError):
     """A model cannot be exported for the target, or the exported file does not do what the model does."""
 

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method
 from qdqpatch.cli.common import Command, progress_bar
+from qdqpatch.cli.numbers import PositiveFloat
 from qdqpatch.cli.options import COLUMN_HELP, EPOCHS, LENGTH, SEED
 from qdqpatch.cli.sections import SectionOption
 from qdqpatch.listening import CalibrationListener
@@ -95,7 +96,7 @@ OPTIONS = (
     ),
     _option(
         "--clip-gelu",
-        type=click.FloatRange(0, 3.4028234663852886e38, min_open=True),
+        type=PositiveFloat(),
         metavar="VALUE",
         help="Let the ranges after GELU end at VALUE, such as 10.",
     ),
@@ -278,8 +279,6 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         raise click.UsageError(f"--percentile is for --method percentile, not {values['method']}.")
     if math.isnan(values["percentile"]):
         raise click.UsageError("--percentile must be a number above 0 and up to 100.")
-    if values["clip_gelu"] is not None and math.isnan(values["clip_gelu"]):
-        raise click.UsageError("--clip-gelu must be a number above 0.")
     if "text_pair_column" in given and "text_column" not in given:
         raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
     if given.keys() & {"split", "subset"}:

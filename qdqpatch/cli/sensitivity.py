@@ -74,15 +74,16 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; a FILE that is there is "
-    "replaced.",
+    help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; for one that "
+    "is there see --force.",
 )
+@_mixing("--force", is_flag=True, help="Replace the FILE of --out, if it is one that qdqpatch wrote.")
 @json_option(cls=SectionOption, section="Output")
 @_output(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw the costs and what --max-drop tried into FILE (.png or .svg); one that is there is replaced.",
+    help="Draw the costs and what --max-drop tried into FILE (.png or .svg); an earlier chart is replaced.",
 )
 @verbosity_options
 def command(
@@ -95,6 +96,7 @@ def command(
     by_metric: bool,
     max_drop: float | None,
     out: Path | None,
+    force: bool,
     as_json: bool,
     plot: Path | None,
     console: Console,
@@ -112,9 +114,10 @@ def command(
     from qdqpatch.checkpoint.tokenizer import load_tokenizer
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.evaluation.predicting import batches
-    from qdqpatch.report.figures import check_can_plot, check_can_write
+    from qdqpatch.report.figures import check_can_plot
     from qdqpatch.sensitivity import measure, search
     from qdqpatch.sensitivity.chart import write_chart
+    from qdqpatch.sensitivity.config_file import check_config_file
     from qdqpatch.sensitivity.criteria import UNCHANGED
     from qdqpatch.tasks.base import draw
 
@@ -122,9 +125,10 @@ def command(
         raise click.UsageError("--out writes what --max-drop finds, and needs it.")
     if max_drop is not None and not math.isfinite(max_drop):
         raise click.UsageError(f"--max-drop must be a number of percent, not {max_drop}.")
-    for file, check in ((plot, check_can_plot), (out, check_can_write)):
-        if file is not None:
-            check(file)
+    if plot is not None:
+        check_can_plot(plot)
+    if out is not None:
+        check_config_file(out, force)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, data.task)
     config = placement()
@@ -166,7 +170,7 @@ def command(
     else:
         _print_report(costs, found)
     if found is not None:
-        _finish(found, out, console)
+        _finish(found, out, force, console)
 
 
 def _read(
@@ -221,16 +225,15 @@ def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
             click.echo(conclusion(found))
 
 
-def _finish(found: MixedPrecision, out: Path | None, console: Console) -> None:
+def _finish(found: MixedPrecision, out: Path | None, force: bool, console: Console) -> None:
     """Write the configuration, or fail if there is none."""
-    from qdqpatch.report.figures import replace_file
+    from qdqpatch.sensitivity.config_file import write_config_file
     from qdqpatch.sensitivity.report import conclusion
 
     if found.config is None:
         raise ConfigError(conclusion(found))
     if out is not None:
-        text = json.dumps(found.config.to_dict(), indent=2) + "\n"
-        replace_file(out, lambda staging: staging.write_text(text, encoding="utf-8"))
+        write_config_file(out, found.config, force)
         console.print(
             f"Wrote {out}, for: qdqpatch convert FLOAT_CKPT OUT --config {out} --calib FILE", markup=False
         )

@@ -137,7 +137,9 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
 )
 @placement_options
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run of the same options.")
-@click.option("--force", is_flag=True, help="Replace OUT if it has files in it, and an interrupted run.")
+@click.option(
+    "--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote, and an interrupted run."
+)
 @verbosity_options
 def command(
     ckpt: str,
@@ -167,7 +169,8 @@ def command(
     While it runs, checkpoints are in OUT.training; an interrupted run goes on with --resume.
     """
     from qdqpatch.training.distillation import Distillation
-    from qdqpatch.training.run import can_resume, run_job
+    from qdqpatch.training.folder import can_resume
+    from qdqpatch.training.run import run_job
 
     parts = {name: settings.pop(name) for name in ("temperature", "hidden_states", "attentions", "labels")}
     if not distill:
@@ -194,7 +197,7 @@ def command(
     with bar:
         try:
             report = run_job(job, out, resume, force, _Bar(bar, console))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             if can_resume(out):
                 console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")
             raise

@@ -12,7 +12,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.checkpoint.staging import staged
 from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError, ExportError
@@ -26,6 +25,7 @@ from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import outputs_of, trace
+from qdqpatch.output.folder import OutputFolder
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Pipeline:
 
     def run(
         self,
-        out: Path,
+        output: OutputFolder,
         opset: int | None,
         tokenizer: Any,
         check: bool,
@@ -61,7 +61,8 @@ class Pipeline:
         check_grids(self.model, self.target.signed)
         self.say("Tracing the model")
         graph = self._graph(opset)
-        with staged(out) as folder:
+        out = output.given
+        with output.staged() as folder:
             self.say(f"Writing {self.target.file}")
             self.target.write(graph, folder)
             names = matmuls(graph.graph)
