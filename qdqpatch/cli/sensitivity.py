@@ -118,7 +118,7 @@ def command(
     from qdqpatch.sensitivity import measure, search
     from qdqpatch.sensitivity.chart import write_chart
     from qdqpatch.sensitivity.config_file import check_config_file
-    from qdqpatch.sensitivity.criteria import UNCHANGED
+    from qdqpatch.tasks.agreement import UNCHANGED
     from qdqpatch.tasks.base import draw
 
     if out is not None and max_drop is None:
@@ -157,10 +157,11 @@ def command(
             found = search(
                 model, task, examples, costs, max_drop, labelled=labelled, batch_size=batch_size, step=step
             )
-    if found is not None and found.metric == UNCHANGED:
-        console.print(
-            f"There are no labels, so --max-drop counts predictions that change. ({reason})", markup=False
+    if found is not None and reason is not None:
+        counted = (
+            "counts predictions that change" if found.metric == UNCHANGED else f"goes by the {found.metric}"
         )
+        console.print(f"There are no labels, so --max-drop {counted}. ({reason})")
     if plot is not None:
         write_chart(plot, costs, found)
         console.print(f"Wrote {plot}.")
@@ -179,12 +180,10 @@ def _read(
     """Return all examples, whether they have labels, and if those are wanted and not there, why."""
     if not by_metric and not with_search:
         return task.read(source, labelled=False), False, None
-    try:
+    if by_metric:
         return task.read(source), True, None
-    except DataError as error:
-        if by_metric:
-            raise
-        return task.read(source, labelled=False), False, error
+    examples, reason = task.read_any(source)
+    return examples, reason is None, reason
 
 
 def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:

@@ -240,7 +240,7 @@ def _print_report(report: TrainingReport) -> None:
     """Print a row for each stage, with its difference to the float model."""
     names = list(report.stages[0].metrics)
     first = report.stages[0].metrics
-    digits = {name: _digits([stage.metrics[name] for stage in report.stages]) for name in names}
+    digits = {name: report.stages[0].digits.get(name, 2) for name in names}
     rows = []
     for stage in report.stages:
         cells = [f"{stage.metrics[name]:.{digits[name]}f}" for name in names]
@@ -255,11 +255,6 @@ def _print_report(report: TrainingReport) -> None:
         )
     title = f"On {report.examples} examples{' held out' if report.held_out else ''}"
     print_table(title, ("model", *names, "to float", "time"), rows)
-
-
-def _digits(values: list[float]) -> int:
-    """Return how many decimals tell figures apart: 2 of percentages, 4 of a cosine or a correlation."""
-    return 4 if 0 < max(map(abs, values)) < 2 else 2
 
 
 def _time(seconds: float) -> str:

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
-from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError, ExportError
 from qdqpatch.exporter.check import OutputComparison, compare, own_noise, require_equal
 from qdqpatch.exporter.graph import Rewriter
@@ -26,6 +25,7 @@ from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import outputs_of, trace
 from qdqpatch.output.folder import OutputFolder
+from qdqpatch.tasks.head import classifier_of
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,12 @@ class Pipeline:
 
     def _graph(self, opset: int | None) -> ir.Model:
         """Return the target's graph."""
-        # Two of everything: a trace takes an axis of 1 for one that is always 1.
-        example = self.inputs.batch(self.inputs.fixed or Shape(2, 8))
-        graph = trace(self.model, example, self.inputs.axes(), self.target.opset if opset is None else opset)
+        graph = trace(
+            self.model,
+            self.inputs.example(),
+            self.inputs.axes(),
+            self.target.opset if opset is None else opset,
+        )
         rewriter = Rewriter(graph, self.model)
         for rules in self.target.passes:
             apply(rewriter, *rules)
@@ -113,8 +116,9 @@ class Pipeline:
             reason = str(error).replace(str(file.parent), str(out))
             raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
         reference = outputs_of(self.model)
-        comparisons = compare(reference, session.run_tensors, batches)
+        classifier = classifier_of(self.model)
+        comparisons = compare(reference, session.run_tensors, batches, classifier)
         float_matmuls = session.float_matmuls
         del session
-        require_equal(comparisons, lambda: own_noise(self.model, reference, batches))
+        require_equal(comparisons, lambda: own_noise(self.model, reference, batches, classifier))
         return comparisons, float_matmuls
