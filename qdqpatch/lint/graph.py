@@ -160,4 +160,10 @@ def _site(node: ir.Node, operation: Operation, path: str, scaled: bool, fixed: b
         scaled,
         read_bias(node) if is_linear else None,
         float_gemm,
+        _name(node),
+        next(map(_name, norms_after(node.outputs[0])), "") if operation == "residual add" else "",
     )
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or f"node_of_{node.outputs[0].name}"

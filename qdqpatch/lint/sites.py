@@ -52,6 +52,8 @@ class Site:
         quantized_before: What reads the result through Q/DQ though it is better off with the float.
         scaled_after: Whether the scores are multiplied by a constant before softmax.
         bias: The integer type of a Linear's bias, where DequantizeLinear stands behind that.
+        node: The node's name; one without is called after its output, as TensorRT does.
+        norm: The same of the LayerNorm behind a residual add.
         float_gemm: Whether it is Gemm with a float bias, or MatMul and Add of shapes that the file fixes,
             which ONNX Runtime makes Gemm of.
     """
@@ -66,6 +68,8 @@ class Site:
     scaled_after: bool = False
     bias: str | None = None
     float_gemm: bool = False
+    node: str = ""
+    norm: str = ""
 
     @property
     def takes_integers(self) -> bool:
