@@ -15,7 +15,7 @@ import copy
 import statistics
 import sys
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from common import (
@@ -35,7 +35,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 
 import qdqpatch
 from qdqpatch.calibration import Statistics, collect
-from qdqpatch.calibration.methods import Method
+from qdqpatch.choices import METHODS
 from qdqpatch.patching.apply import named_quantizers
 
 FLOAT = "float forward passes"
@@ -116,7 +116,7 @@ RUNS: dict[str, Any] = {FLOAT: forward, OURS: collect, TOOLKIT: collect_as_toolk
 
 def measure_searches(models: Mapping[str, PreTrainedModel], found: Statistics) -> list[Row]:
     """Return a row for each of our methods, for all of them, and for the toolkit's entropy search."""
-    methods = [method for method in get_args(Method) if method != "auto"]
+    methods = [method for method in METHODS if method != "auto"]
     taken = {method: seconds(lambda method=method: found.ranges(method))[0] for method in methods}
     rows = [(f"{OURS}, {method}, all quantizers", f"{time:.3f} s") for method, time in taken.items()]
     rows.append((f"{OURS}, all four methods, all quantizers", f"{sum(taken.values()):.3f} s"))

@@ -1,15 +1,37 @@
 """Turn any Hugging Face BERT into a QDQBERT: int8 quantizers where an int8 engine needs them."""
 
-from qdqpatch.calibration import calibrate, ptq
-from qdqpatch.checkpoint import qdqbert
-from qdqpatch.checkpoint.qdqbert import load_qdqbert, save_qdqbert
-from qdqpatch.config.config import QDQConfig
-from qdqpatch.config.quantizer import Override, QuantizerConfig
-from qdqpatch.errors import QdqError
-from qdqpatch.exporter.export import export
-from qdqpatch.nn import attention
-from qdqpatch.patching import hf_quantizer
-from qdqpatch.patching.quantize import dequantize, plan, quantize
+from typing import TYPE_CHECKING
+
+from qdqpatch import lazy
+from qdqpatch.patching import registration
+
+if TYPE_CHECKING:
+    from qdqpatch.calibration.calibrate import calibrate
+    from qdqpatch.calibration.ptq import ptq
+    from qdqpatch.checkpoint.qdqbert import load_qdqbert, save_qdqbert
+    from qdqpatch.config.config import QDQConfig
+    from qdqpatch.config.quantizer import Override, QuantizerConfig
+    from qdqpatch.errors import QdqError
+    from qdqpatch.exporter.export import export
+    from qdqpatch.patching.quantize import dequantize, plan, quantize
+else:
+    __getattr__ = lazy.attributes(
+        __name__,
+        {
+            "Override": "config.quantizer",
+            "QDQConfig": "config.config",
+            "QdqError": "errors",
+            "QuantizerConfig": "config.quantizer",
+            "calibrate": "calibration.calibrate",
+            "dequantize": "patching.quantize",
+            "export": "exporter.export",
+            "load_qdqbert": "checkpoint.qdqbert",
+            "plan": "patching.quantize",
+            "ptq": "calibration.ptq",
+            "quantize": "patching.quantize",
+            "save_qdqbert": "checkpoint.qdqbert",
+        },
+    )
 
 __version__ = "0.1.0"
 
@@ -29,6 +51,9 @@ __all__ = [
     "save_qdqbert",
 ]
 
-attention.register()
-hf_quantizer.register()
-qdqbert.register()
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+registration.register()

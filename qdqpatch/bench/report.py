@@ -6,9 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from qdqpatch.engines.loading import Skipped
 from qdqpatch.engines.shapes import Shape
 
@@ -24,8 +21,8 @@ COLUMNS = (
     "Size MB",
     "Memory MB",
 )
-_NUMBERS = 7
-"""So many columns at the end are numbers."""
+NUMBERS = COLUMNS[3:]
+"""The columns that are numbers."""
 
 
 @dataclass(frozen=True)
@@ -137,20 +134,18 @@ class Benchmark:
             "skipped": [dataclasses.asdict(each) for each in self.skipped],
         }
 
-    def table(self) -> Table:
-        """Return the rows as a table, a section for each shape; notes are marked by their number."""
-        title = f"{self.conditions}, {self.rounds} rounds in turns"
-        table = Table(
-            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-        )
-        for number, column in enumerate(COLUMNS):
-            is_number = number >= len(COLUMNS) - _NUMBERS
-            table.add_column(column, no_wrap=True, justify="right" if is_number else "left")
-        for rows in self.by_shape.values():
-            for row in rows:
-                table.add_row(row.model, row.engine + self.mark(row), str(row.shape), *_figures(row))
-            table.add_section()
-        return table
+    @property
+    def title(self) -> str:
+        """What the table is of."""
+        return f"{self.conditions}, {self.rounds} rounds in turns"
+
+    def table(self) -> list[list[str]]:
+        """Return the cells of a table of `COLUMNS`, by shape; notes are marked by their number."""
+        return [
+            [row.model, row.engine + self.mark(row), str(row.shape), *_figures(row)]
+            for rows in self.by_shape.values()
+            for row in rows
+        ]
 
     def footnotes(self) -> list[str]:
         """Return the lines below the table."""

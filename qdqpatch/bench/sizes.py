@@ -10,6 +10,7 @@ from typing import Any
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.engines.models import TORCH, Contender
 from qdqpatch.errors import EngineError
+from qdqpatch.packages import pip_install
 
 
 def size_on_disk(contender: Contender) -> int:
@@ -36,7 +37,7 @@ def _external_files(path: Path) -> set[Path]:
         helper: Any = importlib.import_module("onnx.external_data_helper")
     except ImportError as error:
         raise EngineError(
-            'onnx, which reads .onnx files, is not installed: pip install "qdqpatch[export]"'
+            f"onnx, which reads .onnx files, is not installed: {pip_install('onnx')}"
         ) from error
     model = onnx.load(str(path), load_external_data=False)
     tensors = [*_tensors(model.graph)]

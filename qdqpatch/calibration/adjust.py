@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration.methods import WeightMethod, check_weight_method
+from qdqpatch.calibration.methods import check_weight_method
 from qdqpatch.calibration.weights import weight_ranges
+from qdqpatch.choices import WeightMethod
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.config.quantizer import Override
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, no_range

@@ -10,16 +10,10 @@ from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
 from qdqpatch.calibration.collecting import collect
-from qdqpatch.calibration.methods import (
-    DEFAULT_PERCENTILE,
-    Method,
-    WeightMethod,
-    check_method,
-    check_weight_method,
-    method_for,
-)
+from qdqpatch.calibration.methods import check_method, check_weight_method, method_for
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.calibration.weights import weight_ranges
+from qdqpatch.choices import DEFAULT_PERCENTILE, Method, WeightMethod
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qdqpatch.calibration.searches import entropy, mse, percentile
+from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method, WeightMethod
 from qdqpatch.errors import ConfigError
-
-Method = Literal["max", "percentile", "mse", "entropy", "auto"]
-
-WeightMethod = Literal["max", "mse"]
 
 PERCENTILES = (99.0, 99.9, 99.99, 99.999)
 """The percentiles that `"auto"` compares, beside the other methods."""
-
-
-DEFAULT_PERCENTILE = 99.99
-"""How many percent of the magnitudes a range takes in unless another share is asked for."""
 
 
 def method_for(method: Method, share: float) -> Method:
@@ -29,8 +22,8 @@ def method_for(method: Method, share: float) -> Method:
 
 def check_method(method: str, share: float) -> None:
     """Raise a `ConfigError` if there is no such method, or no such percentile."""
-    if method not in get_args(Method):
-        known = ", ".join(f'"{name}"' for name in get_args(Method))
+    if method not in METHODS:
+        known = ", ".join(f'"{name}"' for name in METHODS)
         raise ConfigError(f"There is no calibration method {method!r}; there are {known}.")
     if not 0 < share <= 100:
         raise ConfigError(f"percentile must be above 0 and at most 100, not {share!r}.")

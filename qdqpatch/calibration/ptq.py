@@ -24,28 +24,16 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration import adjust, bias_correction, refining, shifting, smoothing
 from qdqpatch.calibration.calibrate import calibrate
 from qdqpatch.calibration.collecting import collect
-from qdqpatch.calibration.methods import Method, WeightMethod, check_method, check_weight_method, method_for
-from qdqpatch.calibration.statistics import Statistics
+from qdqpatch.calibration.methods import check_method, check_weight_method, method_for
 from qdqpatch.calibration.undo import restored_if_raised
+from qdqpatch.choices import Method, WeightMethod
 from qdqpatch.config.config import QDQConfig
+from qdqpatch.listening import CalibrationListener
 from qdqpatch.patching.apply import is_quantized, own_config
 from qdqpatch.patching.quantize import dequantize, quantize
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Batch = Mapping[str, Any]
-
-
-class Listener:
-    """Is told how calibration goes on; this one ignores it."""
-
-    def say(self, text: str) -> None:
-        """Take what the step that begins does, such as `"Shifting"`."""
-
-    def step(self, done: int, total: int) -> None:
-        """Take how many batches of the step are done, and of how many; 0 if that is not known."""
-
-    def collected(self, statistics: Statistics) -> None:
-        """Take what the quantizers saw, which can be saved and searched again."""
 
 
 def ptq(
@@ -63,7 +51,7 @@ def ptq(
     fuse_qkv: bool = False,
     clip_gelu: float | None = None,
     correct_biases: bool = False,
-    listener: Listener | None = None,
+    listener: CalibrationListener | None = None,
 ) -> Model:
     """Quantize a model and set its ranges from data, by all steps that are switched on, in place.
 
@@ -113,7 +101,7 @@ def ptq(
         refining.check_epochs(refine, "refine")
     if clip_gelu is not None:
         adjust.check_maximum(clip_gelu)
-    listener = Listener() if listener is None else listener
+    listener = CalibrationListener() if listener is None else listener
     data = _Told(batches, listener)
     with ExitStack() as stack:
         stack.enter_context(_quantized(model, config))
@@ -176,7 +164,7 @@ def _quantized(model: PreTrainedModel, config: QDQConfig | None) -> Iterator[Non
 class _Told:
     """Batches that tell a listener how many of them are done, each time that they are gone through."""
 
-    def __init__(self, batches: Iterable[Batch], listener: Listener) -> None:
+    def __init__(self, batches: Iterable[Batch], listener: CalibrationListener) -> None:
         self.batches = list(batches) if isinstance(batches, Iterator) else batches
         self._listener = listener
 

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qdqpatch.calibration.histogram import Histogram
-from qdqpatch.calibration.methods import DEFAULT_PERCENTILE, Method, bins_in_range, check_method
+from qdqpatch.calibration.methods import bins_in_range, check_method
+from qdqpatch.choices import DEFAULT_PERCENTILE, Method
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration.methods import WeightMethod
+from qdqpatch.choices import WeightMethod
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
 from qdqpatch.nn.names import WEIGHT

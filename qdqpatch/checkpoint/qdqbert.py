@@ -18,14 +18,13 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, BertConfig, PreTrainedModel
+from transformers import BertConfig, PreTrainedModel
 
-from qdqpatch.config.config import QUANT_METHOD, QDQConfig
+from qdqpatch.choices import QDQBERT, QUANT_METHOD
+from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.plan import find_sites
-
-MODEL_TYPE = "qdqbert"
 
 ARCHITECTURES = (
     "QDQBertModel",
@@ -46,20 +45,14 @@ NOT_WRITTEN = ("quantization_config", "transformers_version", "dtype", "_name_or
 """What a config of today holds and the old class would not understand."""
 
 
-class QDQBertConfig(BertConfig):
-    """Reads the `config.json` of a QDQBERT as that of a quantized BERT."""
+def bert_config(config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    """Read the `config.json` of a QDQBERT as a `BertConfig` with a `quantization_config`.
 
-    model_type = MODEL_TYPE
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Return a `BertConfig` with a `quantization_config`.
-
-        Raises:
-            ConfigError: If the model has relative position embeddings, which BERT in transformers 5
-                no longer computes.
-        """
-        return BertConfig.from_dict(_as_bert(config_dict), **kwargs)
+    Raises:
+        ConfigError: If the model has relative position embeddings, which BERT in transformers 5
+            no longer computes.
+    """
+    return BertConfig.from_dict(_as_bert(config_dict), **kwargs)
 
 
 def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -85,9 +78,9 @@ def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}") from error
     model_type = config_dict.get("model_type") if isinstance(config_dict, dict) else None
-    if model_type != MODEL_TYPE:
+    if model_type != QDQBERT:
         raise CheckpointError(
-            f"{path} is that of a model of type {model_type!r}, not {MODEL_TYPE!r}; load it with "
+            f"{path} is that of a model of type {model_type!r}, not {QDQBERT!r}; load it with "
             "AutoModel...from_pretrained."
         )
     architecture = (config_dict.get("architectures") or ["QDQBertModel"])[0]
@@ -96,7 +89,7 @@ def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise CheckpointError(
             f"{path} names the class {architecture}, not one of {', '.join(ARCHITECTURES)}."
         )
-    config = QDQBertConfig.from_dict(config_dict)
+    config = bert_config(config_dict)
     model: PreTrainedModel = model_class.from_pretrained(directory, config=config, **kwargs)
     return model
 
@@ -117,7 +110,7 @@ def save_qdqbert(model: PreTrainedModel, directory: str | Path) -> None:
     """
     architecture = _check_expressible(model)
     config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_WRITTEN}
-    config |= {"model_type": MODEL_TYPE, "architectures": [architecture]}
+    config |= {"model_type": QDQBERT, "architectures": [architecture]}
     config["torch_dtype"] = str(model.dtype).removeprefix("torch.")
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)
@@ -127,11 +120,6 @@ def save_qdqbert(model: PreTrainedModel, directory: str | Path) -> None:
         (Path(staging) / "config.json").write_text(text, encoding="utf-8")
         for name in ("model.safetensors", "config.json"):
             os.replace(Path(staging) / name, out / name)
-
-
-def register() -> None:
-    """Make `AutoConfig`, and through it every Auto class, read checkpoints of type qdqbert."""
-    AutoConfig.register(MODEL_TYPE, QDQBertConfig)
 
 
 def _as_bert(config_dict: Mapping[str, Any]) -> dict[str, Any]:

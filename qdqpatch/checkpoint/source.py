@@ -16,23 +16,11 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from qdqpatch.checkpoint.files import find_file
+from qdqpatch.choices import AUTO_CLASSES
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.stored_ranges import read_ranges, weight_settings
-
-AUTO_CLASSES = {
-    "feature-extraction": "AutoModel",
-    "fill-mask": "AutoModelForMaskedLM",
-    "text-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "multiple-choice": "AutoModelForMultipleChoice",
-    "next-sentence-prediction": "AutoModelForNextSentencePrediction",
-    "text-generation": "AutoModelForCausalLM",
-    "pretraining": "AutoModelForPreTraining",
-}
-"""The Auto class for each task, by the names that `transformers.pipeline` uses where it has one."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a checkpoint's weights, in the order in which transformers looks for them."""

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
 import qdqpatch
-from qdqpatch.cli.bench import bench
-from qdqpatch.cli.convert import convert
-from qdqpatch.cli.eval import evaluate_models
-from qdqpatch.cli.export import export
-from qdqpatch.cli.inspect import inspect
-from qdqpatch.cli.lint import lint
-from qdqpatch.cli.sensitivity import sensitivity
-from qdqpatch.cli.train import train
+
+COMMANDS = ("bench", "convert", "eval", "export", "inspect", "lint", "sensitivity", "train")
+"""The commands, each the `command` of the module of its name."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class LazyGroup(click.Group):
+    """A group that imports its commands when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"{__name__}.{cmd_name}").command
+        return command
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(qdqpatch.__version__, prog_name="qdqpatch")
 def main() -> None:
     """Turn Hugging Face BERTs into int8 ones that TensorRT, ONNX Runtime and OpenVINO run fast.
@@ -32,13 +46,3 @@ def main() -> None:
     Find what to leave in float:      qdqpatch sensitivity CKPT --data dev.tsv --max-drop 1
     Compare metrics on labelled data: qdqpatch eval CKPT OUT --data dev.tsv
     """  # noqa: D301 - click takes the character, not a backslash
-
-
-main.add_command(bench)
-main.add_command(convert)
-main.add_command(evaluate_models)
-main.add_command(export)
-main.add_command(inspect)
-main.add_command(lint)
-main.add_command(sensitivity)
-main.add_command(train)

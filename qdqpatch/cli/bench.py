@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from qdqpatch.bench.chart import write_chart
-from qdqpatch.bench.report import Benchmark
-from qdqpatch.bench.side_by_side import compare
+from qdqpatch.choices import RUNNERS
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.engines.models import RUNNERS
+from qdqpatch.cli.tables import print_table
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
 from qdqpatch.errors import ConfigError
-from qdqpatch.report.figures import check_can_plot
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdqpatch.bench.report import Benchmark
 
 
 def _parse_shapes(
@@ -28,7 +30,7 @@ def _parse_shapes(
         raise click.BadParameter(str(error), context, parameter) from error
 
 
-@click.command(cls=SectionCommand)
+@click.command("bench", cls=SectionCommand)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--engine",
@@ -79,7 +81,7 @@ def _parse_shapes(
     help="Draw a bar chart of the latencies into FILE (.png or .svg); one that is there is replaced.",
 )
 @verbosity_options
-def bench(
+def command(
     models: tuple[str, ...],
     engines: tuple[str, ...],
     shapes: tuple[Shape, ...],
@@ -101,6 +103,10 @@ def bench(
     time without imports and with the files in the page cache, the memory at its peak in loading and one run
     of the largest shape, less what the imports take. Size is that of graph and weights.
     """
+    from qdqpatch.bench.chart import write_chart
+    from qdqpatch.bench.side_by_side import compare
+    from qdqpatch.report.figures import check_can_plot
+
     if plot is not None:
         check_can_plot(plot)
     bar = progress_bar(console, auto_refresh=False)  # a thread that draws would take time from what is timed
@@ -119,10 +125,10 @@ def bench(
             step=show,
         )
     for each in report.skipped:
-        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}", markup=False)
+        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
     if plot is not None:
         write_chart(plot, report)
-        console.print(f"Wrote {plot}.", markup=False)
+        console.print(f"Wrote {plot}.")
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -130,11 +136,9 @@ def bench(
 
 
 def _print_report(report: Benchmark) -> None:
-    """Print the table, wider than a narrow terminal rather than cut, and the lines below it."""
-    table = report.table()
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    natural = console.measure(table, options=console.options.update(width=10_000)).maximum
-    console.width = max(console.width, natural)
-    console.print(table)
+    """Print the table and the lines below it."""
+    from qdqpatch.bench.report import COLUMNS, NUMBERS
+
+    print_table(report.title, COLUMNS, report.table(), NUMBERS)
     for line in report.footnotes():
         click.echo(line)

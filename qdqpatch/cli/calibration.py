@@ -7,22 +7,22 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from qdqpatch.calibration.methods import DEFAULT_PERCENTILE, Method
-from qdqpatch.calibration.ptq import Listener, ptq
-from qdqpatch.calibration.statistics import Statistics
-from qdqpatch.checkpoint.tokenizer import load_tokenizer
+from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method
 from qdqpatch.cli.common import Command, progress_bar
 from qdqpatch.cli.sections import SectionOption
-from qdqpatch.data.batches import TextBatches, warn_if_short
-from qdqpatch.data.lengths import served_length
-from qdqpatch.data.texts import Texts, is_hub_name, read_texts
+from qdqpatch.listening import CalibrationListener
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from qdqpatch.calibration import Statistics
+    from qdqpatch.data.texts import Texts
 
 SECTION = "Calibration"
 _option = functools.partial(click.option, cls=SectionOption, section=SECTION)
@@ -75,7 +75,7 @@ OPTIONS = (
         "--method",
         default="auto",
         show_default=True,
-        type=click.Choice(get_args(Method)),
+        type=click.Choice(METHODS),
         help="How ranges follow from the values seen. max: up to the largest; percentile: leave the few "
         "largest out; mse: the least squared error; entropy: the least loss of information; auto: for each "
         "quantizer what serves its operation best, which takes about twice as long.",
@@ -153,6 +153,9 @@ class Calibration:
 
         That returns what the quantizers saw.
         """
+        from qdqpatch.checkpoint.tokenizer import load_tokenizer
+        from qdqpatch.data.texts import is_hub_name, read_texts
+
         tokenizer = load_tokenizer(ckpt)
         if is_hub_name(self.source):
             _silence_datasets()
@@ -172,13 +175,16 @@ class Calibration:
         self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
     ) -> Statistics:
         """Say what the texts are, and calibrate the model behind a progress bar."""
+        from qdqpatch.calibration.ptq import ptq
+        from qdqpatch.data.batches import TextBatches, warn_if_short
+        from qdqpatch.data.lengths import served_length
+
         batches = TextBatches(
             texts.rows, tokenizer, model, batch_size=self.batch_size, max_length=self.max_length
         )
         columns = " and ".join(column for column in texts.columns if column is not None)
         console.print(
             f"Calibrating with {len(texts.rows)} of {texts.total} texts in {texts.source} ({columns}).",
-            markup=False,
         )
         if not self.length_given:
             warn_if_short(batches, served_length(tokenizer, model))
@@ -199,7 +205,7 @@ class Calibration:
         return bar.statistics
 
 
-class _Bar(Listener):
+class _Bar(CalibrationListener):
     """Shows how calibration goes on: one bar, which begins anew with each step.
 
     Attributes:
@@ -272,8 +278,10 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         raise click.UsageError("--percentile must be a number above 0 and up to 100.")
     if "text_pair_column" in given and "text_column" not in given:
         raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
-    if values["source"] is not None and not is_hub_name(values["source"]):
-        for name in given.keys() & {"split", "subset"}:
+    if given.keys() & {"split", "subset"}:
+        from qdqpatch.data.texts import is_hub_name
+
+        for name in () if is_hub_name(values["source"]) else given.keys() & {"split", "subset"}:
             raise click.UsageError(f"{given[name]} is for data sets on the hub, not for a file.")
 
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import transformers
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from qdqpatch.checkpoint.source import AUTO_CLASSES
-from qdqpatch.config.config import PRESETS, QDQConfig
-from qdqpatch.config.quantizer import Override
+from qdqpatch.choices import AUTO_CLASSES, PRESETS
 from qdqpatch.errors import CalibrationWarning, ConfigError, QdqError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from qdqpatch.config.config import QDQConfig
+    from qdqpatch.config.quantizer import Override
 
 Command = Callable[..., None]
 
@@ -77,6 +76,10 @@ def placement_options(command: Command) -> Command:
 def _parse_overrides(
     context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
 ) -> tuple[Override, ...]:
+    if not texts:
+        return ()
+    from qdqpatch.config.quantizer import Override
+
     try:
         return tuple(Override.parse(text) for text in texts)
     except ConfigError as error:
@@ -89,6 +92,8 @@ def _placement(
     """Return the configuration that the options describe; None if there was no such option."""
     if not preset and not config_file and not overrides:
         return None
+    from qdqpatch.config.config import QDQConfig
+
     config = QDQConfig.from_json_file(config_file) if config_file else QDQConfig.preset(preset or "qdqbert")
     return dataclasses.replace(config, overrides=(*config.overrides, *overrides))
 
@@ -100,7 +105,9 @@ def verbosity_options(command: Command) -> Command:
     @click.option("-v", "--verbose", is_flag=True, help="Print what transformers says, and tracebacks.")
     @functools.wraps(command)
     def with_console(quiet: bool, verbose: bool, **arguments: Any) -> None:
-        console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        from qdqpatch.cli.console import LiteralConsole
+
+        console = LiteralConsole(quiet)
         with _warnings_on(console, others=verbose):
             if verbose:
                 command(console=console, **arguments)
@@ -114,24 +121,12 @@ def verbosity_options(command: Command) -> Command:
     return with_console
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table on standard output, at full width where that is not a terminal."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    *names, last = columns
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    table.add_column(last, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
-    console.print(table)
-    console.print()
-
-
 def progress_bar(console: Console, auto_refresh: bool = True) -> Progress:
     """Return a bar on the console, which stays away where that is quiet or no terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     return Progress(
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}"),
         BarColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -151,7 +146,7 @@ def _warnings_on(console: Console, others: bool) -> Iterator[None]:
             message: Warning | str, category: type[Warning], *where: Any, **more: Any
         ) -> None:  # the signature that warnings.showwarning is called with
             if issubclass(category, CalibrationWarning):
-                console.print(f"Warning: {message}", markup=False)
+                console.print(f"Warning: {message}")
             else:
                 show(message, category, *where, **more)
 
@@ -164,6 +159,8 @@ def _warnings_on(console: Console, others: bool) -> Iterator[None]:
 
 def _silence_transformers() -> None:
     """Keep log lines and bars of the libraries off the screen: the commands say what matters."""
+    import transformers
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -6,28 +6,24 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.checkpoint.staging import check_output, staged
-from qdqpatch.checkpoint.tokenizer import copy_tokenizer
+from qdqpatch.choices import TARGETS
 from qdqpatch.cli.calibration import Calibration, calibration_options
 from qdqpatch.cli.common import placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.sections import SectionCommand
-from qdqpatch.config.config import QDQConfig
-from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.errors import QuantizedError
-from qdqpatch.exporter.export import TARGETS
-from qdqpatch.exporter.export import export as export_model
-from qdqpatch.patching.apply import named_quantizers
-from qdqpatch.patching.quantize import quantize
-from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdqpatch.config.config import QDQConfig
 
 
-@click.command(cls=SectionCommand)
+@click.command("convert", cls=SectionCommand)
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
 @task_option
@@ -42,7 +38,7 @@ from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it has files in it.")
 @verbosity_options
-def convert(
+def command(
     ckpt: str,
     out: Path,
     task: str | None,
@@ -57,6 +53,15 @@ def convert(
     OUT loads with `import qdqpatch` and AutoModel...from_pretrained. CKPT may also be a checkpoint of the
     old QDQBERT classes, which keeps its ranges. OUT is complete or is not there.
     """
+    from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.checkpoint.staging import check_output, staged
+    from qdqpatch.checkpoint.tokenizer import copy_tokenizer
+    from qdqpatch.engines.device import to_fastest_device
+    from qdqpatch.exporter.export import export as export_model
+    from qdqpatch.patching.apply import named_quantizers
+    from qdqpatch.patching.quantize import quantize
+    from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
+
     started = time.perf_counter()
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from qdqpatch.choices import MEASURED_TASKS
 from qdqpatch.cli.common import Command
 from qdqpatch.cli.sections import SectionOption
-from qdqpatch.data.texts import is_hub_name
-from qdqpatch.tasks import TASKS, make_task
-from qdqpatch.tasks.base import Columns, DataSource, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from qdqpatch.tasks.base import DataSource, Task
 
 _option = functools.partial(click.option, cls=SectionOption, section="Data")
 
 OPTIONS = (
     _option(
         "--task",
-        type=click.Choice(list(TASKS)),
+        type=click.Choice(MEASURED_TASKS),
         help="What the model does; the default is what the head that the checkpoint names is for.",
     ),
     _option(
@@ -82,7 +84,7 @@ class Data:
     """What the options say.
 
     Attributes:
-        task: A key of `TASKS`; None for what the checkpoint's head is for.
+        task: One of `MEASURED_TASKS`; None for what the checkpoint's head is for.
         source: The data.
         max_length: Where sequences are cut; None for the task's default.
         options: What else is set, by the names in the task's `options`.
@@ -99,10 +101,14 @@ class Data:
         Raises:
             ConfigError: If it is not clear which it is, or it has no such option.
         """
+        from qdqpatch.tasks import make_task
+
         return make_task(self.task, tokenizer, config, self.max_length, self.options)
 
     def to_evaluate_on(self, name: str) -> DataSource:
         """Return another source with the same columns; of a data set on the hub, what it has for that."""
+        from qdqpatch.data.texts import is_hub_name
+
         if is_hub_name(name):
             return replace(self.source, name=name, split="validation")
         return replace(self.source, name=name, split=None, subset=None)
@@ -129,6 +135,8 @@ def data_options(command: Command) -> Command:
     ) -> None:
         if text_pair_column and not text_column:
             raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
+        from qdqpatch.tasks.base import Columns, DataSource
+
         columns = Columns(text_column, text_pair_column, label_column)
         if null_threshold is not None and not no_answer:
             raise click.UsageError(

@@ -6,18 +6,20 @@ import functools
 import json
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from qdqpatch.cli.common import print_table, progress_bar, verbosity_options
+from qdqpatch.choices import RUNNERS
+from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.data.texts import is_hub_name
-from qdqpatch.engines.models import RUNNERS
-from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES
-from qdqpatch.evaluation.evaluate import evaluate
-from qdqpatch.evaluation.result import Evaluation, EvaluationRow
+from qdqpatch.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdqpatch.evaluation.result import Evaluation, EvaluationRow
 
 _option = functools.partial(click.option, cls=SectionOption)
 
@@ -78,7 +80,7 @@ def _check_number(context: click.Context, parameter: click.Parameter, value: flo
 )
 @_option("--json", "as_json", is_flag=True, section="Output", help="Print JSON, not a table.")
 @verbosity_options
-def evaluate_models(
+def command(
     models: tuple[str, ...],
     data: Data,
     samples: int | None,
@@ -99,6 +101,8 @@ def evaluate_models(
     exported folder has them beside the file. Differences are in the metric's own units and come with a 95%
     confidence interval: one that holds 0 means that these examples cannot tell the two models apart.
     """
+    from qdqpatch.evaluation.evaluate import evaluate
+
     bar = progress_bar(console)
     task = bar.add_task("Reading", total=None)
     with bar:
@@ -116,7 +120,7 @@ def evaluate_models(
             step=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )
     for each in evaluation.skipped:
-        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}", markup=False)
+        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
     if as_json:
         click.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:
@@ -127,11 +131,15 @@ def evaluate_models(
 
 def _split(data: Data) -> str | None:
     """Return the split: what a model was trained on says little of it, so that is not the default."""
+    from qdqpatch.data.texts import is_hub_name
+
     on_hub = is_hub_name(data.source.name)
     return data.source.split or ("validation" if on_hub else None)
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:
+    from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES
+
     names = list(evaluation.rows[0].metrics)
     notes = list(dict.fromkeys(row.note for row in evaluation.rows if row.note))
     compared = len(evaluation.rows) > 1

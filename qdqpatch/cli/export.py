@@ -7,26 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
-from qdqpatch.checkpoint.files import find_file
-from qdqpatch.checkpoint.source import AUTO_CLASSES, open_checkpoint
-from qdqpatch.checkpoint.staging import check_output
-from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
-from qdqpatch.cli.common import verbosity_options
+from qdqpatch.choices import TARGETS
+from qdqpatch.cli.common import task_option, verbosity_options
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, NotQuantizedError
-from qdqpatch.exporter.export import TARGETS
-from qdqpatch.exporter.export import export as export_model
-from qdqpatch.patching.folding import fold
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
     from qdqpatch.exporter.result import Export
 
 
-@click.command(cls=SectionCommand)
+@click.command("export", cls=SectionCommand)
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -36,11 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The engine: the numbers are the same for each, the graph is what it runs fast.",
 )
-@click.option(
-    "--task",
-    type=click.Choice(list(AUTO_CLASSES)),
-    help="The head to load; the default is the one that the checkpoint names.",
-)
+@task_option
 @click.option(
     "--shape",
     metavar="BATCHxLENGTH",
@@ -71,7 +62,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it has files in it.")
 @verbosity_options
-def export(
+def command(
     ckpt: str,
     out: Path,
     target: str,
@@ -90,6 +81,10 @@ def export(
     OUT gets model.onnx, or openvino_model.xml for OpenVINO, with config.json and the tokenizer. The file is
     run on texts of several lengths and compared with the model first: OUT is right or is not there.
     """
+    from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.checkpoint.staging import check_output
+    from qdqpatch.exporter.export import export as export_model
+
     started = time.perf_counter()
     source = open_checkpoint(ckpt, task)
     if source.quantization is None:
@@ -119,11 +114,16 @@ def export(
 
 def tokenizer(ckpt: str) -> PreTrainedTokenizerBase | None:
     """Return the checkpoint's tokenizer; None if it has none."""
+    from qdqpatch.checkpoint.files import find_file
+    from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
+
     return load_tokenizer(ckpt) if any(find_file(ckpt, name) for name in VOCABULARIES) else None
 
 
 def print_export(result: Export, console: Console, taken: str = "") -> None:
     """Say what was written, how it was compared, and which matmuls stayed float."""
+    from qdqpatch.patching.folding import fold
+
     console.print(f"Wrote {result.file}: {result.size / 1e6:.1f} MB for {result.target}{taken}.")
     if result.operations is not None:
         left = [operation for operation in result.operations if not operation.integer]
@@ -132,7 +132,7 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
             + (". Float:" if left else ".")
         )
         for path, _, reason in fold((each.name, "", each.reason) for each in left):
-            console.print(f"  {path}: {reason}", markup=False)
+            console.print(f"  {path}: {reason}")
     if result.comparisons is None:
         engine = "onnxruntime" if result.target == "tensorrt" else result.target
         console.print(f"Not compared with the model: --no-check, or {engine} is not installed.")

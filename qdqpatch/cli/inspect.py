@@ -5,27 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
-from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.cli.common import placement_options, print_table, task_option, verbosity_options
-from qdqpatch.config.config import QDQConfig
+from qdqpatch.cli.common import placement_options, task_option, verbosity_options
+from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import NotQuantizedError, QuantizedError
-from qdqpatch.nn.names import is_weight
-from qdqpatch.patching.folding import fold
-from qdqpatch.patching.plan import Plan
-from qdqpatch.report.formatting import decibels_text, range_text, share_text
-from qdqpatch.report.page import check_can_draw, write_page
-from qdqpatch.report.quantizers import QuantizerReport, load_statistics, report_quantizers, worst_first
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdqpatch.config.config import QDQConfig
+    from qdqpatch.patching.plan import Plan
+    from qdqpatch.report.quantizers import QuantizerReport
 
 WORST = 10
 """So many quantizers are listed unless all are asked for."""
 
 
-@click.command()
+@click.command("inspect")
 @click.argument("ckpt")
 @task_option
 @placement_options
@@ -41,7 +40,7 @@ WORST = 10
     "first; a FILE that is there is replaced.",
 )
 @verbosity_options
-def inspect(
+def command(
     ckpt: str,
     task: str | None,
     placement: Callable[[], QDQConfig | None],
@@ -56,6 +55,10 @@ def inspect(
     the values that it clips, and the signal to quantization noise ratio (SQNR; 6 dB are one bit). No model
     is built, and nothing but the page of --html is written.
     """
+    from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.report.page import check_can_draw, write_page
+    from qdqpatch.report.quantizers import load_statistics, report_quantizers
+
     if html is not None:
         check_can_draw()
     with console.status(f"Reading {ckpt}"):
@@ -98,6 +101,8 @@ def inspect(
 
 def print_plan(plan: Plan) -> None:
     """Print the plan as two tables, fit for a narrow screen: rows that repeat in every layer are one."""
+    from qdqpatch.patching.folding import fold
+
     title = f"{plan.model}: {len(plan.sites)} operations quantized"
     rows = fold([(site.path, site.operation, site.brief()) for site in plan.sites])
     print_table(title, ["Module", "Operation", "Quantizers"], rows)
@@ -108,6 +113,10 @@ def print_plan(plan: Plan) -> None:
 
 def _print_quantizers(reports: Sequence[QuantizerReport], quantized: bool, everything: bool) -> None:
     """Print the table of all quantizers, or of the worst if figures of them are known."""
+    from qdqpatch.nn.names import is_weight
+    from qdqpatch.report.formatting import decibels_text, range_text
+    from qdqpatch.report.quantizers import worst_first
+
     if everything and not quantized:
         rows = [[report.path, str(report.settings), range_text(report)] for report in reports]
         print_table("Quantizers", ["Path", "Settings", "Range"], rows)
@@ -124,6 +133,8 @@ def _print_quantizers(reports: Sequence[QuantizerReport], quantized: bool, every
 
 
 def _row(report: QuantizerReport) -> list[str]:
+    from qdqpatch.report.formatting import decibels_text, range_text, share_text
+
     decibels = decibels_text(report) + (" dB" if report.sqnr_db is not None else "")
     return [report.path, str(report.settings), decibels, share_text(report), range_text(report)]
 

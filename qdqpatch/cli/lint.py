@@ -5,30 +5,37 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
-from qdqpatch.cli.common import print_table, verbosity_options
-from qdqpatch.lint import TARGETS, LintReport, check_file
-from qdqpatch.lint.sites import Site
-from qdqpatch.patching.folding import fold
+from qdqpatch.choices import TARGETS
+from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qdqpatch.lint import LintReport
+    from qdqpatch.lint.sites import Site
 
 
-@click.command()
+@click.command("lint")
 @click.argument("file", metavar="FILE.onnx", type=click.Path(path_type=Path))
 @click.option(
     "--target", type=click.Choice(TARGETS), required=True, help="The engine that is to run the file."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @verbosity_options
-def lint(file: Path, target: str, as_json: bool, console: Console) -> None:
+def command(file: Path, target: str, as_json: bool, console: Console) -> None:
     """Show what the engine can compute in int8 of FILE.onnx, and what keeps it from the rest.
 
     Any encoder with QuantizeLinear and DequantizeLinear will do, whoever exported it. Each operation that
     breaks a rule of the engine is named, with the rule, its documentation and the fix. Only the graph is
     read. The exit code is 1 if anything was found.
     """
+    from qdqpatch.lint import check_file
+
     with console.status(f"Reading {file}"):
         report = check_file(file, target)
     if as_json:
@@ -40,6 +47,8 @@ def lint(file: Path, target: str, as_json: bool, console: Console) -> None:
 
 
 def _print_report(file: Path, report: LintReport) -> None:
+    from qdqpatch.patching.folding import fold
+
     rows = [(site.path, site.operation, _verdict(report, site)) for site in report.sites]
     print_table(f"{file.name} in {report.target}", ["Module", "Operation", "Result"], fold(rows))
     for name, findings in report.broken.items():

@@ -7,38 +7,25 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import Progress
-from transformers import PreTrainedModel
 
-from qdqpatch.calibration import ptq
-from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.checkpoint.tokenizer import load_tokenizer
-from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
+from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.config.config import QDQConfig
-from qdqpatch.engines.device import to_fastest_device
+from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
-from qdqpatch.evaluation.predicting import batches
-from qdqpatch.patching.apply import enabled_quantizers, without_range
-from qdqpatch.report.figures import check_can_plot, check_can_write, replace_file
-from qdqpatch.sensitivity import MixedPrecision, Sensitivity, measure, search
-from qdqpatch.sensitivity.chart import write_chart
-from qdqpatch.sensitivity.criteria import UNCHANGED
-from qdqpatch.sensitivity.report import (
-    COST_COLUMNS,
-    conclusion,
-    cost_rows,
-    cost_title,
-    trial_columns,
-    trial_rows,
-)
-from qdqpatch.sensitivity.subject import Step
-from qdqpatch.tasks.base import DataSource, Task, draw
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from transformers import PreTrainedModel
+
+    from qdqpatch.config.config import QDQConfig
+    from qdqpatch.sensitivity import MixedPrecision, Sensitivity
+    from qdqpatch.sensitivity.subject import Step
+    from qdqpatch.tasks.base import DataSource, Task
 
 CALIBRATION = 256
 """So many examples calibrate a float checkpoint."""
@@ -48,7 +35,7 @@ _mixing = functools.partial(click.option, cls=SectionOption, section="Mixed prec
 _output = functools.partial(click.option, cls=SectionOption, section="Output")
 
 
-@click.command(cls=SectionCommand)
+@click.command("sensitivity", cls=SectionCommand)
 @click.argument("ckpt")
 @placement_options
 @data_options
@@ -97,7 +84,7 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     help="Draw the costs and what --max-drop tried into FILE (.png or .svg); one that is there is replaced.",
 )
 @verbosity_options
-def sensitivity(
+def command(
     ckpt: str,
     placement: Callable[[], QDQConfig | None],
     data: Data,
@@ -119,6 +106,17 @@ def sensitivity(
 
     A float CKPT is quantized and calibrated on the data first, 256 examples without their labels.
     """
+    from qdqpatch.calibration.ptq import ptq
+    from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.checkpoint.tokenizer import load_tokenizer
+    from qdqpatch.engines.device import to_fastest_device
+    from qdqpatch.evaluation.predicting import batches
+    from qdqpatch.report.figures import check_can_plot, check_can_write
+    from qdqpatch.sensitivity import measure, search
+    from qdqpatch.sensitivity.chart import write_chart
+    from qdqpatch.sensitivity.criteria import UNCHANGED
+    from qdqpatch.tasks.base import draw
+
     if out is not None and max_drop is None:
         raise click.UsageError("--out writes what --max-drop finds, and needs it.")
     if max_drop is not None and not math.isfinite(max_drop):
@@ -160,7 +158,7 @@ def sensitivity(
         )
     if plot is not None:
         write_chart(plot, costs, found)
-        console.print(f"Wrote {plot}.", markup=False)
+        console.print(f"Wrote {plot}.")
     if as_json:
         mixed = None if found is None else found.to_dict()
         click.echo(json.dumps({"checkpoint": ckpt, "costs": costs.to_dict(), "search": mixed}, indent=2))
@@ -185,6 +183,8 @@ def _read(
 
 
 def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:
+    from qdqpatch.patching.apply import enabled_quantizers, without_range
+
     if unset := without_range(enabled_quantizers(model)):
         remedy = "Convert it again with --calib, or name the float checkpoint, which is calibrated here."
         raise CalibrationError(f"{ckpt} is not calibrated: {no_range(unset, remedy)}")
@@ -203,6 +203,15 @@ def _stepping(bar: Progress) -> Step:
 
 
 def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
+    from qdqpatch.sensitivity.report import (
+        COST_COLUMNS,
+        conclusion,
+        cost_rows,
+        cost_title,
+        trial_columns,
+        trial_rows,
+    )
+
     print_table(cost_title(costs), COST_COLUMNS, cost_rows(costs))
     if found is not None:
         title = f"Drop of at most {found.max_drop:g}%, {found.examples} examples"
@@ -213,6 +222,9 @@ def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
 
 def _finish(found: MixedPrecision, out: Path | None, console: Console) -> None:
     """Write the configuration, or fail if there is none."""
+    from qdqpatch.report.figures import replace_file
+    from qdqpatch.sensitivity.report import conclusion
+
     if found.config is None:
         raise ConfigError(conclusion(found))
     if out is not None:

@@ -5,29 +5,31 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from rich.console import Console
-from rich.progress import Progress
 
-from qdqpatch.calibration.methods import Method
-from qdqpatch.cli.common import placement_options, print_table, progress_bar, verbosity_options
+from qdqpatch.choices import METHODS, ActivationRanges, Method, WeightRanges
+from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.config.config import QDQConfig
-from qdqpatch.training.distillation import Distillation
-from qdqpatch.training.fit import Schedule
+from qdqpatch.cli.tables import print_table
+from qdqpatch.listening import TrainingListener
 from qdqpatch.training.job import Job, TrainingReport
-from qdqpatch.training.ranges import ActivationRanges, WeightRanges
-from qdqpatch.training.run import Listener, can_resume, run_job
+from qdqpatch.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from qdqpatch.config.config import QDQConfig
 
 _schedule = functools.partial(click.option, cls=SectionOption, section="Schedule", show_default=True)
 _teacher = functools.partial(click.option, cls=SectionOption, section="Distillation")
 _ranges = functools.partial(click.option, cls=SectionOption, section="Quantization", show_default=True)
 
 
-@click.command(cls=SectionCommand)
+@click.command("train", cls=SectionCommand)
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
 @data_options
@@ -117,7 +119,7 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
 @_ranges(
     "--method",
     default="auto",
-    type=click.Choice(get_args(Method)),
+    type=click.Choice(METHODS),
     help="How a float CKPT is calibrated, on 256 sequences of the data, before it is trained.",
 )
 @_ranges(
@@ -136,7 +138,7 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run of the same options.")
 @click.option("--force", is_flag=True, help="Replace OUT if it has files in it, and an interrupted run.")
 @verbosity_options
-def train(
+def command(
     ckpt: str,
     out: Path,
     data: Data,
@@ -163,6 +165,9 @@ def train(
 
     While it runs, checkpoints are in OUT.training; an interrupted run goes on with --resume.
     """
+    from qdqpatch.training.distillation import Distillation
+    from qdqpatch.training.run import can_resume, run_job
+
     parts = {name: settings.pop(name) for name in ("temperature", "hidden_states", "attentions", "labels")}
     if not distill:
         _refuse_without_distill()
@@ -193,7 +198,7 @@ def train(
                 console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")
             raise
     _print_report(report)
-    console.print(f"Wrote {out}.", markup=False)
+    console.print(f"Wrote {out}.")
 
 
 def _refuse_without_distill() -> None:
@@ -205,7 +210,7 @@ def _refuse_without_distill() -> None:
             raise click.UsageError(f"{option.opts[0]} is for learning from the float model: add --distill.")
 
 
-class _Bar(Listener):
+class _Bar(TrainingListener):
     """Shows how a job goes on: a bar on a terminal, a line for each step elsewhere."""
 
     def __init__(self, bar: Progress, console: Console) -> None:
@@ -216,11 +221,11 @@ class _Bar(Listener):
         """Begin a step."""
         self._bar.reset(self._task, total=None, description=text)
         if not self._console.is_terminal:
-            self._console.print(text, markup=False)
+            self._console.print(text)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self._console.print(f"Warning: {text}", markup=False)
+        self._console.print(f"Warning: {text}")
 
     def step(self, done: int, total: int, loss: float | None = None) -> None:
         """Move the bar."""

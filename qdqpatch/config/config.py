@@ -11,22 +11,13 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from qdqpatch.choices import PRESETS, QUANT_METHOD
 from qdqpatch.config.quantizer import Override, QuantizerConfig, build, check_bool
 from qdqpatch.errors import ConfigError
 from qdqpatch.nn.toolkit import QuantDescriptor
 
-QUANT_METHOD = "qdqpatch"
-"""The name under which transformers finds this method in `config.json`."""
-
 PARTS = ("linears", "matmuls", "residual_adds", "embeddings", "pooler", "head")
 """The parts of a model that a `QDQConfig` turns on or off, each a boolean field of that name."""
-
-PRESETS: dict[str, dict[str, bool]] = {
-    "qdqbert": {},
-    "no-residual": {"residual_adds": False},
-    "linear-only": {"residual_adds": False, "matmuls": False},
-}
-"""Named placements: what each changes from the default, which is QDQBERT's."""
 
 
 @dataclass(repr=False)

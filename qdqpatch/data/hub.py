@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from qdqpatch.errors import DataError
+from qdqpatch.packages import pip_install
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONGEST_NAME = 96
@@ -29,9 +30,7 @@ def load_hub_dataset(name: str, split: str | None = None, subset: str | None = N
         import datasets
         from datasets import packaged_modules
     except ImportError as error:
-        raise DataError(
-            f'{missing}. For the data set of that name on the hub: pip install "qdqpatch[data]"'
-        ) from error
+        raise DataError(f"{missing}. For a data set on the hub: {pip_install('datasets')}") from error
     if hasattr(packaged_modules, name):  # load_dataset("text") would read the files in this folder
         raise DataError(f"{missing}, and {name} is a format, not a data set on the hub.")
     try:

@@ -10,13 +10,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from qdqpatch.checkpoint.source import HUB_NAME, WEIGHTS, open_checkpoint
+from qdqpatch.choices import RUNNERS
 from qdqpatch.engines.sessions import ENGINES
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
-TORCH = "torch"
-
-RUNNERS = (TORCH, *ENGINES)
-"""What a model can run in, in the order of the table."""
+TORCH = RUNNERS[0]
 
 EXPORTS = {".onnx": "model.onnx", ".xml": "openvino_model.xml"}
 """The names of the files in an export folder."""

@@ -12,17 +12,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.staging import check_output
+from qdqpatch.choices import TARGETS
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
 from qdqpatch.nn.names import is_weight
+from qdqpatch.packages import pip_install
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
-if TYPE_CHECKING:  # these need the packages of qdqpatch[export]
+if TYPE_CHECKING:  # these need packages that are not always installed
     from qdqpatch.exporter.result import Export
     from qdqpatch.exporter.targets.base import Target
 
-TARGETS = ("tensorrt", "onnxruntime", "openvino")
 PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 
 
@@ -125,9 +126,7 @@ def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> T
 def _require(packages: Iterable[str]) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ExportError(
-            f'Exporting needs the packages {", ".join(missing)}: pip install "qdqpatch[export]"'
-        )
+        raise ExportError(f"Exporting needs {', '.join(missing)}: {pip_install(*missing)}")
 
 
 def _check_ranges(model: PreTrainedModel) -> None:

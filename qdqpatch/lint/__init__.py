@@ -11,9 +11,7 @@ from qdqpatch.errors import ExportError
 from qdqpatch.lint.rules import RULES
 from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.sites import Site
-
-TARGETS = tuple(RULES)
-"""The engines whose rules are known."""
+from qdqpatch.packages import pip_install
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def check_file(path: Path, target: str) -> LintReport:
 
     Args:
         path: The file.
-        target: The engine; one of `TARGETS`.
+        target: The engine; one of `qdqpatch.choices.TARGETS`.
 
     Raises:
         CheckpointError: If the file cannot be read, or there is no encoder in it.
@@ -103,7 +101,7 @@ def check_file(path: Path, target: str) -> LintReport:
     try:
         from qdqpatch.lint.graph import read_sites
     except ImportError as error:
-        raise ExportError(f'Reading ONNX needs {error.name}: pip install "qdqpatch[export]"') from error
+        raise ExportError(f"Reading ONNX needs {error.name}: {pip_install('onnx', 'onnx_ir')}") from error
     return check_sites(read_sites(path), target)
 
 

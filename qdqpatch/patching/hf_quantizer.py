@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers import HfQuantizer
 
-from qdqpatch.config.config import QUANT_METHOD, QDQConfig
+from qdqpatch.choices import QUANT_METHOD
+from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import ConfigError, QuantizationWarning
 from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.learned import update_tracked_ranges
@@ -106,9 +107,3 @@ class QDQHfQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """True: the quantizers compile without a graph break."""
         return True
-
-
-def register() -> None:
-    """Make transformers know the method, once."""
-    register_quantization_config(QUANT_METHOD)(QDQConfig)
-    register_quantizer(QUANT_METHOD)(QDQHfQuantizer)

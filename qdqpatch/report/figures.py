@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.errors import ReportError
+from qdqpatch.packages import pip_install
 
 FORMATS = (".png", ".svg")
 
@@ -40,7 +41,7 @@ def check_can_plot(file: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ReportError(f'The chart needs {error.name}: pip install "qdqpatch[report]"') from error
+        raise ReportError(f"The chart needs {error.name}: {pip_install('matplotlib')}") from error
     check_can_write(file)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.errors import ReportError
+from qdqpatch.packages import pip_install
 from qdqpatch.report.formatting import decibels_text, range_text, share_text
 from qdqpatch.report.quantizers import QuantizerReport, worst_first
 
@@ -56,7 +57,7 @@ def check_can_draw() -> None:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ReportError(f'The page needs {error.name}: pip install "qdqpatch[report]"') from error
+        raise ReportError(f"The page needs {error.name}: {pip_install('jinja2', 'matplotlib')}") from error
 
 
 def write_page(file: Path, title: str, model: str, reports: Sequence[QuantizerReport]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from qdqpatch.checkpoint.source import AUTO_CLASSES as AUTO_CLASSES
+from qdqpatch.choices import AUTO_CLASSES
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Task
@@ -29,7 +29,7 @@ TASKS: dict[str, type[Task[Any]]] = {
         FeatureExtraction,
     )
 }
-"""Every task by its name, which is a key of `qdqpatch.checkpoint.source.TASKS`."""
+"""Every task by its name, in the order of `qdqpatch.choices.MEASURED_TASKS`."""
 
 _SUFFIXES = {
     name: auto_class.removeprefix("AutoModel") for name, auto_class in AUTO_CLASSES.items() if name in TASKS

@@ -64,7 +64,7 @@ class Task(ABC, Generic[Example]):
         max_length: Where sequences are cut, in tokens.
 
     Attributes:
-        name: A key of `qdqpatch.checkpoint.source.TASKS`.
+        name: A key of `qdqpatch.choices.AUTO_CLASSES`.
         logits: The names of the outputs that the metric needs.
         by_token: Those of them that have an entry for each token.
         formats: What `read` takes, for help texts.

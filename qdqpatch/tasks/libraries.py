@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.packages import pip_install
 
 
 def metric_library(module: str, package: str) -> Any:
@@ -17,4 +18,4 @@ def metric_library(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f'The metric needs {package}: pip install "qdqpatch[train]"') from error
+        raise ConfigError(f"The metric needs {package}: {pip_install(package)}") from error

@@ -1,8 +1,25 @@
 """Quantization-aware training: ranges that learn, distillation from the float model, and the whole way."""
 
-from qdqpatch.training.distillation import Distillation, distillation_loss
-from qdqpatch.training.ranges import freeze_ranges, parameter_groups, train_ranges
-from qdqpatch.training.trainer import DistillationTrainer
+from typing import TYPE_CHECKING
+
+from qdqpatch import lazy
+
+if TYPE_CHECKING:
+    from qdqpatch.training.distillation import Distillation, distillation_loss
+    from qdqpatch.training.ranges import freeze_ranges, parameter_groups, train_ranges
+    from qdqpatch.training.trainer import DistillationTrainer
+else:
+    __getattr__ = lazy.attributes(
+        __name__,
+        {
+            "Distillation": "distillation",
+            "DistillationTrainer": "trainer",
+            "distillation_loss": "distillation",
+            "freeze_ranges": "ranges",
+            "parameter_groups": "ranges",
+            "train_ranges": "ranges",
+        },
+    )
 
 __all__ = [
     "Distillation",
@@ -12,3 +29,7 @@ __all__ = [
     "parameter_groups",
     "train_ranges",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

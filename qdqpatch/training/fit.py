@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
-from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Batch, Feature
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.sampling import LengthGroupedSampler
+from qdqpatch.training.schedule import Schedule
 from qdqpatch.training.trainer import DistillationTrainer
 
 Step = Callable[[int, int, float | None], None]
@@ -27,55 +26,6 @@ LABELS = Distillation(logits=0.0, labels=1.0)
 
 CHECKPOINTS = 10
 """How many are written in a run."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a model is trained: AdamW with linear warmup and cosine decay.
-
-    The defaults are those of fine-tuning after calibration: a tenth of three epochs, at a low rate ("Integer
-    quantization for deep learning inference", arXiv 2004.09602).
-
-    Attributes:
-        epochs: Passes over the training data; also a part of one.
-        lr: The highest learning rate.
-        batch_size: Sequences in a step on one device.
-        accumulate: Steps whose gradients are summed before the optimizer moves.
-        warmup: The share of the steps in which the rate rises.
-        weight_decay: Of matrices.
-        seed: What the order of the data, and dropout, depend on.
-        dropout: Whether dropout stays on; off, the rounding is the only noise.
-        bf16: Whether to compute in bf16 by autocast; quantizers stay in fp32.
-
-    Raises:
-        ConfigError: If a number is out of range.
-    """
-
-    epochs: float = 0.3
-    lr: float = 2e-5
-    batch_size: int = 16
-    accumulate: int = 1
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    seed: int = 0
-    dropout: bool = False
-    bf16: bool = False
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("epochs", 0, math.inf),
-            ("lr", 0, math.inf),
-            ("batch_size", 0, math.inf),
-            ("accumulate", 0, math.inf),
-            ("warmup", -1e-9, 1),
-            ("weight_decay", -1e-9, math.inf),
-        ):
-            if not low < getattr(self, name) < high:
-                raise ConfigError(f"{name} is out of range: {getattr(self, name)}.")
-
-    def steps(self, features: int) -> int:
-        """Return how many optimizer steps a run on so many features has."""
-        return max(1, math.ceil(self.epochs * features / (self.batch_size * self.accumulate)))
 
 
 def fit(

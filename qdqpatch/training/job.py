@@ -6,14 +6,15 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qdqpatch.calibration.methods import Method
-from qdqpatch.config.config import QDQConfig
-from qdqpatch.tasks.base import DataSource
-from qdqpatch.training.distillation import Distillation
-from qdqpatch.training.fit import Schedule
-from qdqpatch.training.ranges import ActivationRanges, WeightRanges
+from qdqpatch.choices import ActivationRanges, Method, WeightRanges
+from qdqpatch.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from qdqpatch.config.config import QDQConfig
+    from qdqpatch.tasks.base import DataSource
+    from qdqpatch.training.distillation import Distillation
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch.choices import ActivationRanges, WeightRanges
 from qdqpatch.errors import CalibrationError, ConfigError, no_range
 from qdqpatch.nn.learned import (
     LearnedQuantizer,
@@ -20,8 +21,6 @@ from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-ActivationRanges = Literal["frozen", "lsq", "clip"]
-WeightRanges = Literal["frozen", "follow"]
 
 ACTIVATIONS: dict[str, type[TensorQuantizer]] = {
     "frozen": TensorQuantizer,

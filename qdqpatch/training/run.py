@@ -13,7 +13,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import ptq
-from qdqpatch.calibration.ptq import Listener as CalibrationListener
 from qdqpatch.calibration.refining import can_refine
 from qdqpatch.calibration.shifting import find_shifts
 from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
@@ -23,6 +22,7 @@ from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.errors import CheckpointError, ConfigError, no_range
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
+from qdqpatch.listening import TrainingListener
 from qdqpatch.patching.apply import enabled_quantizers, without_range
 from qdqpatch.patching.quantize import dequantize, quantize
 from qdqpatch.tasks import make_task
@@ -53,18 +53,8 @@ def can_resume(out: Path) -> bool:
     return (folder_of(out) / JOB_FILE).is_file()
 
 
-class Listener(CalibrationListener):
-    """Is told how a job goes on, its calibration included; this one ignores it."""
-
-    def warn(self, text: str) -> None:
-        """Take what a user should know though the job goes on."""
-
-    def step(self, done: int, total: int, loss: float | None = None) -> None:
-        """Take how far that step is."""
-
-
 def run_job(
-    job: Job, out: Path, resume: bool = False, force: bool = False, listener: Listener | None = None
+    job: Job, out: Path, resume: bool = False, force: bool = False, listener: TrainingListener | None = None
 ) -> TrainingReport:
     """Train a checkpoint and save the trained one, with a report of what each stage gained.
 
@@ -86,7 +76,7 @@ def run_job(
     check_output(out, job.ckpt, force)
     folder = folder_of(out)
     stages = _interrupted(job, folder, resume, force)
-    listener = Listener() if listener is None else listener
+    listener = TrainingListener() if listener is None else listener
     source, task = _open(job)
     listener.say("Reading the data")
     data = _read(job, task)
@@ -191,7 +181,7 @@ def _read(job: Job, task: Task[Any]) -> _Data:
 
 
 def _build(
-    job: Job, source: Checkpoint, has_loss: bool, listener: Listener
+    job: Job, source: Checkpoint, has_loss: bool, listener: TrainingListener
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Load the checkpoint, and return the quantized model and the float one, to compare with and distil."""
     model, missing = source.load()
@@ -239,7 +229,7 @@ class _Run:
         self,
         job: Job,
         folder: Path,
-        listener: Listener,
+        listener: TrainingListener,
         task: Task[Any],
         data: _Data,
         model: PreTrainedModel,

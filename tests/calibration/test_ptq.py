@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 import qdqpatch
 from qdqpatch import QDQConfig, calibration, ptq, quantize
 from qdqpatch.calibration import bias_correction, refining, shifting
-from qdqpatch.calibration.ptq import Listener
 from qdqpatch.errors import (
     CalibrationError,
     ConfigError,
@@ -19,6 +18,7 @@ from qdqpatch.errors import (
     QuantizedError,
     UnsupportedModelError,
 )
+from qdqpatch.listening import CalibrationListener
 
 FLOAT_ADDS = QDQConfig.preset("no-residual")
 EVERYTHING: dict[str, Any] = {
@@ -35,7 +35,7 @@ def batches(count: int = 3) -> list[models.Tensors]:
     return [models.inputs(seed=seed) for seed in range(41, 41 + count)]
 
 
-class Recording(Listener):
+class Recording(CalibrationListener):
     """Remembers what it is told; raises once a step has been said."""
 
     def __init__(self, stop_at: str = "") -> None:

@@ -55,7 +55,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append((arguments, options))
         return Benchmark(1, 1, {}, "a.onnx in onnxruntime", (), ())
 
-    monkeypatch.setattr(sys.modules["qdqpatch.cli.bench"], "compare", record)
+    monkeypatch.setattr(side_by_side, "compare", record)
     return calls
 
 
@@ -70,8 +70,7 @@ def assert_fails(result: Result, fragment: str, code: int = 1) -> None:
     assert len(error) == 1 or code == 2  # click shows the usage before
 
 
-def test_the_table(bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")  # narrower than the table
+def test_the_table(bench) -> None:
     options = [
         "--engine",
         "onnxruntime",

@@ -20,8 +20,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 import qdqpatch
 import qdqpatch.cli.calibration
 from qdqpatch.calibration import Statistics
-from qdqpatch.calibration.ptq import Listener
 from qdqpatch.cli import main
+from qdqpatch.listening import CalibrationListener
 
 TEXTS = [f"{'the cat ' * (i % 5)}sat on a mat{'s' * (i % 2)}" for i in range(40)]
 
@@ -48,11 +48,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `ptq` is called with, the batches read twice as lists; nothing is run."""
     calls: dict[str, Any] = {}
 
-    def record(model: object, batches: Any, listener: Listener, **options: object) -> None:
+    def record(model: object, batches: Any, listener: CalibrationListener, **options: object) -> None:
         calls.update(options, batches=list(batches), again=list(batches), count=len(batches))
         listener.collected(Statistics({}))
 
-    monkeypatch.setattr(qdqpatch.cli.calibration, "ptq", record)
+    monkeypatch.setattr(sys.modules["qdqpatch.calibration.ptq"], "ptq", record)
     return calls
 
 
@@ -159,7 +159,7 @@ def test_data_that_is_not_there(convert, monkeypatch: pytest.MonkeyPatch) -> Non
     assert_fails(convert("--calib", "no/such/file"), "There is no file no/such/file")
     assert_fails(convert("--calib", "."), ". is a folder")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert_fails(convert("--calib", "imdb"), "There is no file imdb", 'pip install "qdqpatch[data]"')
+    assert_fails(convert("--calib", "imdb"), "There is no file imdb", "pip install datasets")
 
 
 def test_data_that_cannot_be_used(convert) -> None:

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM, GPT2Config, GPT2Model
 
 import qdqpatch
-from qdqpatch.cli import main
+from qdqpatch.cli import COMMANDS, main
 from qdqpatch.patching.apply import is_quantized
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -62,7 +62,10 @@ def left_behind() -> list[str]:
 def test_help_names_the_commands_and_each_option_has_help(run) -> None:
     assert "convert" in run("--help").stdout
     assert "inspect" in run("-h").stdout
-    for command in main.commands.values():
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        assert command.name == name
         for parameter in command.params:
             is_option = isinstance(parameter, click.Option)
             assert not is_option or parameter.help, f"{command.name} {parameter.name} has no help"

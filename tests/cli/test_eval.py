@@ -49,7 +49,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             "text-classification", "d", 1, "accuracy", (row,), (Skipped("[b]", "torch", "[why]"),)
         )
 
-    monkeypatch.setattr(sys.modules["qdqpatch.cli.eval"], "evaluate", record)
+    monkeypatch.setattr(sys.modules["qdqpatch.evaluation.evaluate"], "evaluate", record)
     return calls
 
 

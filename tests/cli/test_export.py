@@ -165,7 +165,7 @@ def test_packages_that_are_not_installed(export: Export, monkeypatch: pytest.Mon
     )
     result = export("calibrated", "out")
     assert result.exit_code == 1
-    assert result.stderr == 'Error: Exporting needs the packages onnx: pip install "qdqpatch[export]"\n'
+    assert result.stderr == "Error: Exporting needs onnx: pip install onnx\n"
     assert not Path("out").exists()
 
 

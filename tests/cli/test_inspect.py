@@ -111,7 +111,7 @@ def test_without_statistics_activations_have_no_figures(inspect, folder: Path, t
         line for line in invoke("inspect", "old", "--ranges").stdout.splitlines() if "_quantizer " in line
     ]
     assert sum(" dB " in row for row in rows) == 12
-    assert sum("-         -" in " ".join(row.split(" ")) for row in rows) == 28
+    assert sum(row.split().count("-") == 2 for row in rows) == 28
 
 
 def test_damaged_statistics(inspect, folder: Path) -> None:
@@ -152,5 +152,5 @@ def test_html_fails_in_one_line(inspect, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = inspect("calibrated", "--html", "page.html")
     assert result.exit_code == 1
-    assert 'pip install "qdqpatch[report]"' in result.stderr
+    assert "pip install jinja2 matplotlib" in result.stderr
     assert sorted(path.name for path in Path().iterdir()) == ["file", "folder"]

@@ -1,6 +1,5 @@
 """`qdqpatch train` on the command line."""
 
-import importlib
 import json
 from pathlib import Path
 
@@ -9,10 +8,10 @@ import pytest
 from checkpoints import write_tokenizer
 from commands import invoke
 
+from qdqpatch.training import run
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.job import Job, Stage, TrainingReport
 
-COMMAND = importlib.import_module("qdqpatch.cli.train")  # the package has the command under that name
 NAME = "BertForSequenceClassification"
 
 
@@ -56,7 +55,7 @@ def job(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
         jobs.append(job)
         return TrainingReport(1, False, [Stage("float", {"F1": 90.0}), Stage("trained", {"F1": 89.5}, 90.0)])
 
-    monkeypatch.setattr(COMMAND, "run_job", run_job)
+    monkeypatch.setattr(run, "run_job", run_job)
     return jobs
 
 
@@ -149,7 +148,7 @@ def test_an_interrupt_says_how_to_go_on(
             Path("out.training/job.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(COMMAND, "run_job", interrupted)
+    monkeypatch.setattr(run, "run_job", interrupted)
     result = invoke("train", "ckpt", "out", "--data", "a.tsv")
     assert result.exit_code == 1
     message = "Interrupted. The same command with --resume goes on from the last checkpoint."

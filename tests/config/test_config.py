@@ -10,7 +10,8 @@ from pytorch_quantization.nn import QuantLinear
 from pytorch_quantization.tensor_quant import QuantDescriptor
 
 from qdqpatch import Override, QDQConfig, QuantizerConfig, plan, quantize
-from qdqpatch.config.config import PARTS, PRESETS
+from qdqpatch.choices import PRESETS
+from qdqpatch.config.config import PARTS
 from qdqpatch.errors import ConfigError, OverrideError
 from qdqpatch.patching.apply import named_quantizers
 

@@ -118,7 +118,7 @@ def test_missing_packages_are_named(
     names = ", ".join(missing)
     with pytest.raises(ExportError) as raised:
         export(models.calibrated(), tmp_path / "out", "openvino")
-    assert str(raised.value) == f'Exporting needs the packages {names}: pip install "qdqpatch[export]"'
+    assert str(raised.value) == f"Exporting needs {names}: pip install {' '.join(missing).replace('_', '-')}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,7 @@ from transformers import EncoderDecoderConfig, EncoderDecoderModel
 
 import qdqpatch
 from qdqpatch import QDQConfig
-from qdqpatch.config.config import PRESETS
+from qdqpatch.choices import PRESETS
 from qdqpatch.errors import ConfigError, NotQuantizedError
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers

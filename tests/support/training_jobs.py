@@ -7,10 +7,10 @@ from typing import Any
 import models
 from checkpoints import write_tokenizer
 
+from qdqpatch.listening import TrainingListener
 from qdqpatch.tasks.base import DataSource
-from qdqpatch.training.fit import Schedule
 from qdqpatch.training.job import Job
-from qdqpatch.training.run import Listener
+from qdqpatch.training.schedule import Schedule
 
 NAME = "BertForSequenceClassification"
 TEXTS = [
@@ -44,7 +44,7 @@ def job(ckpt: str, data: DataSource, **changes: Any) -> Job:
     return dataclasses.replace(Job(ckpt, data, eval_data=data, schedule=SCHEDULE), **changes)
 
 
-class Recording(Listener):
+class Recording(TrainingListener):
     """Remembers what it is told, and can interrupt."""
 
     def __init__(self, stop_at: int | None = None) -> None:

@@ -5,8 +5,8 @@ import pytest
 from checkpoints import write_tokenizer
 from transformers import BertConfig
 
-from qdqpatch.checkpoint.source import AUTO_CLASSES as AUTO_CLASSES
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
+from qdqpatch.choices import AUTO_CLASSES, MEASURED_TASKS
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks import TASKS, make_task, task_of
 
@@ -29,6 +29,7 @@ KNOWN = (
 
 def test_tasks_are_named_as_checkpoints_are_loaded() -> None:
     assert TASKS.keys() <= AUTO_CLASSES.keys()
+    assert tuple(TASKS) == MEASURED_TASKS
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
 
 

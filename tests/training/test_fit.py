@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Batch, Feature
 from qdqpatch.training import fit as fitting
-from qdqpatch.training.fit import Schedule, fit
+from qdqpatch.training.fit import fit
+from qdqpatch.training.schedule import Schedule
 
 NAME = "BertForSequenceClassification"
 FEATURES: list[Feature] = [
@@ -132,21 +133,24 @@ def test_checkpoints_are_ten_and_two_of_them_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting",
+    ("name", "value", "wanted"),
     [
-        {"epochs": 0},
-        {"lr": -1.0},
-        {"batch_size": 0},
-        {"warmup": 1.0},
-        {"weight_decay": -1.0},
-        {"accumulate": 0},
+        ("epochs", 0, "above 0"),
+        ("epochs", math.inf, "above 0"),
+        ("lr", -1.0, "above 0"),
+        ("lr", math.nan, "above 0"),
+        ("batch_size", 0, "at least 1"),
+        ("warmup", 1.0, "at least 0 and below 1"),
+        ("weight_decay", -1.0, "at least 0"),
+        ("accumulate", 0, "at least 1"),
+        ("seed", -1, "from 0 to 4294967295"),
+        ("seed", 2**32, "from 0 to 4294967295"),
     ],
 )
-def test_a_schedule_out_of_range_is_refused(setting: dict) -> None:
-    ((name, value),) = setting.items()
+def test_a_schedule_out_of_range_is_refused(name: str, value: float, wanted: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        Schedule(**setting)
-    assert str(raised.value) == f"{name} is out of range: {value}."
+        Schedule(**{name: value})
+    assert str(raised.value) == f"{name} must be a number {wanted}, not {value}."
 
 
 def test_steps_of_a_schedule() -> None:

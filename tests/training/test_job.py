@@ -17,8 +17,9 @@ from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.training.distillation import Distillation
-from qdqpatch.training.fit import Schedule, last_checkpoint
+from qdqpatch.training.fit import last_checkpoint
 from qdqpatch.training.run import run_job
+from qdqpatch.training.schedule import Schedule
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,66 @@
+"""Names as plain data, above all of what one can choose: importing them costs nothing."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+QUANT_METHOD = "qdqpatch"
+"""The name under which transformers finds our way of quantizing in a `config.json`."""
+
+QDQBERT = "qdqbert"
+"""The type of the models that the old QDQBERT classes wrote."""
+
+Method = Literal["max", "percentile", "mse", "entropy", "auto"]
+"""How the range of an activation follows from what was seen."""
+
+DEFAULT_PERCENTILE = 99.99
+"""How many percent of the magnitudes a range takes in unless another share is asked for."""
+
+WeightMethod = Literal["max", "mse"]
+"""How that of a weight does."""
+
+ActivationRanges = Literal["frozen", "lsq", "clip"]
+"""What training does to the ranges of activations."""
+
+WeightRanges = Literal["frozen", "follow"]
+"""What it does to those of weights."""
+
+Target = Literal["tensorrt", "onnxruntime", "openvino"]
+"""An engine to export for."""
+
+Runner = Literal["torch", "onnxruntime", "openvino"]
+"""What a model can be run in here, in the order of tables."""
+
+METHODS: tuple[str, ...] = get_args(Method)
+TARGETS: tuple[str, ...] = get_args(Target)
+RUNNERS: tuple[str, ...] = get_args(Runner)
+
+PRESETS: dict[str, dict[str, bool]] = {
+    "qdqbert": {},
+    "no-residual": {"residual_adds": False},
+    "linear-only": {"residual_adds": False, "matmuls": False},
+}
+"""Named placements: what each changes from the default, which is QDQBERT's."""
+
+AUTO_CLASSES = {
+    "feature-extraction": "AutoModel",
+    "fill-mask": "AutoModelForMaskedLM",
+    "text-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "next-sentence-prediction": "AutoModelForNextSentencePrediction",
+    "text-generation": "AutoModelForCausalLM",
+    "pretraining": "AutoModelForPreTraining",
+}
+"""The Auto class for each task, by the names that `transformers.pipeline` uses where it has one."""
+
+MEASURED_TASKS = (
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+    "fill-mask",
+    "feature-extraction",
+)
+"""The tasks that have labelled data and metrics: those of `qdqpatch.tasks.TASKS`."""

@@ -1,0 +1,167 @@
+"""`import qdqpatch`: its names are there when they are used, and transformers knows our checkpoints."""
+
+import ast
+import importlib
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import pytest
+import torch
+
+import qdqpatch
+from qdqpatch import lazy, training
+
+QDQBERT = Path(__file__).parent / "reference" / "checkpoints" / "QDQBertForMaskedLM"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    models.calibrated("BertForMaskedLM").save_pretrained(folder)
+    (folder / "model.pickle").write_bytes(pickle.dumps(models.calibrated("BertForMaskedLM")))
+    torch.save(models.calibrated("BertForMaskedLM").bert.encoder.layer[0], folder / "layer.pt")
+    return folder
+
+
+def python(code: str) -> str:
+    """Run Python code in a process of its own, and return what it printed."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("package", [qdqpatch, training])
+def test_every_public_name_is_what_its_module_calls_so(package) -> None:
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+        if not name.startswith("__"):
+            assert getattr(package, name).__name__ == name
+
+
+@pytest.mark.parametrize("package", [qdqpatch, training])
+def test_type_checkers_see_the_names_that_there_are(package) -> None:
+    """`__all__`, the imports for type checkers and the homes are three lists of the same names."""
+    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
+    (branch,) = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {
+        alias.name: node.module.removeprefix(f"{package.__name__}.")
+        for node in branch.body
+        for alias in node.names
+    }
+    (homes,) = [ast.literal_eval(node) for node in ast.walk(branch) if isinstance(node, ast.Dict)]
+    assert homes == typed
+    assert sorted(homes) == [name for name in package.__all__ if name != "__version__"]
+
+
+def test_star_import() -> None:
+    names: dict[str, object] = {}
+    exec("from qdqpatch import *", names)
+    assert set(qdqpatch.__all__) <= names.keys()
+
+
+def test_rooms_are_attributes_and_other_names_are_not() -> None:
+    assert python("import qdqpatch; print(qdqpatch.calibration.Statistics.__name__)") == "Statistics"
+    with pytest.raises(AttributeError, match="module 'qdqpatch' has no attribute 'quantise'"):
+        _ = qdqpatch.quantise
+    with pytest.raises(ImportError, match="quantise"):
+        importlib.import_module("qdqpatch.quantise")
+    with pytest.raises(AttributeError, match="module 'json' has no attribute 'x'"):
+        lazy.attributes("json", {})("x")
+
+
+ORDERS = {
+    "ours first": "import qdqpatch; import transformers",
+    "theirs first": "import transformers; import qdqpatch",
+    "the class first": "from transformers import AutoModelForMaskedLM; import qdqpatch",
+    "before the auto classes": "import qdqpatch.config; from transformers import BertForMaskedLM",
+    "reloaded": "import qdqpatch, importlib, transformers.quantizers; importlib.reload(qdqpatch)",
+    "reloaded at once": "import qdqpatch, importlib; importlib.reload(qdqpatch)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_checkpoints_load_whatever_is_imported_first(order: str, saved: Path) -> None:
+    code = f"""
+{ORDERS[order]}
+from transformers import AutoConfig, AutoModelForMaskedLM
+for folder in ({str(saved)!r}, {str(QDQBERT)!r}):
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    found = config, model.config.quantization_config, model.hf_quantizer
+    print(*(type(part).__name__ for part in found))
+"""
+    assert python(code).splitlines() == ["BertConfig QDQConfig QDQHfQuantizer"] * 2
+
+
+@pytest.mark.slow
+def test_without_our_names_nothing_of_ours_is_imported() -> None:
+    code = """
+import sys, qdqpatch
+from transformers import AutoModelForMaskedLM, BertForMaskedLM
+print(*(name for name in sys.modules if name.startswith(("qdqpatch.", "pytorch_quantization"))))
+"""
+    assert set(python(code).split()) == {
+        f"qdqpatch.{name}" for name in ("choices", "lazy", "patching", "patching.registration")
+    }
+
+
+@pytest.mark.slow
+def test_pickles_load_without_an_import_of_ours(saved: Path) -> None:
+    code = f"""
+import pickle, torch
+model = pickle.loads(open({str(saved / "model.pickle")!r}, "rb").read())
+layer = torch.load({str(saved / "layer.pt")!r}, weights_only=False)
+with torch.no_grad():
+    print(model(torch.tensor([[1, 2, 3]])).logits.sum().item())
+    print(layer(torch.ones(1, 3, model.config.hidden_size)).sum().item())
+"""
+    with torch.no_grad():
+        model = models.calibrated("BertForMaskedLM")
+        expected = [
+            model(torch.tensor([[1, 2, 3]])).logits.sum().item(),
+            model.bert.encoder.layer[0](torch.ones(1, 3, model.config.hidden_size)).sum().item(),
+        ]
+    assert [float(line) for line in python(code).splitlines()] == pytest.approx(expected, rel=1e-5)
+
+
+THEIRS = "import transformers.models.auto.modeling_auto, transformers.models.bert.modeling_bert"
+IN_THREADS = {
+    "ours in threads": (THEIRS, [
+        "import qdqpatch", "from qdqpatch import quantize", "from qdqpatch import QDQConfig",
+        "from qdqpatch import load_qdqbert", "from qdqpatch import calibrate", "from qdqpatch import *",
+    ]),
+    "none of ours but for loading": (f"import qdqpatch\n{THEIRS}", ["import qdqpatch"] * 6),
+}  # fmt: skip
+"""What the main thread imports, and what six threads do; transformers alone fails in threads."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", IN_THREADS)
+def test_threads_import_and_load_at_once(case: str, saved: Path) -> None:
+    """None waits for another for ever, and all models are quantized."""
+    first, lines = IN_THREADS[case]
+    code = f"""
+{first}
+import faulthandler, threading
+from transformers import AutoModelForMaskedLM
+faulthandler.dump_traceback_later(120, exit=True)
+start, loaded = threading.Barrier(6), []
+def load(line):
+    start.wait()
+    try:
+        exec(line, {{}})
+        import qdqpatch
+        loaded.append(type(AutoModelForMaskedLM.from_pretrained({str(saved)!r}).hf_quantizer).__name__)
+    except BaseException as error:
+        loaded.append(repr(error))
+threads = [threading.Thread(target=load, args=(line,)) for line in {lines!r}]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(*loaded)
+"""
+    assert python(code).split() == ["QDQHfQuantizer"] * 6
