@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from qdqpatch.checkpoint.staging import staged
 from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
 from qdqpatch.engines.shapes import Shape
+from qdqpatch.engines.tensorrt.build import SHAPE, build_all
 from qdqpatch.errors import EngineError, ExportError
 from qdqpatch.exporter.check import OutputComparison, compare, own_noise, require_equal
 from qdqpatch.exporter.graph import Rewriter
@@ -56,6 +57,7 @@ class Pipeline:
         tokenizer: Any,
         check: bool,
         batches: Iterable[dict[str, Tensor]] | None,
+        build: Sequence[str] = (),
     ) -> Export:
         """Export to a folder that is kept only if all succeeds; the arguments are those of `export`."""
         check_grids(self.model, self.target.signed)
@@ -80,9 +82,10 @@ class Pipeline:
             if self.target.kernels is not None and self.engine.version is not None:
                 self.say("Counting integer kernels")
                 operations = match(self.model, names, self.target.kernels(file))
+            builds = tuple(build_all(file, build, self.inputs.fixed or SHAPE, self.say)) if build else ()
         ran = f"{self.engine.name} {self.engine.version}" if comparisons is not None else None
         return Export(
-            out, out / file.name, self.target.name, size, operations, comparisons, ran, float_matmuls
+            out, out / file.name, self.target.name, size, operations, comparisons, ran, float_matmuls, builds
         )
 
     def _graph(self, opset: int | None) -> ir.Model:

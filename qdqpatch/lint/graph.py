@@ -18,7 +18,7 @@ from qdqpatch.lint.outputs import (
     is_float_gemm,
     is_quantized_alone,
     norms_after,
-    quantized_before,
+    reach_softmax_quantized,
     with_bias,
 )
 from qdqpatch.lint.sites import Operation, Site
@@ -156,7 +156,7 @@ def _site(node: ir.Node, operation: Operation, path: str, scaled: bool, fixed: b
         domain,
         read_operands(node),
         is_quantized_alone(result),
-        quantized_before(node, operation),
+        operation == "query x key" and reach_softmax_quantized(node),
         scaled,
         read_bias(node) if is_linear else None,
         float_gemm,

@@ -7,21 +7,18 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.tensorrt.layers import Kernel, read_kernels
 from qdqpatch.errors import ConfigError, EngineError
 
 PACKAGE = "tensorrt_rtx_bindings"
-INSTALL = "pip install --no-deps tensorrt-rtx-cu12-libs tensorrt-rtx-cu12-bindings"
-CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
-"""What TensorRT for RTX 1.7 compiles for: Turing, Ampere (two), Ada and Blackwell (two)."""
-
-DEFAULT = ("SM80", "SM86", "SM89", "SM120")
+INSTALL = "pip install tensorrt-rtx-cu12-libs tensorrt-rtx-cu12-bindings"
 SHAPE = Shape(32, 128)
 """What a file with dynamic axes is compiled for, unless another shape is named."""
 
@@ -52,7 +49,7 @@ class Build:
         return sum(kernel.moved for kernel in self.kernels)
 
 
-def require(capabilities: Sequence[str] = DEFAULT) -> None:
+def require(capabilities: Sequence[str] = DEFAULT_CAPABILITIES) -> None:
     """Find out before the work whether files can be compiled here, for these capabilities.
 
     Raises:
@@ -103,6 +100,21 @@ def build(file: Path, capability: str, shape: Shape = SHAPE) -> Build:
         raise EngineError(_refusal(file, capability, result["errors"]))
     kernels = read_kernels(result["layers"])
     return Build(capability, result["version"], shape, kernels, result["bytes"])
+
+
+def build_all(
+    file: Path,
+    capabilities: Sequence[str] = DEFAULT_CAPABILITIES,
+    shape: Shape = SHAPE,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Build]:
+    """Compile a file for several capabilities; `say` is called with what begins."""
+    require(capabilities)
+    builds = []
+    for capability in capabilities:
+        say(f"Compiling for {capability}")
+        builds.append(build(file, capability, shape))
+    return builds
 
 
 def _refusal(file: Path, capability: str, errors: list[dict[str, str]]) -> str:

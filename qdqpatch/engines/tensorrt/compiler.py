@@ -1,7 +1,7 @@
 """Compiles one file, in a process of its own: what crashes in the compiler is an error there, not here.
 
-`python -m qdqpatch.engines.tensorrt.compiler FILE CAPABILITY BATCH LENGTH` prints one line of JSON: the version,
-the engine's layers as the compiler's log has them, or the errors.
+`python -m qdqpatch.engines.tensorrt.compiler FILE CAPABILITY BATCH LENGTH` prints one line of JSON: the
+version, the engine's layers as the compiler's log has them, or the errors.
 """
 
 from __future__ import annotations

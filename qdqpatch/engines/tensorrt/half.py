@@ -1,4 +1,4 @@
-"""A model's graph with all that is float in 16 bits, and without the quantizers: what int8 is held against."""
+"""A graph with all that is float in 16 bits, and one without quantizers: what int8 is held against."""
 
 from __future__ import annotations
 

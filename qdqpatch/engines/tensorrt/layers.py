@@ -1,4 +1,4 @@
-"""Read the layers of an engine from the compiler's log: names, kinds, tensors, and the nodes they came from."""
+"""Read the layers of an engine from the compiler's log: their tensors, and the nodes that they came from."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Kernel:
 
 
 def read_kernels(lines: Iterable[str]) -> tuple[Kernel, ...]:
-    """Return the kernels in lines of the log, in their order; layers that only wait for others are left out."""
+    """Return the kernels in lines of the log, in their order, without layers that only wait for others."""
     kernels = []
     for line in lines:
         match = _HEAD.match(line)

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qdqpatch.engines.shapes import Shape
-from qdqpatch.engines.tensorrt.build import DEFAULT, SHAPE, Build, build, require
+from qdqpatch.engines.tensorrt.build import Build, build
 from qdqpatch.engines.tensorrt.layers import Kernel
 from qdqpatch.errors import EngineError
 
 _LIBRARY = ("gemm", "runtime_fusion")
 """Kinds of kernels that multiply: of several with parts of a Linear, the product is in the first of these."""
+
+_PARTNER = {"query x key": "probabilities x value", "probabilities x value": "query x key"}
+"""The two matmuls of an attention."""
 
 _LAYER = re.compile(r"^\D*\d+")
 
@@ -140,35 +143,26 @@ class EngineTable:
         }
 
 
-def compile_and_read(
+def read_tables(
     file: Path,
+    builds: Sequence[Build],
     operations: Sequence[Operation],
-    capabilities: Sequence[str] = DEFAULT,
-    shape: Shape = SHAPE,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[EngineTable]:
-    """Compile a file for some capabilities and say what became of its operations.
+    """Say what became of a file's operations, beside the same model in fp16, which is compiled for it.
 
     Args:
         file: The ONNX file.
+        builds: It, compiled by `build` or `build_all`.
         operations: Those of `qdqpatch.lint.graph.read_sites`.
-        capabilities: Some of `CAPABILITIES`.
-        shape: Batch and length for dynamic axes.
         say: Called with what begins.
-
-    Raises:
-        ConfigError: If a capability does not exist.
-        EngineError: If TensorRT for RTX is not installed or refuses the file.
     """
-    require(capabilities)
     tables = []
     with tempfile.TemporaryDirectory() as folder:
-        say("Writing the model in fp16")
         baseline = _in_half(file, Path(folder))
-        for capability in capabilities:
-            say(f"Compiling for {capability}")
-            built = build(file, capability, shape)
-            tables.append(read_table(built, operations, _half_of(baseline, capability, shape)))
+        for built in builds:
+            say(f"Compiling the model in fp16 for {built.capability}")
+            tables.append(read_table(built, operations, _half_of(baseline, built.capability, built.shape)))
     return tables
 
 
@@ -178,24 +172,26 @@ def read_table(built: Build, operations: Sequence[Operation], half: Build | None
     for kernel in built.kernels:
         for node in kernel.nodes:
             by_node.setdefault(node, []).append(kernel)
-    values = {at.path: at.node for at in operations if at.operation == "probabilities x value"}
-    rows = [_row(operation, by_node, values.get(operation.path, "")) for operation in operations]
+    partners = {(at.path, at.operation): at.node for at in operations}
+    rows = [
+        _row(operation, by_node, partners.get((operation.path, _PARTNER.get(operation.operation, "")), ""))
+        for operation in operations
+    ]
     return EngineTable(built, tuple(rows), _layers(built, operations, by_node), half)
 
 
 def _row(operation: Operation, by_node: dict[str, list[Kernel]], partner: str) -> Row:
+    """Describe one operation; `partner` is the node of the other matmul of an attention."""
     kernels = by_node.get(operation.node, [])
-    kernel = next((kernel for kernel in kernels if kernel.kind in _LIBRARY), kernels[0] if kernels else None)
-    fused: bool | None = None
-    if kernel is not None and operation.operation in ("query x key", "probabilities x value"):
-        fused = partner in kernel.nodes if operation.operation == "query x key" else None
-        if fused is None:
-            fused = any("query_x_key" in node for node in kernel.nodes) or "mha" in kernel.name
-    elif operation.operation == "residual add":
-        kernel = kernels[-1] if kernels else None
-        fused = kernel is not None and operation.norm in kernel.nodes
-    if kernel is None:
+    if not kernels:
         return Row(operation.path, operation.operation, "", "", (), ())
+    kernel = next((kernel for kernel in kernels if kernel.kind in _LIBRARY), kernels[0])
+    fused: bool | None = None
+    if operation.operation in _PARTNER:
+        fused = partner in kernel.nodes
+    elif operation.operation == "residual add":
+        kernel = kernels[-1]
+        fused = operation.norm in kernel.nodes
     reads = tuple(dict.fromkeys(tensor.dtype for tensor in kernel.inputs))
     writes = tuple(dict.fromkeys(tensor.dtype for tensor in kernel.outputs))
     return Row(operation.path, operation.operation, kernel.name, kernel.kind, reads, writes, fused)
