@@ -27,11 +27,11 @@ from tasks import SHARED
 
 import qdqpatch
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.checkpoint.staging import staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
 from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.evaluation.evaluate import evaluate
 from qdqpatch.evaluation.predicting import batches
+from qdqpatch.output.folder import OutputFolder
 from qdqpatch.tasks import TASKS
 from qdqpatch.tasks.base import DataSource, draw
 from qdqpatch.training.distillation import Distillation
@@ -119,7 +119,7 @@ class Bench:
         data = batches(task, task.features(examples)[:CALIBRATION], 16)
         name, *steps = method.split("-")
         search(model, gather(model, data, "shift" in steps, name == "auto"), method, data)
-        with staged(out) as folder:
+        with OutputFolder.open(out, force=True).staged() as folder:
             model.save_pretrained(folder)
             copy_tokenizer(ckpt, folder)
         return out

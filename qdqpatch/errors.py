@@ -35,12 +35,20 @@ class DataError(CalibrationError, ValueError):
     """Data is missing, damaged, or wrong at a place that the message names."""
 
 
+class NoLabelsError(DataError):
+    """Data has no labels at all where they are asked for; texts alone may do."""
+
+
 class CheckpointError(QdqError, OSError):
     """A checkpoint is missing, damaged, of another kind, or cannot be written."""
 
 
 class ReportError(QdqError, OSError):
     """A report cannot be drawn or written."""
+
+
+class OccupiedError(CheckpointError, ReportError):
+    """Where something is to be written stands what qdqpatch wrote before, and nobody said to replace it."""
 
 
 class ExportError(QdqError, RuntimeError):

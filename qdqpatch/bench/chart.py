@@ -18,7 +18,7 @@ WIDTH, BAR, PANEL = 8.0, 0.3, 0.75
 
 
 def write_chart(file: Path, report: Benchmark) -> None:
-    """Draw the chart: all of it or, if anything fails, nothing. A file that is there is replaced.
+    """Draw the chart: all of it or, if anything fails, nothing. A figure of ours that is there is replaced.
 
     Raises:
         ReportError: If Matplotlib is not installed, or the file cannot be written.

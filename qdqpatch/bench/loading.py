@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
+from qdqpatch.bench.inputs import check_inputs, make_inputs
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.models import TORCH, Contender
-from qdqpatch.engines.sessions import ENGINES, Input
+from qdqpatch.engines.sessions import ENGINES, Input, fixed_sizes
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, EngineError, one_line
 
@@ -72,7 +72,7 @@ def load(contender: Contender, threads: int) -> Loaded:
     """Load a contender; torch's number of threads is not set here.
 
     Raises:
-        CheckpointError: If transformers cannot load a checkpoint.
+        CheckpointError: If transformers cannot load a checkpoint, or it lacks weights.
         EngineError: If an engine refuses a file.
         ConfigError: If the model takes something else than tokens.
     """
@@ -93,7 +93,7 @@ def _load_checkpoint(contender: Contender) -> Loaded:
     source = open_checkpoint(contender.path)
     if source.model_class.__name__.endswith("ForMultipleChoice"):
         raise ConfigError(f"{contender} takes (batch, choices, length); bench makes (batch, length).")
-    model, _ = source.load()
+    model, _ = source.load(finite=False)  # speed does not depend on it, and load time should not
     model.eval()
     parameters = inspect.signature(model.forward).parameters
     inputs = tuple(Input(name, (None, None), "int64") for name in TORCH_INPUTS if name in parameters)

@@ -1,14 +1,17 @@
 """Setting the quantizers' ranges from data, and adjusting them afterwards."""
 
-from qdqpatch.calibration.adjust import clip_gelu, expand_amax, fuse_qkv, recalibrate_weights
 from qdqpatch.calibration.bias_correction import correct_biases
 from qdqpatch.calibration.calibrate import calibrate, set_ranges
+from qdqpatch.calibration.clipping import clip_gelu
 from qdqpatch.calibration.collecting import collect
+from qdqpatch.calibration.fusing import fuse_qkv
+from qdqpatch.calibration.granularity import expand_amax
 from qdqpatch.calibration.ptq import ptq
 from qdqpatch.calibration.refining import refine_ranges
 from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
+from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.batches import text_batches
 from qdqpatch.patching.switch import switch_quantizers
 

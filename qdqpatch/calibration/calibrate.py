@@ -33,7 +33,7 @@ def calibrate(
 
     The float model runs once on the batches (`qdqpatch.calibration.collect`), and the ranges are searched
     in what its quantizers saw (`Statistics.ranges`). Weights need no data. Nothing is set until every
-    range is known.
+    range is known. Ranges that the configuration fixes stay, and learned ones stay the Parameters they are.
 
     Args:
         model: A quantized model.
@@ -85,7 +85,7 @@ def _check_belong(statistics: Statistics, quantizers: Mapping[str, TensorQuantiz
 
 
 def set_ranges(model: PreTrainedModel, ranges: Mapping[str, Tensor], complete: bool = False) -> None:
-    """Give quantizers their ranges, by path.
+    """Give quantizers their ranges, by path. Ranges that the configuration fixes stay.
 
     Args:
         model: A quantized model.
@@ -104,4 +104,5 @@ def set_ranges(model: PreTrainedModel, ranges: Mapping[str, Tensor], complete: b
             f"first of them {differing[0]}. Collect statistics from this model."
         )
     for path, amax in ranges.items():
-        quantizers[path].load_range(amax.to(model.device))
+        if not quantizers[path].is_fixed:
+            quantizers[path].load_range(amax.to(model.device))

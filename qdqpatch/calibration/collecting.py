@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
-from qdqpatch.calibration.candidates import OperationComparison, candidates, stages
+from qdqpatch.calibration.candidates import candidates, stages
+from qdqpatch.calibration.comparing import OperationComparison
 from qdqpatch.calibration.histogram import UNSEEN
 from qdqpatch.calibration.observing import (
     Observer,

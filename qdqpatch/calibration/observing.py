@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
+from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.padding import POSITIONS, Padding
 from qdqpatch.errors import CalibrationError
@@ -140,12 +141,7 @@ def feed_batches(
 ) -> int:
     """Run the batches, but for those to hold back, and return how many there were."""
     count = 0
-    for count, batch in enumerate(batches, start=1):
-        if not isinstance(batch, Mapping):
-            raise CalibrationError(
-                f"Batch {count} is a {type(batch).__name__}; each must be a mapping of the model's keyword "
-                "arguments, as a tokenizer returns it."
-            )
+    for count, batch in enumerate(as_tensors(batches), start=1):
         if held_back is not None and count % HELD_BACK == 2:
             held_back.append(first_rows(batch, COMPARED_TOKENS))
             continue

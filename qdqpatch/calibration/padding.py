@@ -107,5 +107,5 @@ def _is_by_position(mask: Tensor, batch: Mapping[str, Any]) -> bool:
     if mask.dim() == 2:
         return True
     # A multiple-choice model takes (batch, choices, positions) as (batch * choices, positions).
-    tokens = batch.get("input_ids", batch.get("inputs_embeds"))
-    return mask.dim() == 3 and isinstance(tokens, Tensor) and tokens.shape[:3] == mask.shape
+    given = (batch.get(name) for name in ("input_ids", "inputs_embeds"))  # either can be None, for the other
+    return mask.dim() == 3 and any(isinstance(one, Tensor) and one.shape[:3] == mask.shape for one in given)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import adjust, bias_correction, refining, shifting, smoothing
+from qdqpatch.calibration import bias_correction, clipping, fusing, refining, shifting, smoothing
 from qdqpatch.calibration.calibrate import calibrate
 from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.methods import check_method, check_weight_method, method_for
@@ -100,7 +100,7 @@ def ptq(
     if refine != 0:
         refining.check_epochs(refine, "refine")
     if clip_gelu is not None:
-        adjust.check_maximum(clip_gelu)
+        clipping.check_maximum(clip_gelu)
     listener = CalibrationListener() if listener is None else listener
     data = _Told(batches, listener)
     with ExitStack() as stack:
@@ -113,9 +113,9 @@ def ptq(
         if refine:
             refining.check_can_refine(model)
         if fuse_qkv:
-            adjust.groups_to_fuse(model)
+            fusing.groups_to_fuse(model)
         if clip_gelu is not None:
-            adjust.inputs_to_clip(model)
+            clipping.inputs_to_clip(model)
         if correct_biases:
             bias_correction.linears_to_correct(model)
         stack.enter_context(restored_if_raised(model, changed))
@@ -133,9 +133,9 @@ def ptq(
             listener.say("Refining the ranges")
             refining.refine_ranges(model, data.batches, refine, padding_aware, listener.step)
         if fuse_qkv:
-            adjust.fuse_qkv(model)
+            fusing.fuse_qkv(model)
         if clip_gelu is not None:
-            adjust.clip_gelu(model, clip_gelu)
+            clipping.clip_gelu(model, clip_gelu)
         if correct_biases:
             listener.say("Correcting biases")
             bias_correction.correct_biases(model, data, padding_aware)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
-from qdqpatch.calibration.candidates import SMALLEST_NORM
+from qdqpatch.calibration.batching import as_tensors
+from qdqpatch.calibration.comparing import SMALLEST_NORM
 from qdqpatch.calibration.observing import HELD_BACK, no_batch, observing, on_device
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.undo import restored_if_raised
@@ -76,7 +77,7 @@ def refine_ranges(
     before = torch.stack([quantizer._amax.detach().clone() for quantizer in quantizers])
     reconstruction = _Reconstruction(model, _layers(model), padding_aware)
     with restored_if_raised(model, ()), observing(model, {}):
-        given = distributed.together(lambda: list(batches), model.device)
+        given = distributed.together(lambda: list[Batch](as_tensors(batches)), model.device)
         learned, held_back = _split(given)
         moved = _mean_moved(reconstruction, quantizers, learned, epochs, step)
         refined = before * moved.exp()
@@ -214,14 +215,19 @@ def _learn(
 ) -> Tensor:
     """Return what is to be added to the logarithm of each range, fp32, shape `(quantizers,)`."""
     start = torch.stack([quantizer._amax.detach().clone() for quantizer in quantizers])
-    moved = torch.zeros_like(start)
+    with torch.inference_mode(False):
+        moved = torch.zeros_like(start)
     optimizer = torch.optim.Adam([moved], lr=RATE)
     steps = epochs * len(batches)
     order = torch.Generator().manual_seed(0)
     places = [
         place for _ in range(epochs) for place in torch.randperm(len(batches), generator=order).tolist()
     ]
-    with _learning(reconstruction.model, quantizers), torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        _learning(reconstruction.model, quantizers),
+        torch.enable_grad(),
+    ):
         for done, place in enumerate(places):
             loss = reconstruction.loss(batches[place])
             if not bool(loss.isfinite()):
@@ -250,31 +256,33 @@ def _gradient(quantizer: TensorQuantizer) -> Tensor:
 @contextmanager
 def _learning(model: nn.Module, quantizers: Sequence[TensorQuantizer]) -> Iterator[None]:
     """Make the ranges the only parameters that have a gradient, and put everything back."""
-    parameters = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    parameters = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
     classes = [(type(quantizer), quantizer.is_learned) for quantizer in quantizers]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
         for quantizer in quantizers:
-            quantizer.learn_range(False)
             quantizer.__class__ = LSQQuantizer
-            quantizer.learn_range()
+            quantizer.learn_range()  # one that is a Parameter already stays the same
+            quantizer._amax.requires_grad_(True)
+            quantizer._amax.grad = None
         yield
     finally:
         for quantizer, (kind, was_learned) in zip(quantizers, classes, strict=True):
-            quantizer.learn_range(False)
-            quantizer.__class__ = kind
             quantizer.learn_range(was_learned)
-        for parameter, wanted in parameters.items():
+            quantizer.__class__ = kind
+        for parameter, (wanted, gradient) in parameters.items():
             parameter.requires_grad_(wanted)
+            parameter.grad = gradient
 
 
 def _learnable(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """Return the quantizers of activations with one range for the whole tensor, by path."""
+    """Return the quantizers of activations with one range for the whole tensor that may move, by path."""
     return {
         path: quantizer
         for path, quantizer in enabled_quantizers(model).items()
         if not is_weight(path)
+        and not quantizer.is_fixed
         and (quantizer.axis is None if quantizer.amax is None else quantizer.amax.dim() == 0)
     }
 

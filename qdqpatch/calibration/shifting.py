@@ -28,7 +28,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import Channels, collect_channels
+from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
+from qdqpatch.calibration.same_function import FirstKept, change_keeping_function
 from qdqpatch.calibration.smoothing import find_attentions
 from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
@@ -65,7 +68,8 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
 
     The float model runs once on the batches and computes the same afterwards, but for rounding in the last
     bits of fp32. Calibration must follow: ranges that no longer fit are dropped, and a quantizer without one
-    computes it from each tensor.
+    computes it from each tensor. If the float outputs on the first batch differ by more than that, all is
+    taken back with a `CalibrationWarning`.
 
     Args:
         model: A quantized model, calibrated or not.
@@ -78,23 +82,27 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
     Raises:
         NotQuantizedError: If the model has no quantizer.
         UnsupportedModelError: If there is nothing to shift.
+        ConfigError: If a range to drop is learned.
         CalibrationError: If there is no batch, or a tensor saw no data, NaN or infinity.
         Whatever is raised, the model is as it was.
     """
     shifts = shifts_to_make(model)
     sources = {place.path: place.source for place in shifts}
+    batches = FirstKept(as_tensors(batches))
     channels = collect_channels(model, sources, batches, padding_aware)
     changes: dict[nn.Parameter, Tensor] = {}
     for place in shifts:
         for bias, change in _changes(place, channels[place.path]):
             before = changes.get(bias)
             changes[bias] = change if before is None else before + change
-    with torch.no_grad():
-        for bias, change in changes.items():
-            bias.copy_(bias.double() + change)
-    for quantizer in (quantizer for place in shifts for quantizer in place.quantizers):
-        if quantizer.amax is not None:
-            del quantizer._amax
+
+    def move() -> None:
+        with torch.no_grad():
+            for bias, change in changes.items():
+                bias.copy_(bias.double() + change)
+        forget_ranges(model, _stale(shifts))
+
+    change_keeping_function(model, changed_parameters(shifts), move, batches.first, "Shifting")
     return model
 
 
@@ -104,13 +112,20 @@ def shifts_to_make(model: nn.Module) -> tuple[Shift, ...]:
     Raises:
         NotQuantizedError: If the model has no quantizer.
         UnsupportedModelError: If there is nothing.
+        ConfigError: If a range that must be dropped is learned.
     """
     if not is_quantized(model):
         raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
     shifts = find_shifts(model)
     if not shifts:
         raise UnsupportedModelError(f"There is nothing to shift in {type(model).__name__}.")
+    check_forgettable(model, _stale(shifts), "shift")
     return shifts
+
+
+def _stale(shifts: Iterable[Shift]) -> list[TensorQuantizer]:
+    """Return the quantizers whose ranges no longer fit afterwards."""
+    return [quantizer for place in shifts for quantizer in place.quantizers]
 
 
 def changed_parameters(shifts: Iterable[Shift]) -> list[nn.Parameter]:

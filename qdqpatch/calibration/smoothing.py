@@ -28,7 +28,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import collect_channels
+from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
+from qdqpatch.calibration.same_function import FirstKept, change_keeping_function
 from qdqpatch.errors import ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, MATMUL, WEIGHT
@@ -76,7 +79,9 @@ def smooth(
 
     The float model runs once on the batches and is left as it was but for these weights and biases; what it
     computes stays the same bit for bit. Calibration must follow: ranges that no longer fit are dropped, and
-    a quantizer without one computes it from each tensor.
+    a quantizer without one computes it from each tensor. If the float outputs on the first batch differ
+    nevertheless, as where a rotary embedding mixes the channels of query and key, all is taken back with a
+    `CalibrationWarning`.
 
     Args:
         model: A quantized model, calibrated or not.
@@ -89,7 +94,7 @@ def smooth(
         The same model. `find_attentions` says what was left alone, and why.
 
     Raises:
-        ConfigError: If the strength is not between 0 and 1.
+        ConfigError: If the strength is not between 0 and 1, or a range to drop is learned.
         NotQuantizedError: If the model has no quantizer.
         UnsupportedModelError: If there is no attention to rescale.
         CalibrationError: If there is no batch, or a projection saw no data, NaN or infinity.
@@ -103,17 +108,20 @@ def smooth(
         for attention in attentions
         for name in PROJECTIONS
     }
+    batches = FirstKept(as_tensors(batches))
     channels = collect_channels(model, projections, batches, padding_aware)
     maxima = {
         linear: channels[path].amax.float().to(linear.weight.device) for path, linear in projections.items()
     }
     changes = [change for attention in attentions for change in _changes(attention, maxima, strength)]
-    with torch.no_grad():
-        for parameter, changed in changes:
-            parameter.copy_(changed)
-    for quantizer in (quantizer for attention in attentions for quantizer in attention.quantizers):
-        if quantizer.amax is not None:
-            del quantizer._amax
+
+    def rescale() -> None:
+        with torch.no_grad():
+            for parameter, changed in changes:
+                parameter.copy_(changed)
+        forget_ranges(model, _stale(attentions))
+
+    change_keeping_function(model, changed_parameters(attentions), rescale, batches.first, "Smoothing")
     return model
 
 
@@ -123,6 +131,7 @@ def attentions_to_smooth(model: nn.Module) -> list[Attention]:
     Raises:
         NotQuantizedError: If the model has no quantizer.
         UnsupportedModelError: If there is none.
+        ConfigError: If a range that must be dropped is learned.
     """
     if not is_quantized(model):
         raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
@@ -130,7 +139,13 @@ def attentions_to_smooth(model: nn.Module) -> list[Attention]:
     if not attentions:
         reason = f"{misses[0].path}: {misses[0].reason}" if misses else "it has no quantized attention matmul"
         raise UnsupportedModelError(f"There is nothing to smooth in {type(model).__name__}: {reason}.")
+    check_forgettable(model, _stale(attentions), "smooth")
     return attentions
+
+
+def _stale(attentions: Iterable[Attention]) -> list[TensorQuantizer]:
+    """Return the quantizers whose ranges no longer fit afterwards."""
+    return [quantizer for attention in attentions for quantizer in attention.quantizers]
 
 
 def changed_parameters(attentions: Iterable[Attention]) -> list[nn.Parameter]:

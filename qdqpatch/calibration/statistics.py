@@ -18,8 +18,9 @@ from torch import Tensor
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.methods import bins_in_range, check_method
 from qdqpatch.choices import DEFAULT_PERCENTILE, Method
-from qdqpatch.errors import CalibrationError
+from qdqpatch.errors import CalibrationError, ReportError
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.output.file import replace_file
 
 FORMAT = "qdqpatch-statistics-1"
 """What a file of statistics calls itself."""
@@ -38,7 +39,7 @@ class TensorStatistics:
         channel_amax: Of a quantizer with a range per channel, the largest magnitude of each, shaped like
             its range. It has no histogram: its counts are 0.
         errors: How far each candidate range moves the operation's result on the batches that were held
-            back (`calibration/candidates.py` says in what measure); empty if nothing was compared.
+            back (`calibration/comparing.py` says in what measure); empty if nothing was compared.
     """
 
     counts: NDArray[np.int64]
@@ -160,7 +161,7 @@ class Statistics(Mapping[str, TensorStatistics]):
         """Write the statistics to a safetensors file; equal histograms are written once.
 
         Raises:
-            CalibrationError: If the file cannot be written.
+            CalibrationError: If the file cannot be written, or is there and holds something else.
         """
         rows: dict[bytes, int] = {}
         tensors, facts = {}, {}
@@ -177,10 +178,11 @@ class Statistics(Mapping[str, TensorStatistics]):
                 tensors[f"{path}.channel_amax"] = tensor.channel_amax
         counts = np.frombuffer(b"".join(rows), dtype=np.int64).reshape(len(rows), -1 if rows else 0)
         tensors["counts"] = torch.from_numpy(counts.copy())
+        metadata = {"format": FORMAT, "quantizers": json.dumps(facts)}
         try:
-            save_file(tensors, file, {"format": FORMAT, "quantizers": json.dumps(facts)})
-        except (OSError, SafetensorError) as error:
-            raise CalibrationError(f"Cannot write the statistics {file}: {error}") from error
+            replace_file(Path(file), lambda staging: save_file(tensors, staging, metadata), _is_ours)
+        except ReportError as error:
+            raise CalibrationError(str(error)) from error
 
     @classmethod
     def load(cls, file: str | Path) -> Statistics:
@@ -211,3 +213,11 @@ class Statistics(Mapping[str, TensorStatistics]):
             )
         except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             raise CalibrationError(f"Cannot read the statistics {file}: {error}") from error
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with safe_open(str(file), framework="pt") as stored:
+            return (stored.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False

@@ -34,5 +34,5 @@ def restored_if_raised(model: nn.Module, parameters: Iterable[nn.Parameter]) -> 
                 quantizer.load_range(amax)
                 quantizer.learn_range(was_learned)
             elif quantizer.amax is not None:
-                del quantizer._amax
+                quantizer.drop_range()
         raise

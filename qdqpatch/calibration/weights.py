@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qdqpatch.calibration.methods import check_weight_method
+from qdqpatch.calibration.selecting import Model, load_ranges, weights_of
 from qdqpatch.choices import WeightMethod
 from qdqpatch.errors import CalibrationError
+from qdqpatch.nn.learned import WeightTrackingQuantizer
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
 from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
@@ -25,7 +28,8 @@ def weight_ranges(model: PreTrainedModel, method: WeightMethod = "max") -> dict[
     Args:
         model: A quantized model.
         method: `"max"`, the largest magnitude, or `"mse"`, the range with the smallest mean squared error
-            of the weights; each per channel where the quantizer is.
+            of the weights; each per channel where the quantizer is. A range that follows its weight in
+            training is the largest magnitude in any case.
 
     Raises:
         CalibrationError: If a weight is NaN or infinite.
@@ -40,7 +44,8 @@ def weight_ranges(model: PreTrainedModel, method: WeightMethod = "max") -> dict[
                 raise CalibrationError(
                     f"{path} saw NaN or infinity, so it has no range. Check weights and inputs."
                 )
-            ranges[path] = amax if method == "max" else _least_squares(weight, amax, quantizer)
+            is_own = method == "max" or isinstance(quantizer, WeightTrackingQuantizer)
+            ranges[path] = amax if is_own else _least_squares(weight, amax, quantizer)
     return ranges
 
 
@@ -64,3 +69,30 @@ def _least_squares(weight: Tensor, largest: Tensor, quantizer: TensorQuantizer) 
     for offset in range(-STRIDE + 1, STRIDE):
         attempt((centre + offset).clamp(1, STEPS))
     return largest * best_step / STEPS
+
+
+def recalibrate_weights(model: Model, method: WeightMethod = "max") -> Model:
+    """Set the range of every weight from the weight as it is now, in place; no data is needed.
+
+    For weights that were trained or replaced after calibration. Each keeps its granularity: one range
+    per tensor, or one for each index of its axis. Weights without a range get one; ranges that the
+    configuration fixes stay.
+
+    Args:
+        model: A quantized model.
+        method: `"max"`, the largest magnitude, as in `quant_trainer.py`, or another of
+            `qdqpatch.calibrate`'s `weight_method`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ConfigError: If there is no such method, or no weight is quantized.
+        NotQuantizedError: If the model has no quantizer.
+        CalibrationError: If a weight holds NaN or infinity.
+        Whatever is raised, the ranges are as they were.
+    """
+    check_weight_method(method)
+    fixed = {path for path, (quantizer, _) in weights_of(model).items() if quantizer.is_fixed}
+    ranges = weight_ranges(model, method)
+    return load_ranges(model, {path: amax for path, amax in ranges.items() if path not in fixed})

@@ -20,10 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, PreTrainedModel
 
+from qdqpatch.checkpoint.source import Checkpoint
 from qdqpatch.choices import QDQBERT, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
+from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import is_quantized, named_quantizers
+from qdqpatch.patching.finite import check_finite
+from qdqpatch.patching.hf_quantizer import NOT_SAVED
 from qdqpatch.patching.plan import find_sites
 
 ARCHITECTURES = (
@@ -69,7 +73,7 @@ def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
         **kwargs: Passed on to `from_pretrained`, such as `dtype` or `device_map`.
 
     Raises:
-        CheckpointError: If the folder does not hold a QDQBERT checkpoint.
+        CheckpointError: If the folder does not hold a QDQBERT checkpoint, or not a whole one.
         ConfigError: If it has relative position embeddings.
     """
     path = Path(directory) / "config.json"
@@ -90,8 +94,8 @@ def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
             f"{path} names the class {architecture}, not one of {', '.join(ARCHITECTURES)}."
         )
     config = bert_config(config_dict)
-    model: PreTrainedModel = model_class.from_pretrained(directory, config=config, **kwargs)
-    return model
+    source = Checkpoint(str(directory), config, model_class)
+    return source.load(**kwargs)[0]
 
 
 def save_qdqbert(model: PreTrainedModel, directory: str | Path) -> None:
@@ -105,10 +109,13 @@ def save_qdqbert(model: PreTrainedModel, directory: str | Path) -> None:
 
     Raises:
         NotQuantizedError: If the model is a float model.
+        CheckpointError: If the model holds NaN or infinity.
         UnsupportedModelError: If there was no QDQBERT class for this class.
         ConfigError: If the placement is not QDQBERT's, which its classes cannot be told.
     """
     architecture = _check_expressible(model)
+    update_ranges(model)
+    check_finite(model, f"This {type(model).__name__}", NOT_SAVED)
     config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_WRITTEN}
     config |= {"model_type": QDQBERT, "architectures": [architecture]}
     config["torch_dtype"] = str(model.dtype).removeprefix("torch.")

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from qdqpatch.checkpoint.files import find_file
-from qdqpatch.choices import AUTO_CLASSES
+from qdqpatch.checkpoint.files import HUB_NAME, find_file
+from qdqpatch.checkpoint.fitting import Request, missing_in_head, some
+from qdqpatch.checkpoint.loading import check_unloaded, load_fitting, model_on_meta
+from qdqpatch.choices import AUTO_CLASSES, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
-from qdqpatch.errors import CheckpointError, QdqError
+from qdqpatch.errors import CheckpointError, QdqError, one_line
+from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.plan import Plan, find_sites
-from qdqpatch.patching.stored_ranges import read_ranges, weight_settings
+from qdqpatch.patching.positions import check_positions
+from qdqpatch.patching.stored_ranges import (
+    check_shape,
+    read_ranges,
+    stored_name,
+    weight_settings,
+    weight_shape,
+)
+from qdqpatch.patching.tensor_files import read_shapes
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a checkpoint's weights, in the order in which transformers looks for them."""
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+ADAPTER = "adapter_config.json"
+"""What tells a folder with an adapter of peft."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,13 @@ class Checkpoint:
         name: A folder, or a model's name on the hub.
         config: Its config; that of a BERT also for an old QDQBERT checkpoint.
         model_class: The class to load it with.
+        task: The head that was asked for, a key of `AUTO_CLASSES`; None for the checkpoint's own.
     """
 
     name: str
     config: PreTrainedConfig
     model_class: Any
+    task: str | None = None
 
     @property
     def quantization(self) -> QDQConfig | None:
@@ -60,34 +71,44 @@ class Checkpoint:
         Raises:
             UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
             OverrideError: If an override of `config` matches no quantizer.
+            CheckpointError: If its config is that of no model, or a stored range fits no quantizer.
         """
-        with torch.device("meta"):
-            if hasattr(self.model_class, "from_config"):
-                model = self.model_class.from_config(self.config)
-            else:
-                model = self.model_class(self.config)
+        model = model_on_meta(self.model_class, self.config, self.name)
         own = self.quantization
         if config is not None or own is None:
             return find_sites(model, config)
+        ranges = self.ranges()
         if own.weight is None:
-            own = dataclasses.replace(own, weight=weight_settings(self.ranges()))
-        return find_sites(model, own, strict=False)
+            own = dataclasses.replace(own, weight=weight_settings(ranges))
+        plan = find_sites(model, own, strict=False)
+        for site in plan.sites:
+            for name, settings in site.quantizers.items():
+                path = f"{site.path}.{name}"
+                stored = stored_name(path, ranges, model.base_model_prefix)
+                if stored is not None and settings is not None:
+                    check_shape(path, ranges[stored], settings.axis, weight_shape(model, path))
+        return plan
+
+    def check_weights(self) -> list[str]:
+        """Find out without loading whether the weights are those of the class, and all files are whole.
+
+        Returns:
+            The names of weights outside the encoder that the checkpoint lacks: its head's, or its pooler's.
+
+        Raises:
+            CheckpointError: As `load` does.
+        """
+        model = model_on_meta(self.model_class, self.config, self.name)
+        check_positions(model)
+        return check_unloaded(model, read_shapes(self.weight_files()), self._request)
 
     def ranges(self) -> dict[str, Tensor]:
         """Return the ranges that the checkpoint holds, by quantizer, and check that its files are whole.
 
         Raises:
-            CheckpointError: If a file of weights is missing or damaged.
+            CheckpointError: If a file of weights is missing or damaged, or a range is negative or not finite.
         """
-        found: dict[str, Tensor] = {}
-        for file in self.weight_files():
-            try:
-                found |= read_ranges([file])
-            except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"{file} is damaged ({_first_line(error)}). Copy or download it again."
-                ) from error
-        return found
+        return read_ranges(self.weight_files())
 
     def weight_files(self) -> list[str]:
         """Return the paths of the files that hold the weights.
@@ -99,33 +120,45 @@ class Checkpoint:
             if file := find_file(self.name, weights):
                 return [file]
             if index := find_file(self.name, f"{weights}.index.json"):
-                names = sorted(
-                    set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-                )
+                names = _names_in(index)
                 files = [(name, find_file(self.name, name)) for name in names]
                 if missing := [name for name, file in files if file is None]:
                     raise CheckpointError(f"{self.name} lacks {', '.join(missing)}, which its index names.")
                 return [file for _, file in files if file is not None]
         raise CheckpointError(f"{self.name} has no weights: neither {' nor '.join(WEIGHTS)} is there.")
 
-    def load(self) -> tuple[PreTrainedModel, list[str]]:
+    def load(
+        self, fresh_head: bool = False, finite: bool = True, **options: Any
+    ) -> tuple[PreTrainedModel, list[str]]:
         """Load the model.
 
+        Args:
+            fresh_head: Whether the head may be one that the checkpoint does not hold: it is random then.
+            finite: Whether to refuse weights that are NaN or infinite.
+            **options: Passed on to `from_pretrained`.
+
         Returns:
-            The model and the names of weights that the checkpoint lacks and that are random now.
+            The model and the names of weights that the checkpoint lacks and that are random now: the
+            head's, or the pooler's of a model without a head.
 
         Raises:
-            CheckpointError: If transformers cannot load it.
+            CheckpointError: If transformers cannot load it, its weights are not those of the class, or
+                something is missing or is no number.
+            ConfigError: If it has relative positions, which BERT in transformers 5 no longer computes.
         """
-        try:
-            model, info = self.model_class.from_pretrained(
-                self.name, config=self.config, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, QdqError):
-                raise
-            raise CheckpointError(f"Cannot load {self.name}: {_first_line(error)}") from error
-        return model, sorted(info["missing_keys"])
+        shapes = read_shapes(self.weight_files())
+        check_positions(model_on_meta(self.model_class, self.config, self.name))
+        model, missing = load_fitting(self.model_class, shapes, self._request, config=self.config, **options)
+        if not fresh_head and (head := missing_in_head(model, missing)):
+            purpose = f"model for {self.task}" if self.task else f"whole {type(model).__name__}"
+            raise CheckpointError(f"{self.name} is no {purpose}: it lacks {some(head)}.")
+        if finite:
+            check_finite(model, self.name)
+        return model, missing
+
+    @property
+    def _request(self) -> Request:
+        return Request(self.name, self.task, _named_class(self.config) is not None)
 
 
 def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
@@ -136,34 +169,76 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
         task: A key of `AUTO_CLASSES`; None takes the class that the config names.
 
     Raises:
-        CheckpointError: If there is no checkpoint of that name, or its config cannot be read.
+        CheckpointError: If there is no checkpoint of that name, its config cannot be read, or it is an
+            adapter or quantized by another tool.
     """
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{name} is a file; name the folder that holds config.json and the weights.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint.")
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
         raise CheckpointError(f"There is no folder {name}.")
+    if (folder / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{name} holds an adapter ({ADAPTER}), such as LoRA's, and not a whole model. Merge it into its "
+            "model first: merge_and_unload() of peft, then save_pretrained to another folder."
+        )
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint.")
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, QdqError):
-            raise
+    except QdqError:
+        raise
+    except Exception as error:  # a config can hold anything, and what that raises is anything too
         if folder.is_dir():
-            raise CheckpointError(f"Cannot read the config of {name}: {_first_line(error)}") from error
+            raise CheckpointError(f"Cannot read the config of {name}: {one_line(error)}") from error
         raise CheckpointError(
-            f"There is no folder {name} here, and no model of that name on the hub: {_first_line(error)}"
+            f"There is no folder {name} here, and no model of that name on the hub: {one_line(error)}"
         ) from error
-    return Checkpoint(name, config, _model_class(config, task))
+    _check_method(name, getattr(config, "quantization_config", None))
+    return Checkpoint(name, config, _model_class(config, task), task)
+
+
+def _check_method(name: str, found: object) -> None:
+    """Refuse what another tool quantized: it would be read as a float checkpoint with odd weights."""
+    if found is None or isinstance(found, QDQConfig):
+        return
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"The quantization_config in config.json of {name} must be an object, not {found!r}."
+        )
+    method = found.get("quant_method", QUANT_METHOD)
+    if method != QUANT_METHOD:
+        raise CheckpointError(
+            f"{name} is quantized by another tool ({method}), whose checkpoints are not read here. Name the "
+            "float checkpoint."
+        )
+
+
+def _names_in(index: str) -> list[str]:
+    """Return the files that an index of shards names."""
+    try:
+        data = json.loads(Path(index).read_text(encoding="utf-8"))
+        names = sorted(set(data["weight_map"].values()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"Cannot read {index}: {one_line(error)}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} is no index of weights: it has no weight_map of file names."
+        ) from error
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise CheckpointError(f"{index} is no index of weights: its weight_map names no files beside it.")
+    return names
+
+
+def _named_class(config: PreTrainedConfig) -> Any | None:
+    """Return the class that a config names; None if it names none, or one that is not of transformers."""
+    architecture = next(iter(config.architectures or []), None)
+    found = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
 
 
 def _model_class(config: PreTrainedConfig, task: str | None) -> Any:
-    architecture = next(iter(config.architectures or []), None)
-    if task is None and architecture is not None and hasattr(transformers, architecture):
-        return getattr(transformers, architecture)
+    named = _named_class(config)
+    if task is None and named is not None:
+        return named
     return getattr(transformers, AUTO_CLASSES[task or "feature-extraction"])
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qdqpatch.checkpoint.files import find_file
-from qdqpatch.errors import CheckpointError
+from qdqpatch.errors import CheckpointError, one_line
 
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 """Files of which a tokenizer needs one to know any word."""
@@ -37,9 +37,8 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"Cannot load the tokenizer of {source}: {reason}") from error
+    except Exception as error:  # a damaged file of a vocabulary raises whatever its reader does
+        raise CheckpointError(f"Cannot load the tokenizer of {source}: {one_line(error)}") from error
     return tokenizer
 
 

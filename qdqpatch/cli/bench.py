@@ -78,7 +78,7 @@ def _parse_shapes(
     section="Output",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw a bar chart of the latencies into FILE (.png or .svg); one that is there is replaced.",
+    help="Draw a bar chart of the latencies into FILE (.png or .svg); an earlier chart is replaced.",
 )
 @verbosity_options
 def command(

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method
 from qdqpatch.cli.common import Command, progress_bar
+from qdqpatch.cli.numbers import PositiveFloat
 from qdqpatch.cli.sections import SectionOption
 from qdqpatch.listening import CalibrationListener
 
@@ -94,7 +95,7 @@ OPTIONS = (
     ),
     _option(
         "--clip-gelu",
-        type=click.FloatRange(0, min_open=True),
+        type=PositiveFloat(),
         metavar="VALUE",
         help="Let the ranges after GELU end at VALUE, such as 10.",
     ),

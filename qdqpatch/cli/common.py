@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdqpatch.choices import AUTO_CLASSES, PRESETS
-from qdqpatch.errors import CalibrationWarning, ConfigError, QdqError
+from qdqpatch.errors import CalibrationWarning, ConfigError, OccupiedError, QdqError
+from qdqpatch.output.signals import ended_by_signals
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,13 +109,15 @@ def verbosity_options(command: Command) -> Command:
         from qdqpatch.cli.console import LiteralConsole
 
         console = LiteralConsole(quiet)
-        with _warnings_on(console, others=verbose):
+        with ended_by_signals(), _warnings_on(console, others=verbose):
             if verbose:
                 command(console=console, **arguments)
                 return
             _silence_transformers()
             try:
                 command(console=console, **arguments)
+            except OccupiedError as error:
+                raise click.ClickException(f"{error} To replace what is there: --force.") from error
             except QdqError as error:
                 raise click.ClickException(str(error)) from error
 

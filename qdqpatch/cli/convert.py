@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Also write the model for this engine, into a folder of its name in OUT. Can be repeated.",
 )
-@click.option("--force", is_flag=True, help="Replace OUT if it has files in it.")
+@click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
 def command(
     ckpt: str,
@@ -54,10 +54,10 @@ def command(
     old QDQBERT classes, which keeps its ranges. OUT is complete or is not there.
     """
     from qdqpatch.checkpoint.source import open_checkpoint
-    from qdqpatch.checkpoint.staging import check_output, staged
     from qdqpatch.checkpoint.tokenizer import copy_tokenizer
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.exporter.export import export as export_model
+    from qdqpatch.output.folder import OutputFolder
     from qdqpatch.patching.apply import named_quantizers
     from qdqpatch.patching.quantize import quantize
     from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
@@ -71,18 +71,22 @@ def command(
             f"{ckpt} is quantized already. Convert the float checkpoint, or leave out --preset, --config "
             "and --override to keep its placement."
         )
-    check_output(out, ckpt, force)
+    inputs = {
+        "the checkpoint": ckpt,
+        "the calibration data": None if calibration is None else calibration.source,
+    }
+    output = OutputFolder.open(out, inputs, force)
     plan = source.plan(config)
-    source.ranges()
+    source.check_weights()
     set_ranges = None if calibration is None else calibration.prepare(ckpt, console)
     with console.status(f"Loading {ckpt}"):
-        model, missing = source.load()
+        model, missing = source.load(fresh_head=True)
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:
         quantize(model, config)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
-    with staged(out) as folder, console.status(f"Saving {out}"):
+    with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
             statistics.save(folder / STATISTICS_FILE)

@@ -1,4 +1,4 @@
-"""`qdqpatch eval`: what models are worth on labelled data, and how far they fall behind the first one."""
+"""`qdqpatch eval`: what models are worth on data, and how far they fall behind the first one."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def command(
     as_json: bool,
     console: Console,
 ) -> None:
-    """Compute the same metrics of all MODELs on labelled data, and their differences to the first one.
+    """Compute the same metrics of all MODELs on the same data, and their differences to the first one.
 
     A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported model.onnx or
     openvino_model.xml; or an .onnx or .xml file. A folder with several of these gives several rows.
@@ -100,6 +100,8 @@ def command(
     All models get the same tokens. Labels and tokenizer are those of the first MODEL that has them; an
     exported folder has them beside the file. Differences are in the metric's own units and come with a 95%
     confidence interval: one that holds 0 means that these examples cannot tell the two models apart.
+
+    Data without labels compares the outputs with those of the first MODEL.
     """
     from qdqpatch.evaluation.evaluate import evaluate
 
@@ -121,6 +123,8 @@ def command(
         )
     for each in evaluation.skipped:
         console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
+    if not evaluation.labelled and len(evaluation.rows) > 1:
+        console.print(f"Without labels, models are compared with {evaluation.rows[0].name}.")
     if as_json:
         click.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:
@@ -166,7 +170,7 @@ def _differences(row: EvaluationRow, metric: str) -> list[str]:
     """Return difference and drop, with as many digits as the metric itself has."""
     if row.difference is None:
         return ["", ""]
-    digits = len(str(row.metrics[metric]).partition(".")[2])
+    digits = row.metrics[metric].digits
     ends = [f"{end:+.{digits}f}" for end in row.difference.interval or ()]
     interval = f" [{', '.join(ends)}]" if ends else ""
     drop = row.difference.drop

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     "--check/--no-check", default=True, help="Run the file and compare it with the model (default)."
 )
 @build_options
-@click.option("--force", is_flag=True, help="Replace OUT if it has files in it.")
+@click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
 def command(
     ckpt: str,
@@ -86,8 +86,8 @@ def command(
     run on texts of several lengths and compared with the model first: OUT is right or is not there.
     """
     from qdqpatch.checkpoint.source import open_checkpoint
-    from qdqpatch.checkpoint.staging import check_output
     from qdqpatch.exporter.export import export as export_model
+    from qdqpatch.output.folder import OutputFolder
 
     started = time.perf_counter()
     capabilities = wanted(target, build, capability)
@@ -97,7 +97,7 @@ def command(
             f"{ckpt} is not quantized. Make an int8 checkpoint of it first: "
             f"qdqpatch convert {ckpt} OUT --calib FILE"
         )
-    check_output(out, ckpt, force)
+    OutputFolder.open(out, {"the checkpoint": ckpt}, force)
     with console.status(f"Loading {ckpt}") as status:
         model, _ = source.load()
         result = export_model(

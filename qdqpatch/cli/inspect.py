@@ -37,7 +37,7 @@ WORST = 10
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write a page with the histograms and ranges of a quantized CKPT as pictures, worst quantizers "
-    "first; a FILE that is there is replaced.",
+    "first; an earlier page is replaced.",
 )
 @verbosity_options
 def command(
@@ -56,11 +56,13 @@ def command(
     is built, and nothing but the page of --html is written.
     """
     from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.output.file import check_file
     from qdqpatch.report.page import check_can_draw, write_page
     from qdqpatch.report.quantizers import load_statistics, report_quantizers
 
     if html is not None:
         check_can_draw()
+        check_file(html)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
     config = placement()
@@ -70,6 +72,8 @@ def command(
     if html is not None and not quantized:
         raise NotQuantizedError(f"{ckpt} is a float checkpoint: `qdqpatch convert` it first for --html.")
     plan = source.plan(config)
+    if quantized or Path(ckpt).is_dir():  # of a float model on the hub, the config is enough
+        source.check_weights()
     statistics = None
     if quantized:
         with console.status(f"Judging the quantizers of {ckpt}"):

@@ -73,15 +73,16 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; a FILE that is there is "
-    "replaced.",
+    help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; for one that "
+    "is there see --force.",
 )
+@_mixing("--force", is_flag=True, help="Replace the FILE of --out, if it is one that qdqpatch wrote.")
 @_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @_output(
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Draw the costs and what --max-drop tried into FILE (.png or .svg); one that is there is replaced.",
+    help="Draw the costs and what --max-drop tried into FILE (.png or .svg); an earlier chart is replaced.",
 )
 @verbosity_options
 def command(
@@ -94,6 +95,7 @@ def command(
     by_metric: bool,
     max_drop: float | None,
     out: Path | None,
+    force: bool,
     as_json: bool,
     plot: Path | None,
     console: Console,
@@ -111,19 +113,21 @@ def command(
     from qdqpatch.checkpoint.tokenizer import load_tokenizer
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.evaluation.predicting import batches
-    from qdqpatch.report.figures import check_can_plot, check_can_write
+    from qdqpatch.report.figures import check_can_plot
     from qdqpatch.sensitivity import measure, search
     from qdqpatch.sensitivity.chart import write_chart
-    from qdqpatch.sensitivity.criteria import UNCHANGED
+    from qdqpatch.sensitivity.config_file import check_config_file
+    from qdqpatch.tasks.agreement import UNCHANGED
     from qdqpatch.tasks.base import draw
 
     if out is not None and max_drop is None:
         raise click.UsageError("--out writes what --max-drop finds, and needs it.")
     if max_drop is not None and not math.isfinite(max_drop):
         raise click.UsageError(f"--max-drop must be a number of percent, not {max_drop}.")
-    for file, check in ((plot, check_can_plot), (out, check_can_write)):
-        if file is not None:
-            check(file)
+    if plot is not None:
+        check_can_plot(plot)
+    if out is not None:
+        check_config_file(out, force)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, data.task)
     config = placement()
@@ -152,10 +156,11 @@ def command(
             found = search(
                 model, task, examples, costs, max_drop, labelled=labelled, batch_size=batch_size, step=step
             )
-    if found is not None and found.metric == UNCHANGED:
-        console.print(
-            f"There are no labels, so --max-drop counts predictions that change. ({reason})", markup=False
+    if found is not None and reason is not None:
+        counted = (
+            "counts predictions that change" if found.metric == UNCHANGED else f"goes by the {found.metric}"
         )
+        console.print(f"There are no labels, so --max-drop {counted}. ({reason})")
     if plot is not None:
         write_chart(plot, costs, found)
         console.print(f"Wrote {plot}.")
@@ -165,7 +170,7 @@ def command(
     else:
         _print_report(costs, found)
     if found is not None:
-        _finish(found, out, console)
+        _finish(found, out, force, console)
 
 
 def _read(
@@ -174,12 +179,10 @@ def _read(
     """Return all examples, whether they have labels, and if those are wanted and not there, why."""
     if not by_metric and not with_search:
         return task.read(source, labelled=False), False, None
-    try:
+    if by_metric:
         return task.read(source), True, None
-    except DataError as error:
-        if by_metric:
-            raise
-        return task.read(source, labelled=False), False, error
+    examples, reason = task.read_any(source)
+    return examples, reason is None, reason
 
 
 def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:
@@ -220,16 +223,15 @@ def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
             click.echo(conclusion(found))
 
 
-def _finish(found: MixedPrecision, out: Path | None, console: Console) -> None:
+def _finish(found: MixedPrecision, out: Path | None, force: bool, console: Console) -> None:
     """Write the configuration, or fail if there is none."""
-    from qdqpatch.report.figures import replace_file
+    from qdqpatch.sensitivity.config_file import write_config_file
     from qdqpatch.sensitivity.report import conclusion
 
     if found.config is None:
         raise ConfigError(conclusion(found))
     if out is not None:
-        text = json.dumps(found.config.to_dict(), indent=2) + "\n"
-        replace_file(out, lambda staging: staging.write_text(text, encoding="utf-8"))
+        write_config_file(out, found.config, force)
         console.print(
             f"Wrote {out}, for: qdqpatch convert FLOAT_CKPT OUT --config {out} --calib FILE", markup=False
         )

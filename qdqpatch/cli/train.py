@@ -136,7 +136,9 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
 )
 @placement_options
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run of the same options.")
-@click.option("--force", is_flag=True, help="Replace OUT if it has files in it, and an interrupted run.")
+@click.option(
+    "--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote, and an interrupted run."
+)
 @verbosity_options
 def command(
     ckpt: str,
@@ -166,7 +168,8 @@ def command(
     While it runs, checkpoints are in OUT.training; an interrupted run goes on with --resume.
     """
     from qdqpatch.training.distillation import Distillation
-    from qdqpatch.training.run import can_resume, run_job
+    from qdqpatch.training.folder import can_resume
+    from qdqpatch.training.run import run_job
 
     parts = {name: settings.pop(name) for name in ("temperature", "hidden_states", "attentions", "labels")}
     if not distill:
@@ -193,7 +196,7 @@ def command(
     with bar:
         try:
             report = run_job(job, out, resume, force, _Bar(bar, console))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             if can_resume(out):
                 console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")
             raise
@@ -236,15 +239,16 @@ def _print_report(report: TrainingReport) -> None:
     """Print a row for each stage, with its difference to the float model."""
     names = list(report.stages[0].metrics)
     first = report.stages[0].metrics
+    digits = {name: report.stages[0].digits.get(name, 2) for name in names}
     rows = []
     for stage in report.stages:
-        cells = [f"{stage.metrics[name]:.2f}" for name in names]
+        cells = [f"{stage.metrics[name]:.{digits[name]}f}" for name in names]
         difference = stage.metrics[names[-1]] - first[names[-1]]
         rows.append(
             (
                 stage.name,
                 *cells,
-                "" if stage is report.stages[0] else f"{difference:+.2f}",
+                "" if stage is report.stages[0] else f"{difference:+.{digits[names[-1]]}f}",
                 _time(stage.seconds),
             )
         )

@@ -20,6 +20,10 @@ PARTS = ("linears", "matmuls", "residual_adds", "embeddings", "pooler", "head")
 """The parts of a model that a `QDQConfig` turns on or off, each a boolean field of that name."""
 
 
+WEIGHT_DIMS = 2
+"""Dimensions of the weight of a Linear or an Embedding."""
+
+
 @dataclass(repr=False)
 class QDQConfig(QuantizationConfigMixin):
     """What is quantized, and how: the whole recipe, kept in the model's `config.json`.
@@ -62,6 +66,8 @@ class QDQConfig(QuantizationConfigMixin):
     def __post_init__(self) -> None:
         for name in ("activation", "weight"):
             object.__setattr__(self, name, _as_quantizer_config(name, getattr(self, name)))
+        if self.weight is not None:
+            self.weight.check_axis(WEIGHT_DIMS, "a weight, which has two dimensions")
         for name in PARTS:
             check_bool(name, getattr(self, name))
         object.__setattr__(self, "overrides", _as_overrides(self.overrides))

@@ -7,15 +7,19 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 
+from qdqpatch.config import patterns
 from qdqpatch.errors import ConfigError
 from qdqpatch.nn.toolkit import QuantDescriptor
 
 T = TypeVar("T")
+
+LARGEST = torch.finfo(torch.float32).max
+"""The largest range: ranges are fp32."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,16 @@ class QuantizerConfig:
 
         Raises:
             ConfigError: If it asks for what a converted model does not have: real quantization
-                (`fake_quant=False`), a learned range (`learn_amax=True`), or a fixed range per channel,
-                which cannot suit every layer.
+                (`fake_quant=False`), a range that learns from the start (`learn_amax=True`; `train_ranges` is
+                for that), or a fixed range per channel, which cannot suit every layer.
         """
         if not descriptor.fake_quant:
             raise ConfigError("The descriptor has fake_quant=False; only fake quantization is possible.")
         if descriptor.learn_amax:
-            raise ConfigError("The descriptor has learn_amax=True; learned ranges are not supported.")
+            raise ConfigError(
+                "The descriptor has learn_amax=True. Ranges are learned once they are calibrated: leave it "
+                "out, and call qdqpatch.training.train_ranges(model)."
+            )
         if descriptor.amax is not None and np.size(descriptor.amax) != 1:
             raise ConfigError("The descriptor fixes a range per channel; only one per tensor can be fixed.")
         settings = {item.name: getattr(descriptor, item.name) for item in dataclasses.fields(cls)}
@@ -89,6 +96,23 @@ class QuantizerConfig:
         """Return the same settings without the fixed range."""
         return dataclasses.replace(self, amax=None)
 
+    def check_axis(self, dims: int, of: str) -> None:
+        """Find out whether tensors have the axes.
+
+        Args:
+            dims: How many dimensions the tensors have.
+            of: What they are, for the message.
+
+        Raises:
+            ConfigError: If they have not, or one axis is named twice.
+        """
+        axes = self.axis if isinstance(self.axis, tuple) else () if self.axis is None else (self.axis,)
+        wrong = [axis for axis in axes if not -dims <= axis < dims]
+        if wrong:
+            raise ConfigError(f"axis must be from {-dims} to {dims - 1} for {of}, not {wrong[0]}.")
+        if len({axis % dims for axis in axes}) < len(axes):
+            raise ConfigError(f"axis names a dimension of {of} twice: {self.axis}.")
+
     def __str__(self) -> str:
         text = f"{'u' if self.unsigned else ''}int{self.num_bits}"
         if self.axis is not None:
@@ -102,13 +126,15 @@ class Override:
 
     Attributes:
         pattern: A glob over quantizer paths as `model.named_modules()` gives them, for example
-            `*.layer.0.*` or `*_weight_quantizer`; `*` also matches dots.
+            `*.layer.0.*` or `*_weight_quantizer`; `*` also matches dots, and `{0..11}` the numbers from
+            0 to 11. The path of a module, as printed plans have it, stands for all its quantizers.
         enabled: True or False turns the quantizers on or off, whatever their part says; None
             leaves that as it is.
         settings: Fields of `QuantizerConfig` to change, for example `{"num_bits": 4}`.
 
     Raises:
-        ConfigError: If a setting is unknown or its value is out of range.
+        ConfigError: If a setting is unknown or its value is out of range, or the pattern would not match
+            what it looks like (`qdqpatch.config.patterns`).
     """
 
     pattern: str
@@ -118,6 +144,7 @@ class Override:
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str) or not self.pattern:
             raise ConfigError(f"An override's pattern must be a non-empty text, not {self.pattern!r}.")
+        patterns.check_pattern(self.pattern)
         if self.enabled is not None:
             check_bool(f"enabled of override {self.pattern!r}", self.enabled)
         checked = build(QuantizerConfig, self.settings, f"override {self.pattern!r}")
@@ -143,8 +170,10 @@ class Override:
         return cls(pattern, settings={key: _parse_value(value) for key, _, value in pairs})
 
     def matches(self, paths: Iterable[str]) -> bool:
-        """Whether the pattern matches one of the names that a quantizer goes by."""
-        return any(fnmatchcase(path, self.pattern) for path in paths)
+        """Whether the pattern matches one of the names that a quantizer goes by, or its module's."""
+        return any(
+            patterns.matches(self.pattern, name) for path in paths for name in (path, path.rpartition(".")[0])
+        )
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -176,5 +205,8 @@ def _parse_value(text: str) -> Any:
 
 def _check_range(name: str, value: object) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 <= value < float("inf")):  # type: ignore[operator]
-        raise ConfigError(f"{name} must be a finite number that is not negative, not {value!r}.")
+    if value is not None and not (is_number and 0 <= value <= LARGEST):  # type: ignore[operator]
+        raise ConfigError(
+            f"{name} must be a finite number that is not negative, at most {LARGEST:.1e} (fp32's largest), "
+            f"not {value!r}."
+        )

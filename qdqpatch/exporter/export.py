@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.checkpoint.staging import check_output
 from qdqpatch.choices import TARGETS
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
 from qdqpatch.nn.names import is_weight
+from qdqpatch.output.folder import OutputFolder
 from qdqpatch.packages import pip_install
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
@@ -68,7 +68,7 @@ def export(
         batches: Keyword arguments of `forward` to compare on; None for sentences of several lengths, or
             random tokens where there is no tokenizer.
         tokenizer: Saved beside the model.
-        force: Whether a folder with files in it may be replaced.
+        force: Whether `out` may be replaced if it holds an earlier export; a folder with other files may not.
         build: For TensorRT: compute capabilities, such as `SM89`, to compile the file for. TensorRT for RTX
             has to be installed for that, and needs no GPU. A file that it refuses is not kept.
         progress: Called with what begins.
@@ -94,10 +94,10 @@ def export(
     _check_ranges(model)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
-    check_output(Path(out), None, force)
+    folder = OutputFolder.open(out, force=force)
     with prepared(model, int8_embeddings) as cpu_model:
         pipeline = Pipeline(cpu_model, engine_target, inputs, progress or (lambda _: None))
-        return pipeline.run(Path(out), opset, tokenizer, check, batches, build)
+        return pipeline.run(folder, opset, tokenizer, check, batches, build)
 
 
 def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> Target:

@@ -12,10 +12,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.checkpoint.staging import staged
 from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
-from qdqpatch.engines.shapes import Shape
-from qdqpatch.engines.tensorrt.build import SHAPE, build_all
+from qdqpatch.engines.shapes import cut
+from qdqpatch.engines.tensorrt.build import SHAPE, Build, build_all
 from qdqpatch.errors import EngineError, ExportError
 from qdqpatch.exporter.check import OutputComparison, compare, own_noise, require_equal
 from qdqpatch.exporter.graph import Rewriter
@@ -27,6 +26,8 @@ from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import outputs_of, trace
+from qdqpatch.output.folder import OutputFolder
+from qdqpatch.tasks.head import classifier_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Pipeline:
 
     def run(
         self,
-        out: Path,
+        output: OutputFolder,
         opset: int | None,
         tokenizer: Any,
         check: bool,
@@ -63,7 +64,8 @@ class Pipeline:
         check_grids(self.model, self.target.signed)
         self.say("Tracing the model")
         graph = self._graph(opset)
-        with staged(out) as folder:
+        out = output.given
+        with output.staged() as folder:
             self.say(f"Writing {self.target.file}")
             self.target.write(graph, folder)
             names = matmuls(graph.graph)
@@ -82,17 +84,31 @@ class Pipeline:
             if self.target.kernels is not None and self.engine.version is not None:
                 self.say("Counting integer kernels")
                 operations = match(self.model, names, self.target.kernels(file))
-            builds = tuple(build_all(file, build, self.inputs.fixed or SHAPE, self.say)) if build else ()
+            builds = self._compiled(file, out, build)
         ran = f"{self.engine.name} {self.engine.version}" if comparisons is not None else None
         return Export(
             out, out / file.name, self.target.name, size, operations, comparisons, ran, float_matmuls, builds
         )
 
+    def _compiled(self, file: Path, out: Path, capabilities: Sequence[str]) -> tuple[Build, ...]:
+        """Return the file as TensorRT for RTX compiles it for some compute capabilities."""
+        if not capabilities:
+            return ()
+        (shape,) = (self.inputs.fixed,) if self.inputs.fixed else cut([SHAPE], self.inputs.longest)
+        try:
+            return tuple(build_all(file, capabilities, shape, self.say))
+        except EngineError as error:
+            reason = str(error).replace(str(file.parent), str(out))
+            raise ExportError(f"{reason} Nothing was written.") from error
+
     def _graph(self, opset: int | None) -> ir.Model:
         """Return the target's graph."""
-        # Two of everything: a trace takes an axis of 1 for one that is always 1.
-        example = self.inputs.batch(self.inputs.fixed or Shape(2, 8))
-        graph = trace(self.model, example, self.inputs.axes(), self.target.opset if opset is None else opset)
+        graph = trace(
+            self.model,
+            self.inputs.example(),
+            self.inputs.axes(),
+            self.target.opset if opset is None else opset,
+        )
         rewriter = Rewriter(graph, self.model)
         for rules in self.target.passes:
             apply(rewriter, *rules)
@@ -115,8 +131,9 @@ class Pipeline:
             reason = str(error).replace(str(file.parent), str(out))
             raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
         reference = outputs_of(self.model)
-        comparisons = compare(reference, session.run_tensors, batches)
+        classifier = classifier_of(self.model)
+        comparisons = compare(reference, session.run_tensors, batches, classifier)
         float_matmuls = session.float_matmuls
         del session
-        require_equal(comparisons, lambda: own_noise(self.model, reference, batches))
+        require_equal(comparisons, lambda: own_noise(self.model, reference, batches, classifier))
         return comparisons, float_matmuls

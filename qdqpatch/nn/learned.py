@@ -6,23 +6,29 @@ other; it is a Parameter then, and the quantizer's class says how its gradient i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from qdqpatch.errors import ConfigError
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
 from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max, at_least_fp32
 
 
 class WeightTrackingQuantizer(TensorQuantizer):
-    """Takes the range of each tensor that it sees as its own: for weights, which move."""
+    """Takes the range of each tensor that it sees as its own: for weights, which move.
+
+    It is stored in training; a model in eval mode is only read.
+    """
 
     def range_of(self, inputs: Tensor) -> Tensor:
-        """Return the tensor's own range, and keep it."""
+        """Return the tensor's own range; keep it in training."""
         amax = absolute_max(inputs, self.axis)
-        self._amax.copy_(amax)
+        if self.training and self.amax is not None:
+            self._amax.copy_(amax)
         return amax if self.scale_amax is None else amax * self.scale_amax
 
 
@@ -31,9 +37,14 @@ class LearnedQuantizer(TensorQuantizer):
 
     function: Any
 
+    def range_of(self, inputs: Tensor) -> Tensor:
+        """Return the range, which is never negative."""
+        amax = super().range_of(inputs)
+        return amax.clamp_min(SMALLEST_AMAX) if self.is_learned else amax
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `inputs` rounded to the quantizer's levels; shape and dtype stay."""
-        amax = self._parameters["_amax"]
+        amax = self._parameters.get("_amax")
         learning = torch.is_grad_enabled() and amax is not None and amax.requires_grad
         if not self.is_enabled or self._if_calib or not self._if_quant or not learning:
             return super().forward(inputs)
@@ -100,12 +111,43 @@ def weighted(model: nn.Module) -> list[QuantLinear | QuantEmbedding]:
     return [module for module in model.modules() if isinstance(module, (QuantLinear, QuantEmbedding))]
 
 
-def update_tracked_ranges(model: nn.Module) -> None:
-    """Give quantizers that follow their weights the ranges that these have now.
+def update_ranges(model: nn.Module) -> None:
+    """Store the ranges that are computed with: of weights that are tracked, and of learned ones below 0.
 
-    They take them in each forward pass; an optimizer's step after that moves the weights once more.
+    A tracked range is stored in each forward pass of training; an optimizer's step after that moves the
+    weight once more. A learned one can step below 0, where the quantizer computes with the smallest.
     """
     for module in weighted(model):
         quantizer = module._weight_quantizer
         if isinstance(quantizer, WeightTrackingQuantizer) and quantizer.is_enabled:
-            quantizer.range_of(module.weight)
+            quantizer.load_range(absolute_max(module.weight, quantizer.axis))
+    for learned in learned_quantizers(model).values():
+        with torch.no_grad():
+            learned._amax.clamp_(min=SMALLEST_AMAX)
+
+
+def learned_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
+    """Return the quantizers whose ranges are Parameters, by their paths."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, TensorQuantizer) and module.is_learned
+    }
+
+
+def refuse_learned(quantizers: Iterable[tuple[str, TensorQuantizer]], change: str) -> None:
+    """Raise where a range that is learned would be taken away.
+
+    Args:
+        quantizers: Those that lose their ranges, with their paths.
+        change: What is asked for, such as "smooth".
+
+    Raises:
+        ConfigError: If the range of one is a Parameter, which an optimizer may hold.
+    """
+    for path, quantizer in quantizers:
+        if quantizer.is_learned:
+            raise ConfigError(
+                f"{path} learns its range, which an optimizer may hold, and to {change} would take it away. "
+                "Call qdqpatch.training.freeze_ranges(model) first, and train_ranges afterwards."
+            )

@@ -6,13 +6,38 @@ reference to the layer stays good. `float_class` says what it turns back into.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.nn.names import WEIGHT
+from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
 from qdqpatch.nn.toolkit import quant_nn
+
+
+def _rows(name: str) -> Any:
+    """Return the attribute for the number of a weight's rows; ranges per row follow when it is set.
+
+    `resize_token_embeddings` of transformers gives a layer the new weight and then sets this number.
+    """
+
+    def get(module: nn.Module) -> int:
+        rows: int = vars(module)[name]
+        return rows
+
+    def put(module: nn.Module, rows: int) -> None:
+        vars(module)[name] = rows
+        quantizer = vars(module).get("_modules", {}).get(WEIGHT)
+        amax = None if quantizer is None else quantizer.amax
+        if amax is None or not amax.dim() or amax.shape[0] in (1, rows):
+            return
+        resized = absolute_max(module.get_parameter("weight"), quantizer.axis)
+        kept = min(rows, len(amax))
+        resized[:kept] = amax[:kept]
+        quantizer.load_range(resized)
+
+    return property(get, put)
 
 
 class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit has no types
@@ -29,6 +54,7 @@ class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit ha
     """
 
     float_class: ClassVar[type[nn.Module]] = nn.Linear
+    out_features = _rows("out_features")
 
     def __init__(
         self,
@@ -47,6 +73,7 @@ class QuantEmbedding(nn.Embedding):
     """An Embedding whose weight is quantized, with one range per row or per table."""
 
     float_class: ClassVar[type[nn.Module]] = nn.Embedding
+    num_embeddings = _rows("num_embeddings")
 
     _weight_quantizer: TensorQuantizer
 

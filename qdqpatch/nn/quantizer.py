@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from qdqpatch.errors import CalibrationError
+from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.nn.toolkit import QuantDescriptor, quant_nn
 
 SMALLEST_AMAX = 2.0**-24
@@ -36,6 +36,9 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     """
 
     _amax: Tensor
+
+    is_fixed = False
+    """Whether the configuration gives the range, so that calibration and training leave it."""
 
     def __init__(self, quant_desc: QuantDescriptor | None = None, **stages: bool) -> None:
         super().__init__(QuantDescriptor() if quant_desc is None else quant_desc, **stages)
@@ -78,21 +81,38 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         return self.bounds[1]
 
     def load_range(self, amax: Tensor) -> None:
-        """Take a range, whatever shape the one before had, without looking at its values."""
-        learned = self._parameters.pop("_amax", None) is not None
-        self.register_buffer("_amax", amax.float())
-        if learned:
-            self.learn_range()
+        """Take a copy of a range, whatever shape the one before had, without looking at its values.
+
+        A learned range stays the Parameter that it is, which an optimizer may hold, and keeps its
+        `requires_grad`.
+        """
+        # What is made in inference mode could neither be trained nor be loaded into afterwards.
+        with torch.inference_mode(False), torch.no_grad():
+            amax = amax.detach().to(torch.float32, copy=True)
+            learned = self._parameters.get("_amax")
+            if learned is None:
+                persistent = "_amax" not in self._non_persistent_buffers_set
+                self.register_buffer("_amax", amax, persistent=persistent)
+            elif learned.shape == amax.shape:
+                learned.copy_(amax)
+            else:
+                self._amax = nn.Parameter(amax, requires_grad=learned.requires_grad)
+
+    def drop_range(self) -> None:
+        """Forget the range, so that each tensor's own is used."""
+        if self.amax is not None:
+            del self._amax
 
     def learn_range(self, learned: bool = True) -> None:
         """Make the range a Parameter of its own memory, or a buffer again."""
         amax = self.amax
         if amax is not None and learned != self.is_learned:
             del self._amax
+            self.load_range(amax)
             if learned:
-                self._amax = nn.Parameter(amax.clone())
-            else:
-                self.register_buffer("_amax", amax)
+                buffer = self._buffers.pop("_amax")
+                assert buffer is not None, "it was loaded"
+                self._amax = nn.Parameter(buffer)
 
     def load_calib_amax(self, *args: Any, strict: bool = True, **kwargs: Any) -> None:
         """Take the range from the calibrator, as the toolkit does, without a log line a quantizer.
@@ -141,36 +161,63 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         return (-high if self.narrow_range and not self.use_fb_fake_quant else -high - 1), high
 
     def range_of(self, inputs: Tensor) -> Tensor:
-        """Return the range that `inputs` are quantized with: the quantizer's, or else their own."""
-        amax = absolute_max(inputs, self.axis) if self.amax is None else self.amax
+        """Return the range that `inputs` are quantized with: the quantizer's, or else their own.
+
+        Raises:
+            CalibrationError: If the quantizer has ranges of channels that `inputs` do not have, as those of a
+                weight that was resized.
+        """
+        amax = self.amax
+        if amax is None:
+            amax = absolute_max(inputs, self.axis)
+        elif amax.dim() == inputs.dim() and any(
+            size not in (1, other) for size, other in zip(amax.shape, inputs.shape, strict=True)
+        ):
+            raise CalibrationError(
+                f"The quantizer has ranges of shape {tuple(amax.shape)} for a tensor of shape "
+                f"{tuple(inputs.shape)}, which was resized since: set them anew by qdqpatch.calibrate."
+            )
         return amax if self.scale_amax is None else amax * self.scale_amax
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TensorQuantizer:
-        """Move or cast the module; the range follows the device and keeps its dtype."""
-        before = self.amax
-        super()._apply(fn, recurse)
-        after = self.amax
-        if before is not None and after is not None and after.dtype != before.dtype:
-            self.load_range(before.to(after.device))
+        """Move or cast the module; the range and its gradient follow the device and keep their dtype."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        super()._apply(moved, recurse)
         return self
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Make room for a range that the state dict has and this quantizer has not."""
-        stored = state_dict.get(prefix + "_amax")
-        if stored is not None and self.amax is None:
-            self.register_buffer("_amax", torch.empty_like(stored, dtype=torch.float32))
+        """Make room for a range that the state dict has and this quantizer has not; it stays fp32."""
+        name = prefix + "_amax"
+        stored = state_dict.get(name)
+        if stored is not None:
+            if self.amax is None:
+                self.load_range(stored)
+            if stored.dtype != torch.float32:  # it would be assigned as it is
+                state_dict[name] = stored.detach().float()
         # The toolkit's own method would put the range on CUDA, so its parent's is called.
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 
 
 def absolute_max(inputs: Tensor, axis: int | tuple[int, ...] | None) -> Tensor:
-    """Return the largest magnitude: at least fp32, 0-dim, or one per index of `axis`, other dimensions 1."""
+    """Return the largest magnitude: at least fp32, 0-dim, or one per index of `axis`, other dimensions 1.
+
+    Raises:
+        ConfigError: If the tensor has no such axis.
+    """
     magnitudes = at_least_fp32(inputs.detach()).abs()
     if axis is None:
         return magnitudes.amax()
-    kept = {dim % inputs.dim() for dim in ((axis,) if isinstance(axis, int) else axis)}
+    axes = (axis,) if isinstance(axis, int) else axis
+    for dim in axes:
+        if not -inputs.dim() <= dim < inputs.dim():
+            raise ConfigError(f"There is no axis {dim} in a tensor of {inputs.dim()} dimensions.")
+    kept = {dim % inputs.dim() for dim in axes}
     return magnitudes.amax([dim for dim in range(inputs.dim()) if dim not in kept], keepdim=True)
 
 

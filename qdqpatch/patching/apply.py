@@ -74,7 +74,14 @@ def enabled_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
     """
     quantizers = {path: quantizer for path, quantizer in named_quantizers(model) if quantizer.is_enabled}
     if not quantizers:
-        raise NotQuantizedError("The model has no enabled quantizer: call qdqpatch.quantize(model) first.")
+        if is_quantized(model):
+            raise NotQuantizedError(
+                f"All quantizers of this {type(model).__name__} are off, by hand or by overrides of its "
+                "configuration: turn some on."
+            )
+        raise NotQuantizedError(
+            f"This {type(model).__name__} is a float model: call qdqpatch.quantize(model) first."
+        )
     return quantizers
 
 
@@ -97,11 +104,15 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def set_fixed_ranges(model: PreTrainedModel, plan: Plan) -> None:
-    """Set the ranges that the configuration fixes, on quantizers that have none yet."""
+    """Set the ranges that the configuration fixes, on quantizers that have none yet, and mark all of them."""
     for site in plan.sites:
         for name, config in site.quantizers.items():
             quantizer = model.get_submodule(f"{site.path}.{name}")
-            if config is not None and config.amax is not None and quantizer.amax is None:
+            assert isinstance(quantizer, TensorQuantizer), "the plan was applied"
+            if config is None or config.amax is None:
+                continue
+            quantizer.is_fixed = True
+            if quantizer.amax is None:
                 quantizer.amax = config.amax
                 quantizer.to(model.device)
 

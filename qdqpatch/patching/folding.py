@@ -14,9 +14,11 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 def fold(rows: Iterable[Row]) -> list[Row]:
     """Join rows whose paths differ only in their first number and whose texts are equal; order is kept.
 
+    The joined path is a pattern of `qdqpatch.config.patterns`: an override with it matches all of them.
+
     Example:
         >>> fold([("layer.0.query", "linear", "int8"), ("layer.1.query", "linear", "int8")])
-        [('layer.[0-1].query', 'linear', 'int8')]
+        [('layer.{0..1}.query', 'linear', 'int8')]
     """
     groups: dict[Row, list[int]] = {}
     for path, first, second in rows:
@@ -29,7 +31,7 @@ def fold(rows: Iterable[Row]) -> list[Row]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Write sorted numbers as `3` or `[0-2,5]`."""
+    """Write sorted numbers as `3` or `{0..2,5}`, as overrides read them."""
     if len(numbers) == 1:
         return str(numbers[0])
     runs: list[list[int]] = []
@@ -38,4 +40,4 @@ def _ranges(numbers: list[int]) -> str:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return "[" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) + "]"
+    return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs) + "}"

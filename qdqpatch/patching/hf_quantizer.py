@@ -14,10 +14,13 @@ from qdqpatch.choices import QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import ConfigError, QuantizationWarning
 from qdqpatch.nn.attention import IMPLEMENTATION
-from qdqpatch.nn.learned import update_tracked_ranges
+from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
+from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.stored_ranges import make_room, read_ranges, weight_settings
+
+NOT_SAVED = "It was not saved. If it was being trained, lower the learning rate."
 
 
 class QDQHfQuantizer(HfQuantizer):
@@ -70,23 +73,32 @@ class QDQHfQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         revert(model, self.attn_implementation)
-        return model
+        return model if dtype is None else model.to(dtype)  # type: ignore[arg-type]  # a wrapped method
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
         """Say that the model's own state dict is saved; the first thing that `save_pretrained` asks for.
 
-        Ranges that follow their weights in training are brought up to date, for the last step's too.
+        Ranges that follow their weights in training are brought up to date, for the last step's too, and
+        learned ones that fell below 0 become the smallest there is, which they count as.
 
         Raises:
+            CheckpointError: If the model holds NaN or infinity.
             ConfigError: If the config has `output_attentions=True`: transformers refuses to write that
-                for any attention implementation but its own "eager", after it made the folder.
+                for any attention implementation but its own "eager", after it made the folder. Or if the
+                model has an adapter of peft, which alone would be saved.
         """
         if model.config.output_attentions:
             raise ConfigError(
                 "transformers cannot save config.output_attentions=True for this attention implementation. "
                 "Set model.config.output_attentions = False and pass output_attentions=True to each call."
             )
-        update_tracked_ranges(model)
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ConfigError(
+                "The model has an adapter, and transformers would save that alone. Merge it first "
+                "(merge_and_unload() of peft), before the model is quantized."
+            )
+        update_ranges(model)
+        check_finite(model, f"This {type(model).__name__}", NOT_SAVED)
         return None, {}
 
     def is_serializable(self, safe_serialization: object = None) -> bool:

@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from qdqpatch.config.config import QDQConfig
+from qdqpatch.config.config import WEIGHT_DIMS, QDQConfig
 from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.errors import ConfigError, OverrideError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.patching.folding import Row, fold
+from qdqpatch.patching.positions import check_positions
 from qdqpatch.rules import RULES
 from qdqpatch.rules.base import Match, Miss, Rule
 
@@ -128,9 +129,11 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
     Raises:
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
-        ConfigError: If the configuration is no `QDQConfig`.
+        ConfigError: If the configuration is no `QDQConfig`, or the model has relative positions that are
+            not computed.
     """
     config = with_defaults(config)
+    check_positions(model)
     used: set[str] = set()
     sites: list[Site] = []
     misses: list[Miss] = []
@@ -230,6 +233,7 @@ def _unless_hooked(root: nn.Module, match: Match) -> Match | Miss:
 def _decide(rule: Rule, match: Match, config: QDQConfig, aliases: _Aliases, used: set[str]) -> Site | Miss:
     quantizers: dict[str, QuantizerConfig | None] = {}
     part_is_on = getattr(config, rule.part)
+    path = aliases.full(match.path)
     turned_off_by = None
     for name, operand in match.quantizers.items():
         settings: QuantizerConfig = getattr(config, operand)
@@ -241,8 +245,9 @@ def _decide(rule: Rule, match: Match, config: QDQConfig, aliases: _Aliases, used
                 if override.enabled is not None:
                     enabled = override.enabled
                     turned_off_by = None if enabled else override.pattern
+        if operand == "weight":
+            settings.check_axis(WEIGHT_DIMS, f"{path}.{name}, which has two dimensions")
         quantizers[name] = settings if enabled else None
-    path = aliases.full(match.path)
     if any(quantizers.values()):
         return Site(path, match.operation, type(rule).__name__, quantizers, match.becomes)
     if turned_off_by is not None:
@@ -265,7 +270,7 @@ def _check_overrides(config: QDQConfig, used: set[str]) -> None:
         if override.pattern not in used:
             raise OverrideError(
                 f"The override {override.pattern!r} matches no quantizer of the model. Patterns are globs "
-                "over quantizer paths; `qdqpatch inspect` or print(qdqpatch.plan(model)) lists them."
+                "over the paths that `qdqpatch inspect` or print(qdqpatch.plan(model)) lists."
             )
 
 

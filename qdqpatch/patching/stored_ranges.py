@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from qdqpatch.config.quantizer import QuantizerConfig
+from qdqpatch.errors import CalibrationWarning, CheckpointError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import is_weight
 from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.patching.tensor_files import open_tensors
 
 SUFFIX = "._amax"
+
+WEIGHT = "._weight_quantizer"
+
+AGAIN = "Calibrate again from the float checkpoint: qdqpatch convert FLOAT_CKPT OUT --calib FILE."
 
 
 def read_ranges(files: Iterable[str | Path]) -> dict[str, Tensor]:
@@ -23,17 +29,88 @@ def read_ranges(files: Iterable[str | Path]) -> dict[str, Tensor]:
 
     Args:
         files: The `.safetensors` or `.bin` files of one checkpoint, all shards of it.
+
+    Raises:
+        CheckpointError: If a file cannot be read, or a range in it is negative or not finite.
     """
     ranges: dict[str, Tensor] = {}
     for file in files:
-        if str(file).endswith(".safetensors"):
-            with safe_open(str(file), framework="pt") as tensors:
-                names = [name for name in tensors.keys() if name.endswith(SUFFIX)]  # noqa: SIM118  # no dict
-                ranges.update((name, tensors.get_tensor(name)) for name in names)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
-            ranges.update((name, tensor) for name, tensor in state.items() if name.endswith(SUFFIX))
-    return {name.removesuffix(SUFFIX): tensor.float() for name, tensor in ranges.items()}
+        with open_tensors(file) as tensors:
+            names = [name for name in tensors.names if name.endswith(SUFFIX)]
+            ranges.update((name.removesuffix(SUFFIX), tensors[name].float()) for name in names)
+    _check_values(ranges)
+    return ranges
+
+
+def _check_values(ranges: Mapping[str, Tensor]) -> None:
+    """Raise an error that names the ranges no quantizer can have; warn of those that make all values 0."""
+    bad = [path for path, amax in ranges.items() if not bool(((amax >= 0) & amax.isfinite()).all())]
+    if bad:
+        worst = ranges[bad[0]].flatten()
+        value = worst[~((worst >= 0) & worst.isfinite())][0].item()
+        more = f", and {len(bad) - 1} more quantizers have such ranges" if len(bad) > 1 else ""
+        raise CheckpointError(
+            f"The stored range of {bad[0]} is {value:g}, where it must be finite and not negative{more}. "
+            + AGAIN
+        )
+    zero = [
+        path for path, amax in ranges.items() if not path.endswith(WEIGHT) and amax.numel() and not amax.any()
+    ]
+    if zero:
+        warnings.warn(
+            f"The stored range of {zero[0]} is 0, so that all values become 0 there"
+            + (f"; {len(zero) - 1} more quantizers have such a range." if len(zero) > 1 else "."),
+            CalibrationWarning,
+            stacklevel=3,
+        )
+
+
+def check_shape(
+    path: str, amax: Tensor, axis: int | tuple[int, ...] | None, weight: Sequence[int] | None
+) -> None:
+    """Find out whether a stored range has a shape that its quantizer can use.
+
+    Args:
+        path: The quantizer's.
+        amax: Its range.
+        axis: What the quantizer keeps apart; None for one range for all.
+        weight: The shape of the weight that it quantizes; None for an activation.
+
+    Raises:
+        CheckpointError: If not.
+    """
+    wanted: tuple[int, ...] | None = None
+    if axis is not None and weight is not None:
+        dims = {dim % len(weight) for dim in ((axis,) if isinstance(axis, int) else axis)}
+        wanted = tuple(size if dim in dims else 1 for dim, size in enumerate(weight))
+    fits = amax.numel() == 1 or tuple(amax.shape) == wanted
+    if axis is not None and weight is None:
+        fits = amax.numel() > 0  # how many channels an activation has shows only when it is seen
+    if not fits:
+        raise CheckpointError(
+            f"The stored range of {path} has shape {tuple(amax.shape)}, where it must be () "
+            + (f"or {wanted}. {AGAIN}" if wanted else f"for one range. {AGAIN}")
+        )
+
+
+def weight_shape(model: nn.Module, path: str) -> Sequence[int] | None:
+    """Return the shape of the weight that the quantizer at a path quantizes; None for an activation."""
+    if not path.endswith(WEIGHT):
+        return None
+    return tuple(model.get_parameter(f"{path.removesuffix(WEIGHT)}.weight").shape)
+
+
+def stored_name(path: str, names: Mapping[str, Tensor], base_model_prefix: str) -> str | None:
+    """Return what a checkpoint calls a quantizer; None if it has no range for it.
+
+    Args:
+        path: The quantizer's path in the model.
+        names: The ranges, by what the checkpoint calls their quantizers.
+        base_model_prefix: What a task head puts before the base model's names, such as `bert`: a
+            checkpoint with the prefix loads into a model without, and the other way round.
+    """
+    prefix = f"{base_model_prefix}."
+    return next((name for name in (path, prefix + path, path.removeprefix(prefix)) if name in names), None)
 
 
 def make_room(model: nn.Module, ranges: dict[str, Tensor], base_model_prefix: str) -> None:
@@ -45,14 +122,18 @@ def make_room(model: nn.Module, ranges: dict[str, Tensor], base_model_prefix: st
     Args:
         model: The patched model, usually on the meta device.
         ranges: What `read_ranges` returned.
-        base_model_prefix: What a task head puts before the base model's names, such as `bert`: a
-            checkpoint with the prefix loads into a model without, and the other way round.
+        base_model_prefix: As for `stored_name`.
+
+    Raises:
+        CheckpointError: If a range has a shape that its quantizer cannot use.
     """
-    prefix = f"{base_model_prefix}."
     for path, quantizer in named_quantizers(model):
-        for name in (path, prefix + path, path.removeprefix(prefix)):
-            if name in ranges and quantizer.amax is None:
-                quantizer.register_buffer("_amax", torch.empty_like(ranges[name], device=_device(model)))
+        name = stored_name(path, ranges, base_model_prefix)
+        if name is None or quantizer.amax is not None:
+            continue
+        if quantizer.is_enabled:
+            check_shape(path, ranges[name], quantizer.axis, weight_shape(model, path))
+        quantizer.register_buffer("_amax", torch.empty_like(ranges[name], device=_device(model)))
 
 
 def weight_settings(ranges: dict[str, Tensor]) -> QuantizerConfig | None:
@@ -71,9 +152,3 @@ def weight_settings(ranges: dict[str, Tensor]) -> QuantizerConfig | None:
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def _is_zip(file: str | Path) -> bool:
-    """Whether torch can map the file into memory: the format before torch 1.6 is not a zip."""
-    with open(file, "rb") as stream:
-        return stream.read(2) == b"PK"

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.config.quantizer import Override, QuantizerConfig
 from qdqpatch.errors import ConfigError, OverrideError
+from qdqpatch.nn.learned import refuse_learned
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.patching.placement import Placement, extended, first_like, placement, record, without
@@ -43,8 +44,8 @@ def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
         NotQuantizedError: If the model was not quantized by qdqpatch.
         OverrideError: If a pattern matches no quantizer of the model.
         ConfigError: If a pattern switches to something else than True or False, if no quantizer would
-            be left on (`qdqpatch.dequantize` makes a float model), or if the model was changed such that
-            no configuration describes it.
+            be left on (`qdqpatch.dequantize` makes a float model), if one to turn off learns its range,
+            or if the model was changed such that no configuration describes it.
         Whatever is raised, the model is as it was.
     """
     twin = float_twin(model)
@@ -57,6 +58,9 @@ def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
     exact = dataclasses.replace(config, overrides=extended(config, changes))
     wanted = placement(twin, exact)
     _check(wanted, on)
+    refuse_learned(
+        ((path, quantizer) for path, quantizer in quantizers.items() if not on[path]), "turn it off"
+    )
     shorter = [
         dataclasses.replace(config, overrides=texts)
         for texts in (without(config, switches), extended(config, switches))
@@ -64,16 +68,28 @@ def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
     record(model, first_like(twin, wanted, [*shorter, exact]))
     for path, quantizer in quantizers.items():
         if not on[path]:
-            _turn_off(quantizer)
+            turn_off(quantizer)
         elif not quantizer.is_enabled:
             _turn_on(model, path, wanted[path])
     return model
 
 
+def turn_off(quantizer: TensorQuantizer) -> None:
+    """Turn a quantizer off; its range is kept in memory, but no longer saved."""
+    quantizer.disable()
+    if quantizer.amax is not None:
+        # Loading makes no quantizer where all of an operation are off, so its range would be left over.
+        quantizer.register_buffer("_amax", quantizer.amax, persistent=False)
+
+
 def replace_quantizer(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> TensorQuantizer:
-    """Put a new quantizer without a range in the place of one, in the same mode, and return it."""
-    quantizer = TensorQuantizer(settings.without_amax().descriptor())
-    quantizer.train(model.get_submodule(path).training)
+    """Put a new quantizer without a range in the place of one, of its class and mode, and return it."""
+    before = model.get_submodule(path)
+    assert isinstance(before, TensorQuantizer), "the path is a quantizer's"
+    quantizer = type(before)(settings.without_amax().descriptor())
+    quantizer.train(before.training)
+    if settings.amax is not None:
+        quantizer.is_fixed = True
     owner, _, name = path.rpartition(".")
     setattr(model.get_submodule(owner), name, quantizer)
     return quantizer
@@ -99,8 +115,8 @@ def _switched(
         if not matched:
             raise OverrideError(
                 f"The pattern {switch.pattern!r} matches no quantizer of the model. Patterns are globs over "
-                "quantizer paths, which print(qdqpatch.plan(model)) lists. What the configuration leaves "
-                "float can only be quantized anew, after qdqpatch.dequantize(model)."
+                "the paths that print(qdqpatch.plan(model)) lists as quantized. What it lists as float can "
+                "only be quantized anew, after qdqpatch.dequantize(model)."
             )
         on.update((path, switch.enabled is True) for path in matched)
     if not any(on.values()):
@@ -121,13 +137,6 @@ def _check(wanted: Placement, on: Mapping[str, bool]) -> None:
         )
 
 
-def _turn_off(quantizer: TensorQuantizer) -> None:
-    quantizer.disable()
-    if quantizer.amax is not None:
-        # Loading makes no quantizer where all of an operation are off, so its range would be left over.
-        quantizer.register_buffer("_amax", quantizer.amax, persistent=False)
-
-
 def _turn_on(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> None:
     quantizer = model.get_submodule(path)
     assert isinstance(quantizer, TensorQuantizer), "the path is from named_quantizers"
@@ -137,7 +146,8 @@ def _turn_on(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> No
         quantizer = replace_quantizer(model, path, settings)
     quantizer.enable()
     if amax is not None:
-        quantizer.load_range(amax)  # saved again
+        quantizer.drop_range()  # it was not saved while the quantizer was off
+        quantizer.load_range(amax)
     elif settings.amax is not None:
         quantizer.load_range(torch.tensor(settings.amax, device=model.device))
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from qdqpatch.errors import ReportError
+from qdqpatch.output.file import check_file, replace_file
 from qdqpatch.packages import pip_install
 
 FORMATS = (".png", ".svg")
@@ -42,26 +40,11 @@ def check_can_plot(file: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ReportError(f"The chart needs {error.name}: {pip_install('matplotlib')}") from error
-    check_can_write(file)
-
-
-def check_can_write(file: Path) -> None:
-    """Find out before the work whether a file can be written.
-
-    Raises:
-        ReportError: If it cannot.
-    """
-    if file.exists() and not file.is_file():
-        raise ReportError(f"Cannot write {file}: it is there and not a file.")
-    folder = next(parent for parent in file.absolute().parents if parent.exists())
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ReportError(f"Cannot write {file}: {error.strerror} ({folder}).") from error
+    check_file(file)
 
 
 def write_figure(file: Path, draw: Callable[[], Any]) -> None:
-    """Write a figure: all of it or, if anything fails, nothing. A file that is there is replaced.
+    """Write a figure: all of it or, if anything fails, nothing. A figure of ours that is there is replaced.
 
     Args:
         file: A name that ends in one of `FORMATS`.
@@ -76,26 +59,5 @@ def write_figure(file: Path, draw: Callable[[], Any]) -> None:
     with rc_context(STYLE):
         figure = draw()
         kind = file.suffix.lower()
-        undated = {"Date": None} if kind == ".svg" else {}
-        replace_file(
-            file, lambda staging: figure.savefig(staging, format=kind[1:], dpi=150, metadata=undated)
-        )
-
-
-def replace_file(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there when it is complete; folders are made.
-
-    Raises:
-        ReportError: If it cannot be written. What was there before is there still.
-    """
-    staging = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(staging)
-            staging.replace(file)
-        finally:
-            with contextlib.suppress(OSError):
-                staging.unlink()
-    except OSError as error:
-        raise ReportError(f"Cannot write {file}: {error.strerror}.") from error
+        facts = {"Date": None, "Creator": "qdqpatch"} if kind == ".svg" else {"Software": "qdqpatch"}
+        replace_file(file, lambda staging: figure.savefig(staging, format=kind[1:], dpi=150, metadata=facts))

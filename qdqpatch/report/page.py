@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.errors import ReportError
+from qdqpatch.output.file import replace_file
 from qdqpatch.packages import pip_install
 from qdqpatch.report.formatting import decibels_text, range_text, share_text
 from qdqpatch.report.quantizers import QuantizerReport, worst_first
@@ -61,7 +60,7 @@ def check_can_draw() -> None:
 
 
 def write_page(file: Path, title: str, model: str, reports: Sequence[QuantizerReport]) -> None:
-    """Write the page: all of it or, if anything fails, nothing. A file that is there is replaced.
+    """Write the page: all of it or, if anything fails, nothing. A page that is there is replaced.
 
     Args:
         file: The file to write.
@@ -73,23 +72,7 @@ def write_page(file: Path, title: str, model: str, reports: Sequence[QuantizerRe
         ReportError: If Matplotlib or Jinja2 is not installed, or the file cannot be written.
     """
     text = render_page(title, model, reports)
-    try:
-        file = file.resolve()
-        if file.exists() and not file.is_file():
-            raise ReportError(f"Cannot write {file}: it is there and not a file.")
-        staging = file.with_name(f".{file.name}.{os.getpid()}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(staging, "x", encoding="utf-8") as stream:
-                stream.write(text)
-            staging.replace(file)
-        finally:
-            with contextlib.suppress(OSError):
-                staging.unlink()
-    except OSError as error:
-        if isinstance(error, ReportError):
-            raise
-        raise ReportError(f"Cannot write {file}: {error.strerror}.") from error
+    replace_file(file, lambda staging: staging.write_text(text, encoding="utf-8"))
 
 
 def render_page(title: str, model: str, reports: Sequence[QuantizerReport]) -> str:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from qdqpatch.calibration.histogram import Histogram
@@ -19,6 +16,7 @@ from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.nn.names import WEIGHT, is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.plan import Plan
+from qdqpatch.patching.tensor_files import open_tensors
 from qdqpatch.report.quality import Quality, of_statistics, of_tensor
 
 STATISTICS_FILE = "calibration.safetensors"
@@ -128,11 +126,6 @@ def _read_weights(files: Iterable[str], quantizers: set[str]) -> Iterator[tuple[
     """Yield the weights that the quantizers at these paths see; those tied to others are not stored."""
     wanted = {f"{path.removesuffix(f'.{WEIGHT}')}.weight": path for path in quantizers}
     for file in files:
-        if Path(file).suffix == ".safetensors":
-            with safe_open(file, framework="pt") as tensors:
-                for name in wanted.keys() & set(tensors.keys()):
-                    yield wanted[name], tensors.get_tensor(name)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            for name in wanted.keys() & state.keys():
-                yield wanted[name], state[name]
+        with open_tensors(file) as tensors:
+            for name in wanted.keys() & set(tensors.names):
+                yield wanted[name], tensors[name]

@@ -17,7 +17,7 @@ WIDTH, BAR, CURVE, MARGIN = 8.0, 0.2, 3.0, 0.7
 
 
 def write_chart(file: Path, sensitivity: Sensitivity, found: MixedPrecision | None = None) -> None:
-    """Draw the chart: all of it or, if anything fails, nothing. A file that is there is replaced.
+    """Draw the chart: all of it or, if anything fails, nothing. A figure of ours that is there is replaced.
 
     Args:
         file: A name that ends in .png or .svg.

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.choices import AUTO_CLASSES
 from qdqpatch.data.lengths import config_limit
+from qdqpatch.data.vocabulary import vocabulary_problem
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
@@ -19,8 +20,8 @@ from qdqpatch.tasks.text_classification import TextClassification
 from qdqpatch.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task[Any]]] = {
-    each.name: each
-    for each in (
+    task.name: task
+    for task in (
         TextClassification,
         TokenClassification,
         QuestionAnswering,
@@ -75,12 +76,15 @@ def make_task(
         options: What else is set, by the names in the task's `options`.
 
     Raises:
-        ConfigError: If it is not clear which task it is, or it has no such option.
+        ConfigError: If it is not clear which task it is, it has no such option, or the tokenizer has tokens
+            that the model does not know.
     """
     kind = task_of(config) if name is None else TASKS[name]
     for option in options or {}:
         if option not in kind.options:
             owners = " and ".join(task.name for task in TASKS.values() if option in task.options)
             raise ConfigError(f"{option} is for {owners}, not for {kind.name}.")
-    length = min(max_length or kind.default_length, config_limit(config))
+    if problem := vocabulary_problem(tokenizer, config):
+        raise ConfigError(problem)
+    length = min(max_length or kind.default_length, config_limit(config), tokenizer.model_max_length)
     return kind(tokenizer, config, length, **(options or {}))

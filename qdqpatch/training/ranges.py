@@ -14,7 +14,8 @@ from qdqpatch.nn.learned import (
     LSQQuantizer,
     PACTQuantizer,
     WeightTrackingQuantizer,
-    update_tracked_ranges,
+    learned_quantizers,
+    update_ranges,
     weighted,
 )
 from qdqpatch.nn.quantizer import TensorQuantizer
@@ -35,7 +36,8 @@ def train_ranges(
 ) -> Model:
     """Say what training does to the ranges of a calibrated model, in place.
 
-    Without this call, and after `freeze_ranges`, all ranges stay as they are, as in QDQBERT.
+    Without this call, and after `freeze_ranges`, all ranges stay as they are, as in QDQBERT. Those that the
+    configuration fixes stay in any case.
 
     Args:
         model: A calibrated model.
@@ -64,8 +66,9 @@ def train_ranges(
     quantizers = enabled_quantizers(model)
     of_weights = {id(module._weight_quantizer) for module in weighted(model)}
     changes = [
-        (path, each, WEIGHTS[weights] if id(each) in of_weights else ACTIVATIONS[activations])
-        for path, each in quantizers.items()
+        (path, quantizer, WEIGHTS[weights] if id(quantizer) in of_weights else ACTIVATIONS[activations])
+        for path, quantizer in quantizers.items()
+        if not quantizer.is_fixed
     ]
     for path, quantizer, cls in changes:
         if cls is TensorQuantizer:
@@ -84,13 +87,15 @@ def train_ranges(
 def freeze_ranges(model: Model) -> Model:
     """Keep all ranges as they are from here on, in place; those of weights become the weights' own first.
 
+    Learned ranges are no longer among the model's parameters: make the optimizer anew.
+
     Args:
         model: A quantized model.
 
     Returns:
         The same model, whose quantizers are all of the usual class.
     """
-    update_tracked_ranges(model)
+    update_ranges(model)
     for quantizer in model.modules():
         if isinstance(quantizer, TensorQuantizer):
             _become(quantizer, TensorQuantizer)
@@ -105,9 +110,8 @@ def _become(quantizer: TensorQuantizer, cls: type[TensorQuantizer]) -> None:
 def learned_ranges(model: nn.Module) -> dict[str, Tensor]:
     """Return the ranges that are Parameters, by their names in the model."""
     return {
-        f"{path}._amax": module._parameters["_amax"]
-        for path, module in model.named_modules()
-        if isinstance(module, LearnedQuantizer)
+        f"{path}._amax": quantizer.get_parameter("_amax")
+        for path, quantizer in learned_quantizers(model).items()
     }
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,19 @@ from qdqpatch.calibration import ptq
 from qdqpatch.calibration.refining import can_refine
 from qdqpatch.calibration.shifting import find_shifts
 from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
-from qdqpatch.checkpoint.staging import check_output, staged
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.device import to_fastest_device
-from qdqpatch.errors import CheckpointError, ConfigError, no_range
+from qdqpatch.errors import ConfigError, NoLabelsError, no_range
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
 from qdqpatch.listening import TrainingListener
+from qdqpatch.output.folder import OutputFolder, failures_of_writing
 from qdqpatch.patching.apply import enabled_quantizers, without_range
 from qdqpatch.patching.quantize import dequantize, quantize
 from qdqpatch.tasks import make_task
 from qdqpatch.tasks.base import Feature, Task, draw
-from qdqpatch.training.fit import fit, last_checkpoint
+from qdqpatch.training.fit import fit
+from qdqpatch.training.folder import REPORT_FILE, RunFolder
 from qdqpatch.training.job import Job, Stage, TrainingReport
 from qdqpatch.training.ranges import train_ranges
 
@@ -36,21 +36,6 @@ CALIBRATION = 256
 
 HELD_OUT = 1000
 """At most so many examples are held out of the training data where there are none to evaluate on."""
-
-JOB_FILE, REPORT_FILE = "job.json", "training.json"
-
-CALIBRATED = "calibrated"
-"""The folder, in that of a run, of the model that training begins with."""
-
-
-def folder_of(out: Path) -> Path:
-    """Return the folder that holds the run of a job while it goes on."""
-    return out.with_name(f"{out.name}.training")
-
-
-def can_resume(out: Path) -> bool:
-    """Return whether there is a run that was interrupted in training, which can go on."""
-    return (folder_of(out) / JOB_FILE).is_file()
 
 
 def run_job(
@@ -73,62 +58,53 @@ def run_job(
         ConfigError: If the job's parts do not fit each other, or the interrupted run was another job.
         DataError: If something is wrong in the data.
     """
-    check_output(out, job.ckpt, force)
-    folder = folder_of(out)
-    stages = _interrupted(job, folder, resume, force)
+    inputs = _inputs(job)
+    folder = None
+    if resume:
+        folder = RunFolder.open(job, out, inputs, resume, force)
+        if (report := folder.finished()) is not None:
+            folder.remove()
+            return report
+    output = OutputFolder.open(out, inputs, force)
+    folder = folder or RunFolder.open(job, out, inputs, resume, force)
     listener = TrainingListener() if listener is None else listener
     source, task = _open(job)
     listener.say("Reading the data")
     data = _read(job, task)
+    if data.unlabelled is not None:
+        listener.warn(f"Without labels, models are compared with the float one. ({data.unlabelled})")
     listener.say(f"Loading {job.ckpt}")
     model, teacher = _build(job, source, task.has_loss, listener)
-    run = _Run(job, folder, listener, task, data, model, teacher)
-    if stages is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    run = _Run(job, folder.path, listener, task, data, model, teacher)
+    if folder.stages is None:
         run.calibrate(source.quantization is None)
-        folder.mkdir(parents=True)
-        run.model.save_pretrained(folder / CALIBRATED)
-        state = {"job": job.to_dict(), "stages": [asdict(stage) for stage in run.report.stages]}
-        (folder / JOB_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-        run.train()
-    else:
-        run.report.stages = stages
-        checkpoint = last_checkpoint(folder)
-        run.load(checkpoint or folder / CALIBRATED)
-        run.train(checkpoint)
-    with staged(out) as staging:
-        run.model.save_pretrained(staging)
-        copy_tokenizer(job.ckpt, staging)
-        text = json.dumps({"job": job.to_dict(), **run.report.to_dict()}, indent=2)
-        (staging / REPORT_FILE).write_text(text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
+        folder.begin(run.model, run.report.stages)
+    with folder.held():
+        checkpoint = None
+        if folder.stages is not None:
+            run.report.stages = folder.stages
+            checkpoint = folder.checkpoint
+            run.load(checkpoint or folder.calibrated)
+        with failures_of_writing(folder.name):
+            run.train(checkpoint)
+        with output.staged() as staging:
+            run.model.save_pretrained(staging)
+            copy_tokenizer(job.ckpt, staging)
+            written = {"run": folder.id, "job": job.to_dict(), **run.report.to_dict()}
+            (staging / REPORT_FILE).write_text(json.dumps(written, indent=2), encoding="utf-8")
+        if (left := folder.remove()) is not None:
+            listener.warn(left)
     return run.report
 
 
-def _interrupted(job: Job, folder: Path, resume: bool, force: bool) -> list[Stage] | None:
-    """Return the stages that an interrupted run has behind it; None if it begins anew."""
-    file = folder / JOB_FILE
-    if not file.is_file():
-        if resume:
-            raise CheckpointError(f"There is no interrupted run in {folder}: leave out --resume.")
-        return None
-    if not resume:
-        if force:
-            return None
-        raise CheckpointError(
-            f"{folder} holds a run that was interrupted. Go on with it by --resume, or begin anew by --force."
-        )
-    try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}): begin anew by --force.") from error
-    wanted = job.to_dict()
-    if differing := [name for name in wanted if state["job"].get(name) != wanted[name]]:
-        raise ConfigError(
-            f"The run in {folder} was another one: it differs in {', '.join(differing)}. Give the same "
-            "options, or begin anew by --force."
-        )
-    return [Stage(**stage) for stage in state["stages"]]
+def _inputs(job: Job) -> dict[str, str | None]:
+    """Return what the job reads, which must stay whatever is replaced."""
+    return {
+        "the checkpoint": job.ckpt,
+        "the data": job.data.name,
+        "the data to evaluate on": None if job.eval_data is None else job.eval_data.name,
+        "the teacher": job.teacher,
+    }
 
 
 def _open(job: Job) -> tuple[Checkpoint, Task[Any]]:
@@ -152,18 +128,24 @@ class _Data:
         features: The sequences to train on.
         examples: The examples to evaluate on.
         eval_features: Their sequences.
+        unlabelled: Why models are compared with the float one and not judged by labels; None if they are.
     """
 
     features: list[Feature]
     examples: list[Any]
     eval_features: list[Feature]
+    unlabelled: NoLabelsError | None = None
 
 
 def _read(job: Job, task: Task[Any]) -> _Data:
     """Read the data, hold out what there is to evaluate on, and tokenize."""
     seed = job.schedule.seed
-    labelled = job.eval_data is None or job.distillation is None or job.distillation.labels > 0
-    examples = task.read(job.data, labelled)
+    by_labels = job.distillation is None or job.distillation.labels > 0
+    unlabelled = None
+    if by_labels or job.eval_data is not None:
+        examples = task.read(job.data, by_labels)
+    else:
+        examples, unlabelled = task.read_any(job.data)
     if job.eval_data is None:
         if len(examples) < 2:
             raise ConfigError(f"{job.data.name} has one example: give others to evaluate on (--eval-data).")
@@ -172,19 +154,20 @@ def _read(job: Job, task: Task[Any]) -> _Data:
         to_evaluate = [examples[place] for place in places]
         examples = [example for place, example in enumerate(examples) if place not in out]
     else:
-        to_evaluate = task.read(job.eval_data)
+        to_evaluate, unlabelled = task.read_any(job.eval_data)
     to_evaluate = draw(to_evaluate, job.eval_samples)
     eval_features = task.features(to_evaluate)
     # Masked language modelling makes labels of its own.
-    features = task.features(examples, training=labelled or not task.needs_labels, seed=seed)
-    return _Data(features, to_evaluate, eval_features)
+    features = task.features(examples, training=by_labels or not task.needs_labels, seed=seed)
+    return _Data(features, to_evaluate, eval_features, unlabelled)
 
 
 def _build(
     job: Job, source: Checkpoint, has_loss: bool, listener: TrainingListener
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Load the checkpoint, and return the quantized model and the float one, to compare with and distil."""
-    model, missing = source.load()
+    # A new head can learn from labels, but not from a teacher that has none either.
+    model, missing = source.load(fresh_head=job.distillation is None)
     to_fastest_device(model)
     if missing and has_loss:
         listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
@@ -290,10 +273,16 @@ class _Run:
         """Evaluate a model and write it into the report."""
         self._listener.say(f"Evaluating the {name} model")
         outputs = self._outputs(model)
-        # Embeddings are worth what they are beside the float model's.
-        reference = None if self._task.has_loss else self._outputs(self._teacher)
-        metrics = self._task.score(self._data.examples, self._data.eval_features, outputs, reference)
-        self.report.stages.append(Stage(name, {metric.name: metric.value for metric in metrics}, seconds))
+        labelled = self._data.unlabelled is None
+        # Embeddings are worth what they are beside the float model's, and so is all that has no labels.
+        reference = None if labelled and self._task.has_loss else self._outputs(self._teacher)
+        if labelled:
+            metrics = self._task.score(self._data.examples, self._data.eval_features, outputs, reference)
+        else:
+            metrics = self._task.compare(outputs, reference)
+        values = {metric.name: metric.value for metric in metrics}
+        digits = {metric.name: metric.digits for metric in metrics}
+        self.report.stages.append(Stage(name, values, seconds, digits))
 
     def _outputs(self, model: PreTrainedModel) -> list[Arrays]:
         return predict(

@@ -11,7 +11,7 @@ from adjusted import PER_TENSOR, check_ranges, check_saving, enabled, model_of, 
 from torch import Tensor, nn
 
 from qdqpatch import calibrate, load_qdqbert, save_qdqbert
-from qdqpatch.calibration.adjust import expand_amax, recalibrate_weights
+from qdqpatch.calibration import expand_amax, recalibrate_weights
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.patching.apply import named_quantizers
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration import collect, observing
 from qdqpatch.calibration.observing import first_rows
+from qdqpatch.errors import CalibrationError
 from qdqpatch.patching.apply import named_quantizers
 
 CANDIDATES = [("max", 0.1), ("mse", 0.1), ("entropy", 0.1)] + [
@@ -115,6 +116,39 @@ def test_a_batch_that_is_held_back_is_cut(monkeypatch: pytest.MonkeyPatch) -> No
     cut = {name: each[:1] for name, each in data[1].items()}
     expected = errors_by_hand(one_layer(), path, list(tensor.errors), [cut], padding=True)
     assert list(tensor.errors.values()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_ranges_are_compared_on_768_positions() -> None:
+    """Of 100 rows of 8 tokens the first 96."""
+    model, data = one_layer(*only("query._input_quantizer")), batches(1)
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(1, 48, (100, 8), generator=generator)
+    tokens[-4:] = 0
+    data.append({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+    ((path, tensor),) = collect(model, data, compare=True).items()
+    for rows, same in ((95, False), (96, True), (97, False)):
+        cut = {name: part[:rows] for name, part in data[1].items()}
+        by_hand = errors_by_hand(one_layer(), path, list(tensor.errors), [cut], padding=True)
+        assert (list(tensor.errors.values()) == pytest.approx(by_hand, rel=1e-9)) == same, rows
+
+
+@pytest.mark.parametrize("path", ["output.add_local_input_quantizer", "output.add_residual_input_quantizer"])
+def test_an_add_is_compared_without_running_its_module_again(path: str) -> None:
+    model, calls = one_layer(*only(f"0.{path}")), []
+    dense = model.get_submodule(f"{LAYER}.output.dense")
+    dense.register_forward_hook(lambda *call: calls.append(1))
+    ((_, tensor),) = collect(model, batches(3), compare=True).items()
+    assert len(tensor.errors) > 1
+    assert len(calls) == 3, "two batches are counted, and one is compared on"
+
+
+def test_what_is_not_finite_in_a_batch_held_back_is_an_error() -> None:
+    model, data = one_layer(), [{"inputs_embeds": torch.ones(1, 4, 24)} for _ in range(3)]
+    data[1]["inputs_embeds"][0, 2, 3] = torch.nan
+    before = models.snapshot(model)
+    with pytest.raises(CalibrationError, match=r"query\._input_quantizer saw NaN or infinity"):
+        calibrate(model, data)
+    models.assert_unchanged(model, before)
 
 
 def test_batches_may_come_from_an_iterator() -> None:

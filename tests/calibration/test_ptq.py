@@ -181,7 +181,7 @@ ADDS_ONLY = {"config": QDQConfig(linears=False, matmuls=False)}
         (models.float_model, {"weight_method": "auto"}, ConfigError, "no method 'auto' for weights"),
         (models.float_model, {"refine": -1}, ConfigError, "refine must be a positive integer, not -1"),
         (models.float_model, {"refine": True}, ConfigError, "refine must be a positive integer, not True"),
-        (models.float_model, {"clip_gelu": 0.0}, ConfigError, "maximum must be a positive finite number"),
+        (models.float_model, {"clip_gelu": 0.0}, ConfigError, "maximum must be a positive number"),
         (models.calibrated, {"config": FLOAT_ADDS}, QuantizedError, "quantized already"),
         (torch.nn.Identity, {}, UnsupportedModelError, "Identity"),
         (models.float_model, LINEAR_ONLY | {"smooth": True}, UnsupportedModelError, "nothing to smooth"),

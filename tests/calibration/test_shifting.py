@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration.observing import observing
 from qdqpatch.calibration.shifting import find_shifts, shift
-from qdqpatch.errors import CalibrationError, NotQuantizedError, UnsupportedModelError
+from qdqpatch.errors import CalibrationError, CalibrationWarning, NotQuantizedError, UnsupportedModelError
 
 LAYER = "encoder.layer.0"
 NORM = f"{LAYER}.attention.output.LayerNorm"
@@ -116,6 +116,21 @@ def test_what_is_shifted(name: str, preset: str, norms: int) -> None:
     assert all(isinstance(each.source, nn.LayerNorm) == bool(each.added) for each in shifts)
     values = {"linear-only": 0, "qdqbert": 2, "no-residual": 4 if name == models.CROSS else 2}[preset]
     assert len(shifts) - norms == values
+
+
+def test_what_would_change_the_float_function_is_taken_back() -> None:
+    """The LayerNorm's output is bent before it is read, so a constant cannot be put back behind it."""
+    model = calibrate(uncalibrated(), [models.inputs()])
+    with torch.no_grad():
+        model.get_submodule(NORM).bias[5] += 20
+    dense = model.get_submodule(f"{LAYER}.intermediate.dense")
+    hook = dense.register_forward_pre_hook(lambda _, given: (given[0].relu(),))
+    before, expected = models.snapshot(model), models.outputs(model)
+    with pytest.warns(CalibrationWarning, match="Shifting was taken back.* float BertModel computes"):
+        assert shift(model, [models.inputs()]) is model
+    models.assert_unchanged(model, before)
+    models.assert_equal(models.outputs(model), expected)
+    hook.remove()
 
 
 def test_a_shared_bias_stays() -> None:

@@ -11,7 +11,13 @@ from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration.smoothing import PROJECTIONS, find_attentions, smooth
-from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, UnsupportedModelError
+from qdqpatch.errors import (
+    CalibrationError,
+    CalibrationWarning,
+    ConfigError,
+    NotQuantizedError,
+    UnsupportedModelError,
+)
 from qdqpatch.patching.apply import named_quantizers
 
 SELF = "encoder.layer.0.attention.self"
@@ -76,6 +82,22 @@ def test_every_factor_is_a_power_of_two() -> None:
     for name, parameter in model.named_parameters():
         factors = (parameter / before[name]).log2()
         assert torch.equal(factors, factors.round()), name
+
+
+def test_no_factor_is_above_256() -> None:
+    """A key channel 2**30 times as large as the query's would have its weights come near fp16's limits."""
+    model = quantize(models.build())
+    attention = model.get_submodule(SELF)
+    with torch.no_grad():
+        for linear, factor in ((attention.key, 2.0**15), (attention.query, 2.0**-15)):
+            linear.weight[OUTLIER] *= factor
+            linear.bias[OUTLIER] *= factor
+    before = attention.key.weight.clone(), attention.query.weight.clone()
+    smooth(model, [models.inputs()])
+    for weight, old, factor in zip(
+        (attention.key.weight, attention.query.weight), before, (2.0**-8, 2.0**8), strict=True
+    ):
+        assert torch.equal(weight[OUTLIER], old[OUTLIER] * factor)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
@@ -198,6 +220,22 @@ def test_the_model_is_left_in_its_mode_and_without_hooks() -> None:
     assert after == before
     assert not any(module._forward_hooks for module in model.modules() if isinstance(module, nn.Linear))
     assert all(quantizer._if_quant for _, quantizer in named_quantizers(model))
+
+
+def test_what_would_change_the_float_function_is_taken_back() -> None:
+    """A rotary embedding, say, which mixes the channels of the keys: here their order is another one."""
+    model = models.calibrated()
+    with torch.no_grad():
+        for linear in (model.get_submodule(f"{SELF}.{name}") for name in ("query", "key", "value")):
+            linear.weight[OUTLIER] *= 20
+    linear = model.get_submodule(f"{SELF}.key")
+    hook = linear.register_forward_hook(lambda _, __, output: output.flip(-1))
+    before, expected = models.snapshot(model), models.outputs(model)
+    with pytest.warns(CalibrationWarning, match="Smoothing was taken back.* float BertModel computes"):
+        assert smooth(model, [models.inputs()]) is model
+    models.assert_unchanged(model, before)
+    models.assert_equal(models.outputs(model), expected)
+    hook.remove()
 
 
 def share(model: PreTrainedModel) -> None:

@@ -274,3 +274,12 @@ def test_a_step_that_cannot_be_done_is_an_error(convert) -> None:
     options = ("--calib", "data.txt", "--max-length", 20, "--preset", "linear-only", "--smooth")
     assert_fails(convert(*options), "nothing to smooth")
     assert_fails(convert("--refine", 2), "--refine: this is for calibration", code=2)
+
+
+@pytest.mark.parametrize("value", ["1e39", "nan", "inf", "0", "-1", "x"])
+def test_a_maximum_that_cannot_be_one_is_refused_when_it_is_read(value: str) -> None:
+    result = CliRunner().invoke(
+        main, ["convert", "nothing", "out", "--calib", "no.txt", "--clip-gelu", value]
+    )
+    assert result.exit_code == 2
+    assert "Invalid value for '--clip-gelu'" in result.output

@@ -184,7 +184,7 @@ def test_inspect_prints_what_is_quantized_and_what_not(run, float_checkpoint: Pa
     assert result.exit_code == 0, result.output
     assert "20 operations quantized" in result.stdout
     for fragment in (
-        "bert.encoder.layer.[0-1].attention.self.query",
+        "bert.encoder.layer.{0..1}.attention.self.query",
         "input int8, weight int8 per channel (axis 0)",
         "matmul_q int8, matmul_k int8",
         "add_local int8, add_residual int8",
@@ -322,7 +322,10 @@ def test_an_output_that_must_not_be_written(run, float_checkpoint: Path) -> None
     Path("full").mkdir()
     Path("full/precious").write_text("kept")
     Path("file").write_text("kept")
-    assert_fails(run("convert", float_checkpoint, "full"), "full is not empty", "--force")
+    for force in ((), ("--force",)):
+        result = run("convert", float_checkpoint, "full", *force)
+        assert_fails(result, "full is not empty, and qdqpatch did not write all that is in it: precious.")
+        assert "--force" not in result.stderr
     assert_fails(run("convert", float_checkpoint, "file"), "file is a file")
     assert_fails(run("convert", float_checkpoint, "file/out"), "file is not a folder")
     shutil.copytree(float_checkpoint, "in")
@@ -332,12 +335,18 @@ def test_an_output_that_must_not_be_written(run, float_checkpoint: Path) -> None
     assert left_behind() == ["file", "full", "in"]
 
 
-def test_force_replaces_and_an_empty_folder_is_fine(run, float_checkpoint: Path) -> None:
+def test_force_replaces_and_an_empty_folder_is_fine(run, float_checkpoint: Path, sentences: Path) -> None:
     Path("out").mkdir()
-    assert run("convert", float_checkpoint, "out").exit_code == 0
-    Path("out/stale").write_text("old")
+    assert run("convert", float_checkpoint, "out", "--calib", sentences).exit_code == 0
+    stale = Path("out/calibration.safetensors")
+    assert stale.is_file()
+    Path("any").touch()
+    assert {path.stat().st_mode for path in Path("out").iterdir()} == {Path("any").stat().st_mode}
+    Path("any").unlink()
+    message = "out is not empty. Choose another folder. To replace what is there: --force."
+    assert_fails(run("convert", float_checkpoint, "out"), message)
     assert run("convert", float_checkpoint, "out", "--force").exit_code == 0
-    assert not Path("out/stale").exists()
+    assert not stale.exists()
     assert left_behind() == ["out"]
 
 

@@ -79,7 +79,7 @@ def test_options_reach_the_export(export: Export) -> None:
     assert stored["embeddings.word_embeddings.weight_quantized"] == onnx.TensorProto.INT8
     (ids,) = (value for value in model.graph.input if value.name == "input_ids")
     assert [size.dim_value for size in ids.type.tensor_type.shape.dim] == [2, 8]
-    assert {value.name for value in model.graph.output} == {"last_hidden_state", "pooler_output"}
+    assert {value.name for value in model.graph.output} == {"last_hidden_state"}
 
 
 @pytest.mark.slow

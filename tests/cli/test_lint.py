@@ -27,7 +27,7 @@ def test_the_table_says_what_breaks_where(original: Path) -> None:
     assert result.exit_code == 1
     rows = {tuple(line.split()[:2]): line for line in result.stdout.splitlines() if "encoder.layer." in line}
     assert len(rows) == 10
-    query = rows["encoder.layer.[0-1].attention.self.query", "linear"]
+    query = rows["encoder.layer.{0..1}.attention.self.query", "linear"]
     assert query.rstrip().endswith("stays float: signed-input, float-weight, transposed-weight")
     assert "signed-input: stays float, 8 operations" in result.stdout
     assert "its input is int8, and 4 operations read it (6x)" in result.stdout

@@ -1,10 +1,11 @@
 import dataclasses
 from typing import Any
 
+import models
 import pytest
 from pytorch_quantization.tensor_quant import QuantDescriptor
 
-from qdqpatch import Override, QuantizerConfig
+from qdqpatch import Override, QDQConfig, QuantizerConfig, plan, quantize
 from qdqpatch.errors import ConfigError
 
 NON_DEFAULT = {
@@ -190,3 +191,32 @@ def test_a_pattern_may_match_any_of_the_names() -> None:
 
 def test_one_axis_is_the_same_however_it_is_written() -> None:
     assert QuantizerConfig(axis=(0,)) == QuantizerConfig(axis=[0]) == QuantizerConfig(axis=0)
+
+
+@pytest.mark.parametrize("axis", [2, 5, -3, (0, 2), [0, -2]])
+def test_a_weight_has_two_dimensions(axis: Any) -> None:
+    with pytest.raises(ConfigError, match="axis"):
+        QDQConfig(weight={"axis": axis})
+    with pytest.raises(ConfigError, match=r"axis .*query\._weight_quantizer, which has two dimensions"):
+        plan(models.build(), QDQConfig(overrides={"*.query._weight_quantizer": {"axis": axis}}))
+
+
+@pytest.mark.parametrize("axis", [1, -1, -2, (0, 1)])
+def test_axes_of_a_weight(axis: Any) -> None:
+    QDQConfig(weight={"axis": axis})
+
+
+def test_a_range_is_within_fp32() -> None:
+    model = models.build()
+    before = models.snapshot(model)
+    for settings in ({"amax": 1e39}, {"amax": float("inf")}, {"scale_amax": 1e39}, {"amax": float("nan")}):
+        with pytest.raises(ConfigError, match="finite number"):
+            quantize(model, QDQConfig(activation=settings))
+    models.assert_unchanged(model, before)
+    QDQConfig(activation={"amax": 3e38})
+
+
+def test_an_axis_that_an_activation_has_not_is_named() -> None:
+    model = quantize(models.build(), QDQConfig(overrides={"*.query._input_quantizer": {"axis": 3}}))
+    with pytest.raises(ConfigError, match="no axis 3 in a tensor of 3 dimensions"):
+        models.outputs(model)

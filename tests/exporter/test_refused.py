@@ -99,7 +99,10 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "full" / "old.txt").write_text("text")
     for name, message in (
         ("file", "is a file; name a folder to write to"),
-        ("full", "is not empty. Choose another folder, or replace it with --force"),
+        (
+            "full",
+            "is not empty, and qdqpatch did not write all that is in it: old.txt. Choose another folder",
+        ),
         ("file/out", "is not a folder that you may write in"),
     ):
         with pytest.raises(CheckpointError, match=message):

@@ -7,11 +7,11 @@ from qdqpatch.patching.folding import fold
     ("numbers", "written"),
     [
         ([3], "3"),
-        ([0, 1], "[0-1]"),
-        ([0, 1, 2, 11], "[0-2,11]"),
-        ([0, 2, 4], "[0,2,4]"),
-        ([2, 0, 1, 1], "[0-2]"),
-        ([9, 10], "[9-10]"),
+        ([0, 1], "{0..1}"),
+        ([0, 1, 2, 11], "{0..2,11}"),
+        ([0, 2, 4], "{0,2,4}"),
+        ([2, 0, 1, 1], "{0..2}"),
+        ([9, 10], "{9..10}"),
     ],
 )
 def test_numbers_of_equal_rows_become_ranges(numbers: list[int], written: str) -> None:
@@ -31,7 +31,7 @@ def test_rows_that_say_something_else_stay_apart() -> None:
 
 def test_order_is_that_of_each_first_row() -> None:
     rows = [("b.0", "", ""), ("a.0", "", ""), ("b.1", "", "")]
-    assert fold(rows) == [("b.[0-1]", "", ""), ("a.0", "", "")]
+    assert fold(rows) == [("b.{0..1}", "", ""), ("a.0", "", "")]
 
 
 def test_only_whole_path_components_are_numbers() -> None:
@@ -40,7 +40,7 @@ def test_only_whole_path_components_are_numbers() -> None:
 
 
 def test_a_number_may_begin_or_end_a_path() -> None:
-    assert fold([("0.dense.0", "", ""), ("1.dense.0", "", "")]) == [("[0-1].dense.0", "", "")]
+    assert fold([("0.dense.0", "", ""), ("1.dense.0", "", "")]) == [("{0..1}.dense.0", "", "")]
 
 
 def test_no_rows() -> None:
@@ -49,4 +49,4 @@ def test_no_rows() -> None:
 
 def test_only_the_first_number_is_folded() -> None:
     rows = [("a.0.b.0", "x", "y"), ("a.1.b.1", "x", "y"), ("a.1.b.0", "x", "y")]
-    assert fold(rows) == [("a.[0-1].b.0", "x", "y"), ("a.1.b.1", "x", "y")]
+    assert fold(rows) == [("a.{0..1}.b.0", "x", "y"), ("a.1.b.1", "x", "y")]

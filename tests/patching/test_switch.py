@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, EncoderDecoderConfig, EncoderDecoderModel, PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, dequantize, plan, quantize
-from qdqpatch.calibration.adjust import expand_amax
+from qdqpatch.calibration import expand_amax
 from qdqpatch.errors import ConfigError, NotQuantizedError, OverrideError
 from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.patching.apply import named_quantizers

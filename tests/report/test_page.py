@@ -176,10 +176,11 @@ def test_the_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     write_page(file, "second", HEAD, [report("q", 1.0)])
     assert "second" in file.read_text()
 
-    def fail(self: Path, target: Path) -> None:
+    def fail(self: Path, text: str, encoding: str) -> None:
+        self.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(ReportError, match=r"page\.html: No space left on device"):
         write_page(file, "third", HEAD, [report("q", 1.0)])
     assert "second" in file.read_text()

@@ -18,6 +18,7 @@ from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.fit import last_checkpoint
+from qdqpatch.training.folder import RunFolder
 from qdqpatch.training.run import run_job
 from qdqpatch.training.schedule import Schedule
 
@@ -53,9 +54,8 @@ def test_the_way_from_a_float_checkpoint_to_a_trained_one(
     ]
     assert listener.steps == [(step, 24) for step in range(1, 25)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "train.tsv"]
-    assert {"config.json", "model.safetensors", "tokenizer_config.json", "training.json", "vocab.txt"} == {
-        path.name for path in out.iterdir()
-    }
+    names = ["config.json", "model.safetensors", "qdqpatch.json", "tokenizer_config.json", "training.json"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "vocab.txt"]
     saved = json.loads((out / "training.json").read_text())
     assert saved["stages"] == [dataclasses.asdict(stage) for stage in report.stages]
     assert saved["job"]["schedule"]["epochs"] == 3
@@ -131,7 +131,7 @@ def test_a_run_that_was_interrupted_can_be_replaced(ckpt: str, data: DataSource,
     with pytest.raises(KeyboardInterrupt):
         run_job(job(ckpt, data), tmp_path / "out", listener=Recording(stop_at=1))
     (tmp_path / "out.training" / "job.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"job\.json is damaged \(.*\): begin anew by --force\."):
+    with pytest.raises(CheckpointError, match=r"job\.json is damaged \(.*\): begin anew, without --resume\."):
         run_job(job(ckpt, data), tmp_path / "out", resume=True)
     listener = Recording()
     run_job(job(ckpt, data), tmp_path / "out", force=True, listener=listener)
@@ -222,3 +222,54 @@ def test_an_embedding_model_is_distilled_without_labels(ckpt: str, tmp_path: Pat
     assert report.stages[0].metrics["cosine"] == pytest.approx(1)
     assert 0 < before < 1
     assert after != before
+
+
+def test_a_users_folder_beside_out_is_kept(ckpt: str, data: DataSource, tmp_path: Path) -> None:
+    folder = tmp_path / "out.training"
+    (folder / "checkpoint-6").mkdir(parents=True)
+    (folder / "checkpoint-6" / "config.json").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(CheckpointError, match=r"out\.training is not empty, and qdqpatch did not"):
+            run_job(job(ckpt, data), tmp_path / "out", force=force)
+    (folder / "job.json").write_text('{"company": "mine"}')
+    with pytest.raises(CheckpointError, match=r"did not write all that is in it: checkpoint-6, job\.json"):
+        run_job(job(ckpt, data), tmp_path / "out", force=True)
+    assert (folder / "checkpoint-6" / "config.json").read_text() == "mine"
+
+
+def test_a_users_file_in_the_folder_of_a_run_is_kept(ckpt: str, data: DataSource, tmp_path: Path) -> None:
+    schedule = dataclasses.replace(SCHEDULE, epochs=0.1)
+    wanted, folder = job(ckpt, data, schedule=schedule), tmp_path / "out.training"
+
+    class Writing(Recording):
+        def say(self, text: str) -> None:
+            super().say(text)
+            if text == "Evaluating the trained model":
+                (folder / "notes.txt").write_text("mine")
+
+    run_job(wanted, tmp_path / "out", listener=Writing())
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "job.json").exists()
+    assert (tmp_path / "out" / "training.json").is_file()
+    with pytest.raises(CheckpointError, match=r"did not write all that is in it: .*notes\.txt"):
+        run_job(wanted, tmp_path / "out", force=True)
+
+
+def test_a_run_that_was_killed_when_all_was_written_is_done(
+    ckpt: str, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = dataclasses.replace(SCHEDULE, epochs=0.1)
+    wanted = job(ckpt, data, schedule=schedule)
+
+    def killed(self: RunFolder) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(wanted, tmp_path / "out")
+    before = (tmp_path / "out" / "training.json").read_text()
+    report = run_job(wanted, tmp_path / "out", resume=True)
+    assert [stage.name for stage in report.stages] == ["float", "calibrated", "trained"]
+    assert (tmp_path / "out" / "training.json").read_text() == before
+    assert not (tmp_path / "out.training").exists()

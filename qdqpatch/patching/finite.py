@@ -1,0 +1,42 @@
+"""Find tensors of a model that hold NaN or infinity, before work is put into it or it is written."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qdqpatch.errors import CheckpointError
+
+
+def check_finite(model: nn.Module, subject: str, advice: str = "") -> None:
+    """Find out whether all numbers of a model are numbers.
+
+    Args:
+        model: Any model.
+        subject: What the message calls it.
+        advice: What to do, as a sentence.
+
+    Raises:
+        CheckpointError: If a parameter, a buffer that is saved or a range holds NaN or infinity.
+    """
+    tensors = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and tensor.itemsize > 1  # there is no comparison for FP8
+        and tensor.numel()
+        and not tensor.is_meta
+    }
+    bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise CheckpointError(
+            f"{subject} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors: "
+            f"{', '.join(bad[:3])}{more}.{f' {advice}' if advice else ''}"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Look at the ends alone, which NaN and infinity show in: nothing of the tensor's size is made."""
+    return all(bool(torch.isfinite(end)) for end in tensor.detach().aminmax())
