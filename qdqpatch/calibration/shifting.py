@@ -38,7 +38,7 @@ from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, LOCAL, MATMUL, RESIDUAL
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import is_quantized
-from qdqpatch.rules import RULES
+from qdqpatch.rules import rules_of
 from qdqpatch.rules.adds import ResidualAdds
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -169,7 +169,7 @@ def _inside_layers(model: nn.Module) -> Iterator[Shift]:
     them; with cross-attention, which may be there or not from call to call, it has more.
     """
     models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    rules = {rule for part in models for rule in RULES.get(part.config.model_type, ())}
+    rules = {rule for part in models for rule in rules_of(part)}
     blocks = tuple(block for rule in rules if isinstance(rule, ResidualAdds) for block in rule.inside)
     for path, layers in model.named_modules():
         for index, layer in layers.named_children() if isinstance(layers, nn.ModuleList) else ():

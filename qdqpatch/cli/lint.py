@@ -13,6 +13,7 @@ import click
 from qdqpatch.choices import TARGETS
 from qdqpatch.cli.common import verbosity_options
 from qdqpatch.cli.compiling import build_options, print_builds, read_builds, wanted
+from qdqpatch.cli.options import json_option
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import EngineError
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--target", type=click.Choice(TARGETS), required=True, help="The engine that is to run the file."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option()
 @build_options
 @click.option(
     "--shape",
