@@ -89,9 +89,9 @@ def read_kernels(lines: Iterable[str]) -> tuple[Kernel, ...]:
         match = _HEAD.match(line)
         if match is None or match[2] in _SYNCHRONIZING:
             continue
-        tensors = (tuple(map(_tensor, _TENSOR.findall(part))) for part in match.groups()[2:])
-        metadata = line.rpartition("Metadata: ")[2]
-        kernels.append(Kernel(match[1], match[2], *tensors, frozenset(_NODE.findall(metadata))))
+        inputs, constants, outputs = (tuple(map(_tensor, _TENSOR.findall(match[part]))) for part in (3, 4, 5))
+        nodes = frozenset(_NODE.findall(line.rpartition("Metadata: ")[2]))
+        kernels.append(Kernel(match[1], match[2], inputs, constants, outputs, nodes))
     return tuple(kernels)
 
 
