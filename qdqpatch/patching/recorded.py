@@ -48,7 +48,7 @@ def describe(found: Sequence[tuple[str, str, Match]]) -> list[dict[str, Any]]:
             "part": part,
             "rule": rule,
             "operation": match.operation,
-            "quantizers": dict(match.quantizers),
+            "quantizers": [list(item) for item in match.quantizers.items()],  # a file sorts its keys
             "changes": [_data(change) for change in changes or ()],
         }
         rows.append((match.path, json.dumps(row), ""))
@@ -86,7 +86,7 @@ class Recorded:
             return Miss(path, row["operation"], str(error))
         if becomes is None:
             return Miss(path, row["operation"], not_plain(module, nn.Linear))
-        return Match(path, row["operation"], row["quantizers"], becomes)
+        return Match(path, row["operation"], dict(row["quantizers"]), becomes)
 
 
 def recorded_rules(rows: Sequence[Row], names: Callable[[str], tuple[str, ...]]) -> tuple[Recorded, ...]:

@@ -36,7 +36,10 @@ def test_config_json_says_where(saved: Path) -> None:
         "part": "matmuls",
         "rule": "AttentionMatmuls",
         "operation": "query x key",
-        "quantizers": {"matmul_q_input_quantizer": "activation", "matmul_k_input_quantizer": "activation"},
+        "quantizers": [
+            ["matmul_q_input_quantizer", "activation"],
+            ["matmul_k_input_quantizer", "activation"],
+        ],
         "changes": [["guard"]],
     }
 
