@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import RUNNERS
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.options import SEED, engine_option, json_option, threads_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 
@@ -42,19 +42,12 @@ def _check_number(context: click.Context, parameter: click.Parameter, value: flo
 @_option(
     "--seed",
     section="Data",
+    type=SEED,
     default=0,
     show_default=True,
     help="Another seed draws other examples, masks other tokens, and resamples others for the interval.",
 )
-@_option(
-    "--engine",
-    "engines",
-    multiple=True,
-    section="Running",
-    type=click.Choice(RUNNERS),
-    help="Run in this engine alone. Can be repeated; the default is every one that is installed and loads "
-    "the MODEL.",
-)
+@engine_option
 @_option(
     "--batch-size",
     section="Running",
@@ -63,12 +56,7 @@ def _check_number(context: click.Context, parameter: click.Parameter, value: flo
     type=click.IntRange(min=1),
     help="How many sequences run at once; a graph that is made for another number gets that one.",
 )
-@_option(
-    "--threads",
-    section="Running",
-    type=click.IntRange(min=1),
-    help="How many threads a run may use.  [default: one for each core]",
-)
+@threads_option
 @_option(
     "--max-drop",
     section="Output",
@@ -78,7 +66,7 @@ def _check_number(context: click.Context, parameter: click.Parameter, value: flo
     help="Exit with 1 if the main metric of any model is worse than the first one's by more than PERCENT of "
     "it (of perplexity, if it is higher).",
 )
-@_option("--json", "as_json", is_flag=True, section="Output", help="Print JSON, not a table.")
+@json_option(cls=SectionOption, section="Output")
 @verbosity_options
 def command(
     models: tuple[str, ...],

@@ -13,6 +13,7 @@ import click
 
 from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.options import SEED, json_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
@@ -46,7 +47,7 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     type=click.IntRange(min=1),
     help="How many examples to draw at random; all if there are fewer.",
 )
-@_measuring("--seed", default=0, show_default=True, help="Another seed draws other examples.")
+@_measuring("--seed", type=SEED, default=0, show_default=True, help="Another seed draws other examples.")
 @_measuring(
     "--batch-size",
     default=16,
@@ -77,7 +78,7 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     "is there see --force.",
 )
 @_mixing("--force", is_flag=True, help="Replace the FILE of --out, if it is one that qdqpatch wrote.")
-@_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option(cls=SectionOption, section="Output")
 @_output(
     "--plot",
     type=click.Path(path_type=Path),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from torch import nn
@@ -119,6 +120,15 @@ class Plan:
         misses = [{name: getattr(miss, name) for name in names} for miss in self.misses]
         return {"model": self.model, "config": self.config.to_dict(), "sites": sites, "misses": misses}
 
+    def _repr_html_(self) -> str:
+        """Return the plan as notebooks show it: two tables that can be folded."""
+        quantized, floating = f"{len(self.sites)} operations quantized", f"{len(self.misses)} stay float"
+        return (
+            f"<p><b>{escape(self.model)}</b></p>"
+            + _table(quantized, ("Module", "Operation", "Quantizers"), self.site_rows())
+            + _table(floating, ("Module", "Operation", "Reason"), self.miss_rows())
+        )
+
     def __str__(self) -> str:
         lines = [f"{self.model}: {len(self.sites)} operations quantized, {len(self.misses)} stay float"]
         for title, rows in (("Quantized", self.site_rows()), ("Float", self.miss_rows())):
@@ -127,6 +137,21 @@ class Plan:
             for path, operation, detail in rows:
                 lines.append(f"  {path:<{widths[0]}}  {operation:<{widths[1]}}  {detail}")
         return "\n".join(lines)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: list[Row]) -> str:
+    """Return rows as a table of HTML; nothing for none."""
+    if not rows:
+        return ""
+    head = "".join(f"<th style='text-align:left'>{escape(column)}</th>" for column in columns)
+    lines = (
+        "<tr>" + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<details open><summary>{escape(title)}</summary><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></details>"
+    )
 
 
 def find_sites(

@@ -1,3 +1,4 @@
+import html
 import json
 
 import models
@@ -317,3 +318,14 @@ def test_the_config_given_is_left_alone(float_model) -> None:
     found = plan(float_model(), config)
     assert config.weight is None
     assert found.config.weight is not None
+
+
+def test_notebooks_show_a_plan_as_tables_that_can_be_folded(float_model) -> None:
+    found = plan(float_model("BertForMaskedLM"))
+    page = found._repr_html_()
+    assert page.count("<details open>") == 2
+    assert f"{len(found.sites)} operations quantized" in page
+    for path, operation, detail in [*found.site_rows(), *found.miss_rows()]:
+        assert f">{html.escape(path)}</td>" in page
+        assert f">{html.escape(operation)}</td>" in page
+        assert f">{html.escape(detail)}</td>" in page
