@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @calibration_options
 @click.option(
     "--export",
+    "--target",
     "targets",
     type=click.Choice(TARGETS),
     multiple=True,
