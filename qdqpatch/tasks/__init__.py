@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from qdqpatch.checkpoint.companions import Companions
 from qdqpatch.choices import AUTO_CLASSES
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.errors import ConfigError
@@ -64,6 +65,7 @@ def make_task(
     config: PreTrainedConfig,
     max_length: int | None = None,
     options: Mapping[str, float] | None = None,
+    companions: Companions | None = None,
 ) -> Task[Any]:
     """Return the task of a model.
 
@@ -73,14 +75,25 @@ def make_task(
         config: The model's.
         max_length: Where sequences are cut; None for the task's default. At most what the model takes.
         options: What else is set, by the names in the task's `options`.
+        companions: What lies beside the model, for embeddings.
 
     Raises:
         ConfigError: If it is not clear which task it is, or it has no such option.
+        CheckpointError: If the modules beside the model cannot be read.
     """
     kind = task_of(config) if name is None else TASKS[name]
     for option in options or {}:
         if option not in kind.options:
             owners = " and ".join(task.name for task in TASKS.values() if option in task.options)
             raise ConfigError(f"{option} is for {owners}, not for {kind.name}.")
-    length = min(max_length or kind.default_length, config_limit(config))
+    length = min(max_length or default_length(kind, companions), config_limit(config))
+    if issubclass(kind, FeatureExtraction):
+        return kind(tokenizer, config, length, companions)
     return kind(tokenizer, config, length, **(options or {}))
+
+
+def default_length(kind: type[Task[Any]], companions: Companions | None) -> int:
+    """Return where sequences are cut unless told otherwise: embeddings where their folder says."""
+    if companions is not None and issubclass(kind, FeatureExtraction) and companions.max_length:
+        return companions.max_length
+    return kind.default_length
