@@ -64,3 +64,9 @@ MEASURED_TASKS = (
     "feature-extraction",
 )
 """The tasks that have labelled data and metrics: those of `qdqpatch.tasks.TASKS`."""
+
+CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+"""What TensorRT for RTX 1.7 compiles for: Turing, two of Ampere, Ada and two of Blackwell."""
+
+DEFAULT_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
+"""Those that files are compiled for unless told otherwise."""

@@ -35,6 +35,10 @@ class DataError(CalibrationError, ValueError):
     """Data is missing, damaged, or wrong at a place that the message names."""
 
 
+class NoLabelsError(DataError):
+    """Data has no labels at all where they are asked for; texts alone may do."""
+
+
 class CheckpointError(QdqError, OSError):
     """A checkpoint is missing, damaged, of another kind, or cannot be written."""
 

@@ -75,10 +75,3 @@ def make_inputs(inputs: Sequence[Input], shape: Shape, facts: Facts) -> Arrays:
             own = Shape(value.shape[0], shape.length)
         tensors[value.name] = VALUES[value.name](own, facts).astype(value.dtype)
     return tensors
-
-
-def fixed_sizes(inputs: Sequence[Input]) -> tuple[int | None, int | None]:
-    """Return the batch and the length that a graph is made for; None for what is free."""
-    shapes = [value.shape for value in inputs if value.shape and value.name != POSITIONS]
-    batch, length = ([shape[axis] for shape in shapes if shape[axis] is not None] for axis in (0, 1))
-    return next(iter(batch), None), next(iter(length), None)

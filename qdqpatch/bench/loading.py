@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from qdqpatch.bench.inputs import check_inputs, fixed_sizes, make_inputs
+from qdqpatch.bench.inputs import check_inputs, make_inputs
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.models import TORCH, Contender
-from qdqpatch.engines.sessions import ENGINES, Input
+from qdqpatch.engines.sessions import ENGINES, Input, fixed_sizes
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, EngineError, one_line
 

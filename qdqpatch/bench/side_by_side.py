@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-from qdqpatch.bench.inputs import fixed_sizes
 from qdqpatch.bench.loading import Loaded, load
 from qdqpatch.bench.measure import Latency, interleave
 from qdqpatch.bench.process import Footprint, alone
@@ -15,7 +14,7 @@ from qdqpatch.bench.report import Benchmark, BenchmarkRow
 from qdqpatch.bench.sizes import size_on_disk
 from qdqpatch.engines.loading import Skipped, load_each
 from qdqpatch.engines.models import TORCH, Contender, find_contenders
-from qdqpatch.engines.sessions import ENGINES
+from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape, cut
 from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError

@@ -38,7 +38,7 @@ from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, LOCAL, MATMUL, RESIDUAL
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import is_quantized
-from qdqpatch.rules import RULES
+from qdqpatch.rules import rules_of
 from qdqpatch.rules.adds import ResidualAdds
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -84,7 +84,8 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
         UnsupportedModelError: If there is nothing to shift.
         ConfigError: If a range to drop is learned.
         CalibrationError: If there is no batch, or a tensor saw no data, NaN or infinity.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
     """
     shifts = shifts_to_make(model)
     sources = {place.path: place.source for place in shifts}
@@ -169,7 +170,7 @@ def _inside_layers(model: nn.Module) -> Iterator[Shift]:
     them; with cross-attention, which may be there or not from call to call, it has more.
     """
     models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
-    rules = {rule for part in models for rule in RULES.get(part.config.model_type, ())}
+    rules = {rule for part in models for rule in rules_of(part)}
     blocks = tuple(block for rule in rules if isinstance(rule, ResidualAdds) for block in rule.inside)
     for path, layers in model.named_modules():
         for index, layer in layers.named_children() if isinstance(layers, nn.ModuleList) else ():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from transformers.utils import cached_file
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+"""What a model or a data set on the hub can be called."""
 
 
 def find_file(source: str, name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from qdqpatch.checkpoint.files import find_file
+from qdqpatch.checkpoint.files import HUB_NAME, find_file
 from qdqpatch.checkpoint.fitting import Request, missing_in_head, some
 from qdqpatch.checkpoint.loading import check_unloaded, load_fitting, model_on_meta
 from qdqpatch.choices import AUTO_CLASSES, QUANT_METHOD
@@ -36,8 +35,6 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 ADAPTER = "adapter_config.json"
 """What tells a folder with an adapter of peft."""
-
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import RUNNERS
 from qdqpatch.cli.common import progress_bar, verbosity_options
+from qdqpatch.cli.options import engine_option, json_option, threads_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
@@ -32,46 +32,29 @@ def _parse_shapes(
 
 @click.command("bench", cls=SectionCommand)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option(
-    "--engine",
-    "engines",
-    multiple=True,
-    cls=SectionOption,
-    section="What runs",
-    type=click.Choice(RUNNERS),
-    help="Run in this engine alone. Can be repeated; the default is every one that is installed and loads "
-    "the MODEL.",
-)
+@engine_option
 @click.option(
     "--shape",
     "shapes",
     multiple=True,
     cls=SectionOption,
-    section="What runs",
+    section="Running",
     metavar="BATCHxLENGTH",
     callback=_parse_shapes,
     help="How many sequences a run takes, and of how many tokens. Can be repeated.  "
     f"[default: {', '.join(map(str, DEFAULT_SHAPES))}, cut to the longest that the models take]",
 )
-@click.option(
-    "--threads",
-    cls=SectionOption,
-    section="Measuring",
-    type=click.IntRange(min=1),
-    help="How many threads a run may use.  [default: one for each core]",
-)
+@threads_option
 @click.option(
     "--rounds",
     cls=SectionOption,
-    section="Measuring",
+    section="Running",
     default=20,
     show_default=True,
     type=click.IntRange(min=1),
     help="How many turns each model has at each shape; of the 4 runs of a turn 3 are timed.",
 )
-@click.option(
-    "--json", "as_json", is_flag=True, cls=SectionOption, section="Output", help="Print JSON, not a table."
-)
+@json_option(cls=SectionOption, section="Output")
 @click.option(
     "--plot",
     cls=SectionOption,

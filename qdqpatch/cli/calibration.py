@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method
 from qdqpatch.cli.common import Command, progress_bar
 from qdqpatch.cli.numbers import PositiveFloat
+from qdqpatch.cli.options import COLUMN_HELP, EPOCHS, LENGTH, SEED
 from qdqpatch.cli.sections import SectionOption
 from qdqpatch.listening import CalibrationListener
 
@@ -43,7 +44,7 @@ OPTIONS = (
     _option(
         "--text-column",
         metavar="COLUMN",
-        help="The column with the texts. The default is a usual name, such as text or sentence1.",
+        help=COLUMN_HELP,
     ),
     _option(
         "--text-pair-column",
@@ -59,7 +60,7 @@ OPTIONS = (
         type=click.IntRange(min=1),
         help="How many texts to draw at random; all if there are fewer.",
     ),
-    _option("--seed", default=0, show_default=True, help="Another seed draws other texts."),
+    _option("--seed", type=SEED, default=0, show_default=True, help="Another seed draws other texts."),
     _option(
         "--batch-size",
         default=16,
@@ -71,7 +72,7 @@ OPTIONS = (
         "--max-length",
         default=128,
         show_default=True,
-        type=click.IntRange(min=4),
+        type=LENGTH,
         help="Where texts are cut, in tokens: the longest sequence that the model will serve. A folder of "
         "sentence-transformers says it itself.",
     ),
@@ -122,10 +123,11 @@ OPTIONS = (
     ),
     _option(
         "--refine",
-        type=click.IntRange(min=1),
+        default=0,
+        type=EPOCHS,
         metavar="EPOCHS",
         help="Then let all ranges learn together to keep the layers' outputs. Takes about five times as long "
-        "as running the texts through the model, for each of the EPOCHS; 2 to 4 are enough.",
+        "as running the texts through the model, for each of the EPOCHS; 2 to 4 are enough, 0 is none.",
     ),
     _option(
         "--correct-biases",
@@ -156,7 +158,7 @@ class Calibration:
     clip_gelu: float | None
     smooth: bool
     shift: bool
-    refine: int | None
+    refine: int
     correct_biases: bool
 
     def prepare(
@@ -223,7 +225,7 @@ class Calibration:
                 percentile=self.percentile,
                 smooth=self.smooth,
                 shift=self.shift,
-                refine=self.refine or 0,
+                refine=self.refine,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
                 correct_biases=self.correct_biases,

@@ -11,6 +11,7 @@ import click
 
 from qdqpatch.choices import MEASURED_TASKS
 from qdqpatch.cli.common import Command
+from qdqpatch.cli.options import COLUMN_HELP, LENGTH
 from qdqpatch.cli.sections import SectionOption
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ OPTIONS = (
         "classification; .txt where no labels are needed), also gzipped (.gz). A NAME that is no file "
         "is a data set on the Hugging Face hub.",
     ),
-    _option(
-        "--text-column", metavar="COLUMN", help="The column with the texts, if its name is not a usual one."
-    ),
+    _option("--text-column", metavar="COLUMN", help=COLUMN_HELP),
     _option(
         "--text-pair-column",
         metavar="COLUMN",
@@ -49,7 +48,7 @@ OPTIONS = (
     _option("--subset", help="The subset (config) of a hub data set, such as sst2 of nyu-mll/glue."),
     _option(
         "--max-length",
-        type=click.IntRange(min=8),
+        type=LENGTH,
         help="Where sequences are cut, in tokens; for question answering, the length of a window.  "
         "[default: 384 for question answering, else 128; at most what the model takes]",
     ),

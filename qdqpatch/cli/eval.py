@@ -1,4 +1,4 @@
-"""`qdqpatch eval`: what models are worth on labelled data, and how far they fall behind the first one."""
+"""`qdqpatch eval`: what models are worth on data, and how far they fall behind the first one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import RUNNERS
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.options import SEED, engine_option, json_option, threads_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 
@@ -42,19 +42,12 @@ def _check_number(context: click.Context, parameter: click.Parameter, value: flo
 @_option(
     "--seed",
     section="Data",
+    type=SEED,
     default=0,
     show_default=True,
     help="Another seed draws other examples, masks other tokens, and resamples others for the interval.",
 )
-@_option(
-    "--engine",
-    "engines",
-    multiple=True,
-    section="Running",
-    type=click.Choice(RUNNERS),
-    help="Run in this engine alone. Can be repeated; the default is every one that is installed and loads "
-    "the MODEL.",
-)
+@engine_option
 @_option(
     "--batch-size",
     section="Running",
@@ -63,12 +56,7 @@ def _check_number(context: click.Context, parameter: click.Parameter, value: flo
     type=click.IntRange(min=1),
     help="How many sequences run at once; a graph that is made for another number gets that one.",
 )
-@_option(
-    "--threads",
-    section="Running",
-    type=click.IntRange(min=1),
-    help="How many threads a run may use.  [default: one for each core]",
-)
+@threads_option
 @_option(
     "--max-drop",
     section="Output",
@@ -78,7 +66,7 @@ def _check_number(context: click.Context, parameter: click.Parameter, value: flo
     help="Exit with 1 if the main metric of any model is worse than the first one's by more than PERCENT of "
     "it (of perplexity, if it is higher).",
 )
-@_option("--json", "as_json", is_flag=True, section="Output", help="Print JSON, not a table.")
+@json_option(cls=SectionOption, section="Output")
 @verbosity_options
 def command(
     models: tuple[str, ...],
@@ -92,7 +80,7 @@ def command(
     as_json: bool,
     console: Console,
 ) -> None:
-    """Compute the same metrics of all MODELs on labelled data, and their differences to the first one.
+    """Compute the same metrics of all MODELs on the same data, and their differences to the first one.
 
     A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported model.onnx or
     openvino_model.xml; or an .onnx or .xml file. A folder with several of these gives several rows.
@@ -100,6 +88,8 @@ def command(
     All models get the same tokens. Labels and tokenizer are those of the first MODEL that has them; an
     exported folder has them beside the file. Differences are in the metric's own units and come with a 95%
     confidence interval: one that holds 0 means that these examples cannot tell the two models apart.
+
+    Data without labels compares the outputs with those of the first MODEL.
     """
     from qdqpatch.evaluation.evaluate import evaluate
 
@@ -121,6 +111,8 @@ def command(
         )
     for each in evaluation.skipped:
         console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
+    if not evaluation.labelled and len(evaluation.rows) > 1:
+        console.print(f"Without labels, models are compared with {evaluation.rows[0].name}.")
     if as_json:
         click.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:
@@ -166,7 +158,7 @@ def _differences(row: EvaluationRow, metric: str) -> list[str]:
     """Return difference and drop, with as many digits as the metric itself has."""
     if row.difference is None:
         return ["", ""]
-    digits = len(str(row.metrics[metric]).partition(".")[2])
+    digits = row.metrics[metric].digits
     ends = [f"{end:+.{digits}f}" for end in row.difference.interval or ()]
     interval = f" [{', '.join(ends)}]" if ends else ""
     drop = row.difference.drop

@@ -10,6 +10,7 @@ import click
 
 from qdqpatch.choices import TARGETS
 from qdqpatch.cli.common import task_option, verbosity_options
+from qdqpatch.cli.compiling import build_options, print_builds, read_builds, wanted
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, NotQuantizedError
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--check/--no-check", default=True, help="Run the file and compare it with the model (default)."
 )
+@build_options
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
 def command(
@@ -73,6 +75,8 @@ def command(
     int8_embeddings: bool,
     opset: int | None,
     check: bool,
+    build: bool,
+    capability: tuple[str, ...],
     force: bool,
     console: Console,
 ) -> None:
@@ -86,6 +90,7 @@ def command(
     from qdqpatch.output.folder import OutputFolder
 
     started = time.perf_counter()
+    capabilities = wanted(target, build, capability)
     source = open_checkpoint(ckpt, task)
     if source.quantization is None:
         raise NotQuantizedError(
@@ -107,9 +112,16 @@ def command(
             check=check,
             tokenizer=tokenizer(ckpt),
             force=force,
+            build=capabilities,
             progress=status.update,
         )
     print_export(result, console, f" ({time.perf_counter() - started:.1f} s)")
+    if result.builds:
+        from qdqpatch.lint.graph import read_sites
+
+        with console.status("Compiling the model in fp16") as status:
+            tables = read_builds(result.file, result.builds, read_sites(result.file), status.update)
+        print_builds(result.file, tables)
 
 
 def tokenizer(ckpt: str) -> PreTrainedTokenizerBase | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdqpatch.cli.common import placement_options, task_option, verbosity_options
+from qdqpatch.cli.options import json_option
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import NotQuantizedError, QuantizedError
 
@@ -31,7 +32,7 @@ WORST = 10
 @click.option(
     "--ranges", "show_ranges", is_flag=True, help="List every quantizer by its path, with its range."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option()
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qdqpatch.choices import TARGETS
 from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.compiling import build_options, print_builds, read_builds, wanted
+from qdqpatch.cli.options import json_option
 from qdqpatch.cli.tables import print_table
+from qdqpatch.errors import EngineError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qdqpatch.engines.tensorrt.table import EngineTable
     from qdqpatch.lint import LintReport
     from qdqpatch.lint.sites import Site
 
@@ -25,25 +30,73 @@ if TYPE_CHECKING:
 @click.option(
     "--target", type=click.Choice(TARGETS), required=True, help="The engine that is to run the file."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option()
+@build_options
+@click.option(
+    "--shape",
+    metavar="BATCHxLENGTH",
+    help="With --build: the shape to compile dynamic axes for; the default is 32x128.",
+)
 @verbosity_options
-def command(file: Path, target: str, as_json: bool, console: Console) -> None:
+def command(
+    file: Path,
+    target: str,
+    as_json: bool,
+    build: bool,
+    capability: tuple[str, ...],
+    shape: str | None,
+    console: Console,
+) -> None:
     """Show what the engine can compute in int8 of FILE.onnx, and what keeps it from the rest.
 
     Any encoder with QuantizeLinear and DequantizeLinear will do, whoever exported it. Each operation that
     breaks a rule of the engine is named, with the rule, its documentation and the fix. Only the graph is
-    read. The exit code is 1 if anything was found.
+    read; --build compiles the file as well, and shows what became of each operation. The exit code is 1 if
+    anything was found.
     """
     from qdqpatch.lint import check_file
 
+    if shape is not None and not build:
+        raise click.UsageError("--shape says what --build compiles for: add --build.")
+    capabilities = wanted(target, build, capability)
     with console.status(f"Reading {file}"):
         report = check_file(file, target)
-    if as_json:
-        click.echo(json.dumps({"file": str(file), **report.to_dict()}, indent=2))
-    else:
+    if not as_json:
         _print_report(file, report)
+    tables, error = [], None
+    if capabilities:
+        with console.status("Compiling") as status:
+            try:
+                tables = _compiled(file, report, capabilities, shape, status.update)
+            except EngineError as refused:
+                error = refused
+    if as_json:
+        result: dict[str, Any] = {"file": str(file), **report.to_dict()}
+        if capabilities:
+            result["builds"] = [table.to_dict() for table in tables]
+            result["build_error"] = None if error is None else str(error)
+        click.echo(json.dumps(result, indent=2))
+    elif tables:
+        click.echo()
+        print_builds(file, tables)
+    if error is not None:
+        raise error
     if report.findings:
         click.get_current_context().exit(1)
+
+
+def _compiled(
+    file: Path,
+    report: LintReport,
+    capabilities: tuple[str, ...],
+    shape: str | None,
+    say: Callable[[str], Any],
+) -> list[EngineTable]:
+    from qdqpatch.engines.shapes import Shape
+    from qdqpatch.engines.tensorrt.build import SHAPE, build_all
+
+    builds = build_all(file, capabilities, SHAPE if shape is None else Shape.parse(shape), say)
+    return read_builds(file, builds, report.sites, say)
 
 
 def _print_report(file: Path, report: LintReport) -> None:

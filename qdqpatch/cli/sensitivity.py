@@ -13,6 +13,7 @@ import click
 
 from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.options import SEED, json_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
@@ -46,7 +47,7 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     type=click.IntRange(min=1),
     help="How many examples to draw at random; all if there are fewer.",
 )
-@_measuring("--seed", default=0, show_default=True, help="Another seed draws other examples.")
+@_measuring("--seed", type=SEED, default=0, show_default=True, help="Another seed draws other examples.")
 @_measuring(
     "--batch-size",
     default=16,
@@ -77,7 +78,7 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     "is there see --force.",
 )
 @_mixing("--force", is_flag=True, help="Replace the FILE of --out, if it is one that qdqpatch wrote.")
-@_output("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option(cls=SectionOption, section="Output")
 @_output(
     "--plot",
     type=click.Path(path_type=Path),
@@ -116,7 +117,7 @@ def command(
     from qdqpatch.sensitivity import measure, search
     from qdqpatch.sensitivity.chart import write_chart
     from qdqpatch.sensitivity.config_file import check_config_file
-    from qdqpatch.sensitivity.criteria import UNCHANGED
+    from qdqpatch.tasks.agreement import UNCHANGED
     from qdqpatch.tasks.base import draw
 
     if out is not None and max_drop is None:
@@ -155,10 +156,11 @@ def command(
             found = search(
                 model, task, examples, costs, max_drop, labelled=labelled, batch_size=batch_size, step=step
             )
-    if found is not None and found.metric == UNCHANGED:
-        console.print(
-            f"There are no labels, so --max-drop counts predictions that change. ({reason})", markup=False
+    if found is not None and reason is not None:
+        counted = (
+            "counts predictions that change" if found.metric == UNCHANGED else f"goes by the {found.metric}"
         )
+        console.print(f"There are no labels, so --max-drop {counted}. ({reason})")
     if plot is not None:
         write_chart(plot, costs, found)
         console.print(f"Wrote {plot}.")
@@ -177,12 +179,10 @@ def _read(
     """Return all examples, whether they have labels, and if those are wanted and not there, why."""
     if not by_metric and not with_search:
         return task.read(source, labelled=False), False, None
-    try:
+    if by_metric:
         return task.read(source), True, None
-    except DataError as error:
-        if by_metric:
-            raise
-        return task.read(source, labelled=False), False, error
+    examples, reason = task.read_any(source)
+    return examples, reason is None, reason
 
 
 def _check_calibrated(ckpt: str, model: PreTrainedModel) -> None:

@@ -12,6 +12,7 @@ import click
 from qdqpatch.choices import METHODS, ActivationRanges, Method, WeightRanges
 from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.options import EPOCHS, SEED
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.listening import TrainingListener
@@ -67,7 +68,7 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
     help="The share of the steps in which the rate rises; after that it falls as a cosine.",
 )
 @_schedule("--weight-decay", default=0.0, type=click.FloatRange(0), help="Decay of matrices.")
-@_schedule("--seed", default=0, help="Another seed gives another order of the data.")
+@_schedule("--seed", type=SEED, default=0, help="Another seed gives another order of the data.")
 @_schedule("--dropout", is_flag=True, show_default=False, help="Leave the model's dropout on.")
 @_schedule("--bf16", is_flag=True, show_default=False, help="Compute in bf16 what is not quantized.")
 @_teacher("--distill", is_flag=True, help="Learn from the float model's outputs; labels are not needed then.")
@@ -130,7 +131,7 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
 @_ranges(
     "--refine",
     default=Job.refine,
-    type=click.IntRange(min=0),
+    type=EPOCHS,
     metavar="EPOCHS",
     help="After that, let its ranges learn to keep the layers' outputs for so many epochs; 0 for none.",
 )
@@ -239,15 +240,16 @@ def _print_report(report: TrainingReport) -> None:
     """Print a row for each stage, with its difference to the float model."""
     names = list(report.stages[0].metrics)
     first = report.stages[0].metrics
+    digits = {name: report.stages[0].digits.get(name, 2) for name in names}
     rows = []
     for stage in report.stages:
-        cells = [f"{stage.metrics[name]:.2f}" for name in names]
+        cells = [f"{stage.metrics[name]:.{digits[name]}f}" for name in names]
         difference = stage.metrics[names[-1]] - first[names[-1]]
         rows.append(
             (
                 stage.name,
                 *cells,
-                "" if stage is report.stages[0] else f"{difference:+.2f}",
+                "" if stage is report.stages[0] else f"{difference:+.{digits[names[-1]]}f}",
                 _time(stage.seconds),
             )
         )

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qdqpatch.data.columns import Text
+from qdqpatch.data.cutting import beginnings
 from qdqpatch.data.lengths import position_limit, served_length, shortness
 from qdqpatch.data.texts import read_texts
+from qdqpatch.data.vocabulary import vocabulary_problem
 from qdqpatch.errors import CalibrationError, CalibrationWarning, ConfigError
 
 MAX_LENGTH = 512
@@ -56,10 +58,20 @@ class TextBatches:
         if max_length <= special:
             raise ConfigError(f"max_length must be more than the {special} special tokens, not {max_length}.")
         if model is not None:
-            _check_vocabulary(tokenizer, model)
+            embeddings: Any = model.get_input_embeddings()
+            if problem := vocabulary_problem(tokenizer, model.config, embeddings.num_embeddings):
+                raise CalibrationError(problem)
         if tokenizer.pad_token is None:
             raise CalibrationError("The tokenizer has no padding token, without which texts make no batch.")
         self.max_length = min(max_length, position_limit(model))
+        kinds = None if model is None else getattr(model.config, "type_vocab_size", None)
+        self._last_kind = max(kinds - 1, 0) if isinstance(kinds, int) else None
+        firsts = beginnings([first for first, _ in texts], tokenizer, self.max_length)
+        if pair:
+            seconds = beginnings([second or "" for _, second in texts], tokenizer, self.max_length)
+            texts = list(zip(firsts, seconds, strict=True))
+        else:
+            texts = [(first, None) for first in firsts]
         self._choices = type(model).__name__.endswith("MultipleChoice")
         self._parts = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
         self.lengths = [len(tokens) for part in self._parts for tokens in self._tokenize(part)["input_ids"]]
@@ -69,7 +81,9 @@ class TextBatches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for part in self._parts:
-            batch = self._tokenize(part, padding=True, return_tensors="pt")
+            batch = dict(self._tokenize(part, padding=True, return_tensors="pt"))
+            if self._last_kind is not None and "token_type_ids" in batch:
+                batch["token_type_ids"] = batch["token_type_ids"].clamp(max=self._last_kind)
             yield {name: tensor.unsqueeze(1) if self._choices else tensor for name, tensor in batch.items()}
 
     def _tokenize(self, part: Sequence[Text], **options: Any) -> Any:
@@ -140,13 +154,3 @@ def warn_if_short(batches: TextBatches, served: int) -> None:
     message = shortness(batches.lengths, batches.max_length, served)
     if message is not None:
         warnings.warn(message, CalibrationWarning, stacklevel=3)
-
-
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    embeddings: Any = model.get_input_embeddings()
-    words = embeddings.num_embeddings
-    if len(tokenizer) > words:
-        raise CalibrationError(
-            f"The tokenizer has {len(tokenizer)} tokens and the model only {words}: they do not belong "
-            "together."
-        )

@@ -85,7 +85,9 @@ def problem_of(record: Record, columns: Columns) -> str:
             return f"has nothing in {column!r}"
         if not isinstance(value, str):
             return f"has {type(value).__name__} in {column!r}, which is no text"
-        if "\0" in value or not _is_utf8(value):
+        if "\0" in value:
+            return f"has a NUL character in {column!r}"
+        if not _is_utf8(value):
             return "is not UTF-8 text"
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Iterator
@@ -11,10 +12,24 @@ from typing import TextIO, cast
 
 from qdqpatch.errors import DataError
 
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # begins with the mark of UTF-16, so it comes first
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def _encoding(start: bytes) -> str:
+    """Return the encoding of a file by its first bytes."""
+    return next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8-sig")
+
 
 @contextmanager
 def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
     """Open a UTF-8 file, with or without a byte order mark, for reading; line ends are left as they are.
+
+    One that begins with the byte order mark of UTF-16 or UTF-32 is that: spreadsheets save "Unicode text" so.
 
     Args:
         path: The file; it is gzipped if its name ends in .gz.
@@ -26,13 +41,15 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
     """
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with opened(path, "rt", encoding="utf-8-sig", errors=errors, newline="") as file:
+        with opened(path, "rb") as start:
+            encoding = _encoding(start.read(4))
+        with opened(path, "rt", encoding=encoding, errors=errors, newline="") as file:
             yield cast(TextIO, file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} is damaged, or is not gzipped at all ({error}). Copy or download it again."
         ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error}).") from error
+        raise DataError(f"{path} is not {error.encoding.upper()} text ({error}).") from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+from qdqpatch.checkpoint.files import HUB_NAME
 from qdqpatch.errors import DataError
 from qdqpatch.packages import pip_install
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 LONGEST_NAME = 96
 
 

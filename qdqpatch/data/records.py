@@ -53,7 +53,7 @@ def read_records(path: Path) -> Iterator[Record]:
     if not suffix:
         raise DataError(
             f"The name of {path} does not tell its format: it must end in "
-            f"{', '.join((*FORMATS, SQUAD))}, and may have .gz after that."
+            f"{', '.join((*FORMATS, SQUAD))} (words with tags: {CONLL}), and may have .gz after that."
         )
     if suffix == SQUAD:
         yield from (Record(line, fields) for line, fields in read_squad(path))
@@ -136,3 +136,6 @@ FORMATS = {".txt": _read_lines, ".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": 
 
 SQUAD = ".json"
 """The suffix of files in SQuAD's layout."""
+
+CONLL = ".conll"
+"""The suffix of files with a word and its tag on each line, which only the task that needs them reads."""

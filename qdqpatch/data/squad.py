@@ -22,7 +22,17 @@ def read_squad(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         layout = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if _has_objects(text.splitlines()):
+            raise DataError(
+                f"{path} has a JSON object on each line: name it {_renamed(path)}. A .json file has SQuAD's "
+                "layout."
+            ) from error
         raise DataError(f"{path} is not JSON ({error}).") from error
+    if layout and (isinstance(layout, list) or (isinstance(layout, dict) and "data" not in layout)):
+        raise DataError(
+            f"{path} is not in SQuAD's layout, as a .json file has to be: it has no list 'data'. Write "
+            f"records as one JSON object on each line, in a file named {_renamed(path)}."
+        )
     articles = layout.get("data") if isinstance(layout, dict) else None
     if not isinstance(articles, list):
         raise DataError(f"{path} is not in SQuAD's layout: it has no list 'data'.")
@@ -46,3 +56,19 @@ def read_squad(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield line, fields
     if empty:
         raise DataError(f"{path} is empty: it has no question.")
+
+
+def _has_objects(lines: list[str]) -> bool:
+    """Tell whether the first lines hold a JSON object each."""
+    try:
+        found = [json.loads(line) for line in lines[:2] if line.strip()]
+    except (ValueError, RecursionError):
+        return False
+    return bool(found) and all(isinstance(value, dict) for value in found)
+
+
+def _renamed(path: Path) -> str:
+    """Return the name that a file of records should have."""
+    name = path.name
+    packed = name[-3:] if name.lower().endswith(".gz") else ""
+    return f"{name.removesuffix(packed).rpartition('.')[0]}.jsonl{packed}"

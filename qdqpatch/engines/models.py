@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from qdqpatch.checkpoint.source import HUB_NAME, WEIGHTS, open_checkpoint
+from qdqpatch.checkpoint.files import HUB_NAME
+from qdqpatch.checkpoint.source import WEIGHTS, open_checkpoint
 from qdqpatch.choices import RUNNERS
 from qdqpatch.engines.sessions import ENGINES
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError

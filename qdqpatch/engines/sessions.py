@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +33,17 @@ class Input:
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+
+
+OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "input_mask", "segment_ids")
+"""Inputs with an entry for each token: batch first, tokens last."""
+
+
+def fixed_sizes(inputs: Sequence[Input]) -> tuple[int | None, int | None]:
+    """Return the batch and the length that a graph is made for; None for what is free."""
+    shapes = [value.shape for value in inputs if value.shape and value.name in OF_TOKENS]
+    batch, length = ([shape[axis] for shape in shapes if shape[axis] is not None] for axis in (0, -1))
+    return next(iter(batch), None), next(iter(length), None)
 
 
 @dataclass(frozen=True)

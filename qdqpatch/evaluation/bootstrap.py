@@ -51,16 +51,16 @@ def difference(first: Metric, other: Metric, seed: int = 0) -> Difference:
 
 
 def _interval(first: Metric, other: Metric, seed: int) -> tuple[float, float] | None:
-    count = len(first.numerators)
+    count = len(first.columns[0])
     if count < 2:
         return None
+    own = len(first.columns)
 
-    def statistic(*sums: Floats, axis: int) -> Floats:
-        numerators, denominators, others, their_denominators = (total.sum(axis=axis) for total in sums)
-        return other.of(others, their_denominators) - first.of(numerators, denominators)
+    def statistic(*columns: Floats, axis: int) -> Floats:
+        return other.figures(*columns[own:], axis=axis) - first.figures(*columns[:own], axis=axis)
 
     found = bootstrap(
-        (first.numerators, first.denominators, other.numerators, other.denominators),
+        (*first.columns, *other.columns),
         statistic,
         paired=True,
         vectorized=True,

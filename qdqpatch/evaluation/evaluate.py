@@ -46,7 +46,8 @@ def evaluate(
         models: Files, folders, and names of checkpoints on the hub; a folder with several kinds of model
             gives several rows. Config and tokenizer are those of the first one that has them.
         task: A key of `qdqpatch.tasks.TASKS`; None for what the head that the config names is for.
-        source: The data.
+        source: The data. If it has no labels at all, the models are compared with the first one: how far
+            their outputs are from its, and how many predictions are the same.
         samples: How many of the examples to draw at random; None for all.
         seed: Another one draws other examples, and other ones in the bootstrap.
         max_length: Where sequences are cut; None for the task's default. At most what every model takes.
@@ -66,7 +67,8 @@ def evaluate(
     contenders = find_contenders(models, engines)
     step("Reading", 0, 1)
     settled = settle(models, task, max_length, options)
-    examples = draw(settled.read(source), samples, seed)
+    everything, reason = settled.read_any(source)
+    examples = draw(everything, samples, seed)
     features = settled.features(examples, seed=seed)
 
     def load_one(contender: Contender) -> Model:
@@ -75,25 +77,43 @@ def evaluate(
 
     with torch_threads(threads or torch.get_num_threads()):
         loaded, skipped = load_each(contenders, load_one, bool(engines))
-        for each in loaded:
-            each.check_lengths(settled, features)
+        if reason is not None and len(loaded) < 2:
+            raise ConfigError(
+                f"{reason} Without labels models can only be compared: name another one beside "
+                f"{loaded[0].contender}, such as the one before quantization."
+            )
+        for model in loaded:
+            model.check_lengths(settled, features)
         runs = _run_all(loaded, settled, features, batch_size, step)
     reference = runs[0].outputs if len(runs) > 1 else None
-    metrics = [settled.score(examples, features, each.outputs, reference) for each in runs]
+    metrics = [
+        settled.score(examples, features, run.outputs, reference)
+        if reason is None
+        else settled.compare(run.outputs, reference)
+        for run in runs
+    ]
     first = metrics[0][-1]
     rows = [
         EvaluationRow(
-            model=each.contender.model,
-            engine=each.contender.engine,
-            path=each.contender.path,
+            model=model.contender.model,
+            engine=model.contender.engine,
+            path=model.contender.path,
             metrics={metric.name: metric for metric in own},
             difference=None if own is metrics[0] else difference(first, own[-1], seed),
             seconds=run.seconds,
-            note=each.note,
+            note=model.note,
         )
-        for each, own, run in zip(loaded, metrics, runs, strict=True)
+        for model, own, run in zip(loaded, metrics, runs, strict=True)
     ]
-    return Evaluation(settled.name, source.name, len(examples), first.name, tuple(rows), tuple(skipped))
+    return Evaluation(
+        settled.name,
+        source.name,
+        len(examples),
+        first.name,
+        tuple(rows),
+        tuple(skipped),
+        labelled=reason is None,
+    )
 
 
 @dataclass(frozen=True)

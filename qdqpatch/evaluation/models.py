@@ -10,11 +10,11 @@ from typing import Any
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.engines.models import TORCH, Contender
-from qdqpatch.engines.sessions import ENGINES, Input
+from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.errors import ConfigError, EngineError, one_line
 from qdqpatch.evaluation.predicting import Run, engine_run, torch_run
 from qdqpatch.evaluation.static_shapes import filled
-from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Task
+from qdqpatch.tasks.base import Batch, Feature, Task
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,6 @@ def load(contender: Contender, task: Task[Any], threads: int | None = None) -> M
     batch, length = fixed_sizes(session.inputs)
     run = filled(engine_run(session), batch, length, task)
     return Model(contender, _complete(run, contender, task), batch, length, session.note)
-
-
-def fixed_sizes(inputs: Sequence[Input]) -> tuple[int | None, int | None]:
-    """Return the batch and the length that a graph is made for; None for what is free."""
-    shapes = [value.shape for value in inputs if value.shape and value.name in MODEL_INPUTS]
-    batch, length = ([shape[axis] for shape in shapes if shape[axis] is not None] for axis in (0, -1))
-    return next(iter(batch), None), next(iter(length), None)
 
 
 def _load_checkpoint(contender: Contender, task: Task[Any]) -> Run:

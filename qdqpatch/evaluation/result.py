@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdqpatch.engines.loading import Skipped
+from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference
 from qdqpatch.tasks.metrics import Metric
 
@@ -65,6 +66,7 @@ class Evaluation:
         metric: The name of the main metric.
         rows: In the order of the models.
         skipped: What the engines could not load.
+        labelled: Whether the metrics are by labels; if not, the models are compared with the first one.
     """
 
     task: str
@@ -73,9 +75,20 @@ class Evaluation:
     metric: str
     rows: tuple[EvaluationRow, ...]
     skipped: tuple[Skipped, ...] = ()
+    labelled: bool = True
 
     def behind(self, percent: float) -> list[EvaluationRow]:
-        """Return the rows whose main metric is worse than the first one's by more than so many percent."""
+        """Return the rows whose main metric is worse than the first one's by more than so many percent.
+
+        Raises:
+            ConfigError: If the first one's is 0, of which nothing can be a percentage.
+        """
+        first = self.rows[0].metrics[self.metric]
+        if not first.value:
+            raise ConfigError(
+                f"{self.rows[0].name} has {self.metric} {first}, of which nothing can be a percentage. Check "
+                "that model and data belong together, or take more examples."
+            )
         return [row for row in self.rows if row.difference and (row.difference.drop or 0) > percent]
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,9 +97,10 @@ class Evaluation:
             "task": self.task,
             "data": self.data,
             "examples": self.examples,
+            "labelled": self.labelled,
             "metric": self.metric,
             "confidence": CONFIDENCE,
             "resamples": RESAMPLES,
             "results": [row.to_dict() for row in self.rows],
-            "skipped": [dataclasses.asdict(each) for each in self.skipped],
+            "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
         }

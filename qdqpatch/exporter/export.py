@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ def export(
     batches: Iterable[dict[str, Tensor]] | None = None,
     tokenizer: Any = None,
     force: bool = False,
+    build: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Export:
     """Write a calibrated model for the engine that will run it.
@@ -68,6 +69,8 @@ def export(
             random tokens where there is no tokenizer.
         tokenizer: Saved beside the model.
         force: Whether `out` may be replaced if it holds an earlier export; a folder with other files may not.
+        build: For TensorRT: compute capabilities, such as `SM89`, to compile the file for. TensorRT for RTX
+            has to be installed for that, and needs no GPU. A file that it refuses is not kept.
         progress: Called with what begins.
 
     Returns:
@@ -87,13 +90,14 @@ def export(
     from qdqpatch.exporter.preparing import prepared
 
     engine_target = _target(target, float_weights, vnni, check)
+    _check_build(target, build)
     _check_ranges(model)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
     folder = OutputFolder.open(out, force=force)
     with prepared(model, int8_embeddings) as cpu_model:
         pipeline = Pipeline(cpu_model, engine_target, inputs, progress or (lambda _: None))
-        return pipeline.run(folder, opset, tokenizer, check, batches)
+        return pipeline.run(folder, opset, tokenizer, check, batches, build)
 
 
 def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> Target:
@@ -127,6 +131,16 @@ def _require(packages: Iterable[str]) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ExportError(f"Exporting needs {', '.join(missing)}: {pip_install(*missing)}")
+
+
+def _check_build(target: str, capabilities: Sequence[str]) -> None:
+    if not capabilities:
+        return
+    if target != "tensorrt":
+        raise ExportError(f"build compiles for TensorRT; there is nothing to compile for {target}.")
+    from qdqpatch.engines.tensorrt.build import require
+
+    require(capabilities)
 
 
 def _check_ranges(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qdqpatch.data.lengths import config_limit, position_limit
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ExportError
 
@@ -25,6 +26,9 @@ TEXT = (
 
 CHOICES = 3
 """In the batches for a multiple-choice head."""
+
+LONGEST = 512
+"""A model that takes longer sequences is compared on such as these."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,16 @@ class Inputs:
         if self.fixed is not None:
             return {}
         axes: dict[str, dict[int, str]] = {}
-        for name, tensor in self.batch(Shape(2, 8)).items():
+        for name, tensor in self.example().items():
             sequence = "encoder_sequence" if name.startswith("encoder_") else "sequence"
             middle = {1: "choices"} if self._has_choices else {}
             last = 1 if name == "encoder_hidden_states" else tensor.dim() - 1
             axes[name] = {0: "batch", **middle, last: sequence}
         return axes
+
+    def example(self) -> Batch:
+        """Return what to trace with: two of all, for a trace takes an axis of 1 for one that is always 1."""
+        return self.batch(self.fixed or Shape(2, min(8, self.longest)))
 
     def batch(self, shape: Shape, seed: int = 0, words: Tensor | None = None, full: bool = True) -> Batch:
         """Return a batch whose rows are of different lengths, padded on the right.
@@ -95,8 +103,13 @@ class Inputs:
             tokenizer: Makes the tokens from `TEXT`; None for random ones.
         """
         words = None if tokenizer is None else _tokens(tokenizer, self.model.config.vocab_size)
-        longest = self.model.config.max_position_embeddings
-        shapes = [Shape(1, 8), Shape(2, 17), Shape(3, min(48, longest)), Shape(1, longest)]
+        longest = min(self.longest, LONGEST)
+        shapes = [
+            Shape(1, min(8, longest)),
+            Shape(2, min(17, longest)),
+            Shape(3, min(48, longest)),
+            Shape(1, longest),
+        ]
         if self.fixed is not None:
             shapes = [self.fixed] * 3
         for seed, shape in enumerate(shapes):
@@ -108,13 +121,18 @@ class Inputs:
         Raises:
             ExportError: If it is longer than the model's positions, or empty.
         """
-        longest = self.model.config.max_position_embeddings
+        longest = self.longest
         if self.fixed is not None and self.fixed.length > longest:
             raise ExportError(
                 f"The model has {longest} positions; sequences of {self.fixed.length} do not fit."
             )
         if self.fixed is not None and min(self.fixed.batch, self.fixed.length) < 1:
             raise ExportError("A batch and a sequence have at least 1.")
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence that the model takes."""
+        return min(config_limit(self.model.config), position_limit(self.model))
 
     @property
     def _has_choices(self) -> bool:

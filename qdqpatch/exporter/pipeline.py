@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
-from qdqpatch.engines.shapes import Shape
+from qdqpatch.engines.shapes import cut
+from qdqpatch.engines.tensorrt.build import SHAPE, Build, build_all
 from qdqpatch.errors import EngineError, ExportError
 from qdqpatch.exporter.check import OutputComparison, compare, own_noise, require_equal
 from qdqpatch.exporter.graph import Rewriter
@@ -26,6 +27,7 @@ from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import outputs_of, trace
 from qdqpatch.output.folder import OutputFolder
+from qdqpatch.tasks.head import classifier_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Pipeline:
         tokenizer: Any,
         check: bool,
         batches: Iterable[dict[str, Tensor]] | None,
+        build: Sequence[str] = (),
     ) -> Export:
         """Export to a folder that is kept only if all succeeds; the arguments are those of `export`."""
         check_grids(self.model, self.target.signed)
@@ -81,16 +84,31 @@ class Pipeline:
             if self.target.kernels is not None and self.engine.version is not None:
                 self.say("Counting integer kernels")
                 operations = match(self.model, names, self.target.kernels(file))
+            builds = self._compiled(file, out, build)
         ran = f"{self.engine.name} {self.engine.version}" if comparisons is not None else None
         return Export(
-            out, out / file.name, self.target.name, size, operations, comparisons, ran, float_matmuls
+            out, out / file.name, self.target.name, size, operations, comparisons, ran, float_matmuls, builds
         )
+
+    def _compiled(self, file: Path, out: Path, capabilities: Sequence[str]) -> tuple[Build, ...]:
+        """Return the file as TensorRT for RTX compiles it for some compute capabilities."""
+        if not capabilities:
+            return ()
+        (shape,) = (self.inputs.fixed,) if self.inputs.fixed else cut([SHAPE], self.inputs.longest)
+        try:
+            return tuple(build_all(file, capabilities, shape, self.say))
+        except EngineError as error:
+            reason = str(error).replace(str(file.parent), str(out))
+            raise ExportError(f"{reason} Nothing was written.") from error
 
     def _graph(self, opset: int | None) -> ir.Model:
         """Return the target's graph."""
-        # Two of everything: a trace takes an axis of 1 for one that is always 1.
-        example = self.inputs.batch(self.inputs.fixed or Shape(2, 8))
-        graph = trace(self.model, example, self.inputs.axes(), self.target.opset if opset is None else opset)
+        graph = trace(
+            self.model,
+            self.inputs.example(),
+            self.inputs.axes(),
+            self.target.opset if opset is None else opset,
+        )
         rewriter = Rewriter(graph, self.model)
         for rules in self.target.passes:
             apply(rewriter, *rules)
@@ -113,8 +131,9 @@ class Pipeline:
             reason = str(error).replace(str(file.parent), str(out))
             raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
         reference = outputs_of(self.model)
-        comparisons = compare(reference, session.run_tensors, batches)
+        classifier = classifier_of(self.model)
+        comparisons = compare(reference, session.run_tensors, batches, classifier)
         float_matmuls = session.float_matmuls
         del session
-        require_equal(comparisons, lambda: own_noise(self.model, reference, batches))
+        require_equal(comparisons, lambda: own_noise(self.model, reference, batches, classifier))
         return comparisons, float_matmuls

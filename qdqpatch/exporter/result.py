@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qdqpatch.engines.tensorrt.build import Build
 from qdqpatch.exporter.check import OutputComparison
 from qdqpatch.exporter.kernels import Operation
 
@@ -23,6 +24,7 @@ class Export:
         engine: Name and version of the engine that it was checked in.
         float_matmuls: Whether it was checked with the products in fp32, because the engine's integer kernels
             saturate on this processor: the file is right where there is VNNI, and its outputs are not here.
+        builds: The file as TensorRT for RTX compiled it, one for each compute capability that was asked for.
     """
 
     folder: Path
@@ -33,3 +35,4 @@ class Export:
     comparisons: list[OutputComparison] | None
     engine: str | None
     float_matmuls: bool = False
+    builds: tuple[Build, ...] = ()

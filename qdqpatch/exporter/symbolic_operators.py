@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function, eager_mask
 
+from qdqpatch.errors import ExportError
+from qdqpatch.nn.attention import for_all_heads
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.rules.rewriting import unguarded
@@ -119,9 +121,20 @@ def symbolic_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Record `ATTENTION`; shapes as in `qdqpatch.attention.qdq_attention`."""
+    """Record `ATTENTION`; shapes as in `qdqpatch.nn.attention.qdq_attention`.
+
+    Raises:
+        ExportError: If the attention caps its scores, which the operator does not say.
+    """
+    if softcap is not None:
+        raise ExportError(f"{type(module).__name__} caps its attention scores, which cannot be exported yet.")
+    if position_bias is not None:
+        attention_mask = position_bias if attention_mask is None else attention_mask + position_bias
+    key, value = for_all_heads(key, query), for_all_heads(value, query)
     batch, heads, queries, size = query.shape
     context, probabilities = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::{ATTENTION}",

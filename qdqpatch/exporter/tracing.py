@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.data.arrays import Array
 from qdqpatch.exporter import symbolic_operators as operators
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 Batch = dict[str, Tensor]
 
@@ -60,8 +61,25 @@ def named_outputs(result: Mapping[str, Any]) -> dict[str, Tensor]:
         if isinstance(value, Tensor):
             tensors[name] = value
         elif isinstance(value, tuple):
-            tensors |= {f"{name}.{i}": each for i, each in enumerate(value) if isinstance(each, Tensor)}
+            tensors |= {f"{name}.{i}": one for i, one in enumerate(value) if isinstance(one, Tensor)}
     return tensors
+
+
+def unread_outputs(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the outputs that nothing reads: that of a float pooler where there is no head to read it.
+
+    Texts are compared by the hidden states. Checkpoints without a head often have no weights for a pooler, or
+    such as no one has trained since; a configuration that quantizes the pooler says that it is read.
+    """
+    pooler = getattr(model, "pooler", None)
+    if not isinstance(pooler, nn.Module) or any(map(_is_enabled, pooler.modules())):
+        return ()
+    return ("pooler_output",)
+
+
+def _is_enabled(module: nn.Module) -> bool:
+    """Tell whether a module is a quantizer that is on."""
+    return isinstance(module, TensorQuantizer) and module.is_enabled
 
 
 def outputs_of(model: PreTrainedModel) -> Callable[[Batch], dict[str, Array]]:
@@ -81,14 +99,16 @@ class _Outputs(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
+        self._unread = unread_outputs(model)
 
     def forward(self, inputs: Batch) -> tuple[Tensor, ...]:
         return tuple(self.named(inputs).values())
 
     def named(self, inputs: Batch) -> dict[str, Tensor]:
-        """Return the outputs by name; a cache of keys and values is not among them."""
+        """Return the outputs by name, without what nothing reads and a cache of keys and values."""
         cache = {"use_cache": False} if getattr(self.model.config, "is_decoder", False) else {}
-        return named_outputs(self.model(**inputs, **cache))
+        found = named_outputs(self.model(**inputs, **cache))
+        return {name: tensor for name, tensor in found.items() if name not in self._unread}
 
 
 def _name_axes(graph: ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None:

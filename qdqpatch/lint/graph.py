@@ -18,7 +18,7 @@ from qdqpatch.lint.outputs import (
     is_float_gemm,
     is_quantized_alone,
     norms_after,
-    quantized_before,
+    reach_softmax_quantized,
     with_bias,
 )
 from qdqpatch.lint.sites import Operation, Site
@@ -156,8 +156,14 @@ def _site(node: ir.Node, operation: Operation, path: str, scaled: bool, fixed: b
         domain,
         read_operands(node),
         is_quantized_alone(result),
-        quantized_before(node, operation),
+        operation == "query x key" and reach_softmax_quantized(node),
         scaled,
         read_bias(node) if is_linear else None,
         float_gemm,
+        _name(node),
+        next(map(_name, norms_after(node.outputs[0])), "") if operation == "residual add" else "",
     )
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or f"node_of_{node.outputs[0].name}"

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qdqpatch.lint.sites import Operation
 from qdqpatch.lint.walk import QDQ, VIEWS, first_readers, is_constant, readers_of, value_of
 
 SCORES = VIEWS | QDQ | {"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min", "QLinearAdd", "QLinearMul"}
 """What may stand between an attention's matmuls and its softmax: scale, mask, and views."""
-_ACTIVATIONS = frozenset({"Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Erf", "Tanh", "Relu"})
-_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
 
 
 def is_quantized_alone(value: ir.Value) -> bool:
@@ -49,19 +46,10 @@ def norms_after(value: ir.Value) -> list[ir.Node]:
     ]
 
 
-def quantized_before(node: ir.Node, operation: Operation) -> str | None:
-    """Return what reads a result through Q/DQ though it is better off with the float."""
-    value = node.outputs[0]
-    if operation == "linear":
-        value = with_bias(value)
-        if any(first_readers(read, _ELEMENTWISE, _ACTIVATIONS) for read in _dequantized(value, VIEWS)):
-            return "the activation"
-    elif operation == "query x key":
-        if any(first_readers(read, SCORES, ("Softmax",)) for read in _dequantized(value, SCORES - QDQ)):
-            return "softmax"
-    elif operation == "residual add" and any(map(norms_after, _dequantized(value, VIEWS))):
-        return "LayerNorm"
-    return None
+def reach_softmax_quantized(node: ir.Node) -> bool:
+    """Say whether softmax reads a product through QuantizeLinear and DequantizeLinear."""
+    values = _dequantized(node.outputs[0], SCORES - QDQ)
+    return any(first_readers(value, SCORES, ("Softmax",)) for value in values)
 
 
 def with_bias(value: ir.Value) -> ir.Value:

@@ -49,9 +49,11 @@ class Site:
         operands: Two of them, in the operator's order.
         output_quantized: Whether the product itself goes to QuantizeLinear alone: for Gemm with its bias,
             else without.
-        quantized_before: What reads the result through Q/DQ though it is better off with the float.
+        quantized_scores: Whether softmax reads the scores through Q/DQ.
         scaled_after: Whether the scores are multiplied by a constant before softmax.
         bias: The integer type of a Linear's bias, where DequantizeLinear stands behind that.
+        node: The node's name; one without is called after its output, as TensorRT does.
+        norm: The same of the LayerNorm behind a residual add.
         float_gemm: Whether it is Gemm with a float bias, or MatMul and Add of shapes that the file fixes,
             which ONNX Runtime makes Gemm of.
     """
@@ -62,10 +64,12 @@ class Site:
     domain: str = ""
     operands: tuple[Operand, ...] = ()
     output_quantized: bool = False
-    quantized_before: str | None = None
+    quantized_scores: bool = False
     scaled_after: bool = False
     bias: str | None = None
     float_gemm: bool = False
+    node: str = ""
+    norm: str = ""
 
     @property
     def takes_integers(self) -> bool:

@@ -8,6 +8,7 @@ is that of `QDQBertSelfAttention.forward` (transformers 4.40.2), operation for o
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,10 +16,17 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.nn.names import MATMUL
 
 IMPLEMENTATION = "qdqpatch"
 """The name for `config._attn_implementation` and `model.set_attn_implementation`."""
+
+HARMLESS = ("position_ids", "cache_position")
+"""Tensors that models hand on though their effect is in query and key already."""
+
+BY_MASK = ("is_causal", "sliding_window")
+"""What transformers' masks for this implementation express, and other implementations do without a mask."""
 
 
 def qdq_attention(
@@ -29,40 +37,81 @@ def qdq_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Compute softmax(Q(q) Q(k)^T / sqrt(d) + mask), then Q(probabilities) Q(v).
+    """Compute softmax(Q(q) Q(k)^T / sqrt(d) + bias + mask), then Q(probabilities) Q(v).
 
-    A module without one of the quantizers `matmul_{q,k,v,a}_input_quantizer` keeps that operand float.
+    A module without one of the quantizers `matmul_{q,k,v,a}_input_quantizer` keeps that operand float. What
+    is added to the scores is added after them, so that no quantizer ever sees a masked score.
 
     Args:
         module: The attention module that may carry the quantizers.
         query: Shape `(batch, heads, queries, head_dim)`.
-        key: Shape `(batch, heads, keys, head_dim)`.
-        value: Shape `(batch, heads, keys, head_dim)`.
+        key: Shape `(batch, heads, keys, head_dim)`, or with fewer heads, of which several queries share one.
+        value: Shape like `key`.
         attention_mask: Added to the scores, broadcast to `(batch, heads, queries, keys)`; None for
             nothing hidden.
         scaling: Factor on the scores; None means 1/sqrt(head_dim).
         dropout: Probability of dropping a probability, before its quantizer as in QDQBERT.
-        **kwargs: What other implementations need; unused.
+        position_bias: Added to the scores too, broadcast like the mask; T5's relative positions.
+        softcap: Scores are bounded smoothly by this, Gemma's `tanh(scores / softcap) * softcap`.
+        **kwargs: What other implementations need.
 
     Returns:
         The context, shape `(batch, queries, heads, head_dim)`, and the probabilities after dropout and
         before quantization, shape `(batch, heads, queries, keys)`.
+
+    Raises:
+        UnsupportedModelError: If the model passes something that would change the result and is not
+            known here.
     """
+    require_known(module, attention_mask, kwargs)
     # Quantized after the transpose, as in QDQBERT: the strides decide which GEMM kernel runs.
-    scores = torch.matmul(_quantized(module, "q", query), _quantized(module, "k", key.transpose(2, 3)))
+    quantized_key = for_all_heads(_quantized(module, "k", key.transpose(2, 3)), query)
+    scores = torch.matmul(_quantized(module, "q", query), quantized_key)
     # Division by the root and multiplication by its inverse differ in the last bit; QDQBERT divides.
     if scaling is None or scaling == query.size(-1) ** -0.5:
         scores = scores / math.sqrt(query.size(-1))
     else:
         scores = scores * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if position_bias is not None:
+        scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = nn.functional.softmax(scores, dim=-1)
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
-    context = torch.matmul(_quantized(module, "a", probabilities), _quantized(module, "v", value))
+    quantized_value = for_all_heads(_quantized(module, "v", value), query)
+    context = torch.matmul(_quantized(module, "a", probabilities), quantized_value)
     return context.transpose(1, 2).contiguous(), probabilities
+
+
+def require_known(module: nn.Module, attention_mask: Tensor | None, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that another implementation would heed.
+
+    Raises:
+        UnsupportedModelError: If there is a tensor of another name than `HARMLESS`, or what only the mask
+            could do here is asked for without a mask.
+    """
+    unknown = [
+        name for name, value in arguments.items() if isinstance(value, Tensor) and name not in HARMLESS
+    ]
+    if attention_mask is None:
+        unknown += [name for name in BY_MASK if arguments.get(name)]
+    if unknown:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the quantized one "
+            "does not know. Leave the matmuls float: quantize with QDQConfig(matmuls=False)."
+        )
+
+
+def for_all_heads(operand: Tensor, query: Tensor) -> Tensor:
+    """Repeat the heads of keys or values, dimension 1, of which several queries share one."""
+    times = query.shape[1] // operand.shape[1]
+    return operand if times == 1 else operand.repeat_interleave(times, dim=1)
 
 
 def _quantized(module: nn.Module, operand: str, tensor: Tensor) -> Tensor:

@@ -8,7 +8,13 @@ INPUT = "_input_quantizer"
 WEIGHT = "_weight_quantizer"
 """Of the weight of a Linear or an Embedding."""
 
-MATMUL = {operand: f"matmul_{operand}_input_quantizer" for operand in "qkva"}
+
+def operand(letters: str) -> str:
+    """Return the name for an operand of a matmul between two computed tensors."""
+    return f"matmul_{letters}_input_quantizer"
+
+
+MATMUL = {letter: operand(letter) for letter in "qkva"}
 """Of the operands of attention's two matmuls: query, key, value, and the probabilities (a)."""
 
 LOCAL = "add_local_input_quantizer"

@@ -20,7 +20,7 @@ from qdqpatch.errors import (
 from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.plan import Plan, Site
-from qdqpatch.rules.rewriting import combined
+from qdqpatch.rules.rewriting import GUARD, combined
 
 
 def apply_plan(model: PreTrainedModel, plan: Plan) -> None:
@@ -34,7 +34,7 @@ def apply_plan(model: PreTrainedModel, plan: Plan) -> None:
             matmuls. The model is then as it was.
     """
     changes = [(model.get_submodule(site.path), site, _quantizers(site)) for site in plan.sites]
-    if any(site.rule == "AttentionMatmuls" for site in plan.sites):
+    if any(GUARD in getattr(site.becomes, "changes", ()) for site in plan.sites):
         _set_attention(model)
     for module, site, quantizers in changes:
         for name, quantizer in quantizers.items():

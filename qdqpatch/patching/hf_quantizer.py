@@ -20,6 +20,9 @@ from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.stored_ranges import make_room, read_ranges, weight_settings
 
+CONVERSIONS = "_weight_conversions"
+"""Where transformers keeps how a model's tensors are renamed and joined when it is saved."""
+
 NOT_SAVED = "It was not saved. If it was being trained, lower the learning rate."
 
 
@@ -38,6 +41,7 @@ class QDQHfQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self.attn_implementation: str | None = None
         self._plan: Plan | None = None
+        self._conversions: list[Any] | None = None
 
     def patch(self, model: PreTrainedModel, plan: Plan) -> None:
         """Apply the plan and make the model say so."""
@@ -71,8 +75,12 @@ class QDQHfQuantizer(HfQuantizer):
         vars(model)["is_quantized"] = False
         return model
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         revert(model, self.attn_implementation)
+        if vars(model).get(CONVERSIONS) == []:
+            vars(model)[CONVERSIONS] = self._conversions
+        if isinstance(dtype, str):  # as transformers leaves it in the config of a model that was saved
+            dtype = getattr(torch, dtype)
         return model if dtype is None else model.to(dtype)  # type: ignore[arg-type]  # a wrapped method
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
@@ -99,6 +107,11 @@ class QDQHfQuantizer(HfQuantizer):
             )
         update_ranges(model)
         check_finite(model, f"This {type(model).__name__}", NOT_SAVED)
+        # transformers would save some models under other names than their own, or several tensors as one, and
+        # knows only of weights: the ranges would be lost. None means that it finds the renamings itself.
+        if vars(model).get(CONVERSIONS) != []:
+            self._conversions = vars(model).get(CONVERSIONS)
+            vars(model)[CONVERSIONS] = []
         return None, {}
 
     def is_serializable(self, safe_serialization: object = None) -> bool:

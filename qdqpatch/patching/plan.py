@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from qdqpatch.errors import ConfigError, OverrideError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.patching.positions import check_positions
-from qdqpatch.rules import RULES
+from qdqpatch.rules import has_rules, rules_of
 from qdqpatch.rules.base import Match, Miss, Rule
 
 SHOWN = 5
@@ -62,12 +63,14 @@ class Plan:
         config: The configuration that the plan follows, nothing in it left to defaults.
         sites: What is quantized, rule by rule.
         misses: What stays float.
+        unknown: The model types that have no rules of their own, so that their structure decided.
     """
 
     model: str
     config: QDQConfig
     sites: tuple[Site, ...]
     misses: tuple[Miss, ...]
+    unknown: tuple[str, ...] = ()
 
     def site_rows(self) -> list[Row]:
         """Return path, operation and quantizers of the sites, equal ones of all layers in one row."""
@@ -78,16 +81,26 @@ class Plan:
         return fold([(miss.path, miss.operation, miss.reason) for miss in self.misses])
 
     def shortfall(self) -> str:
-        """Return what stays float though the configuration turns it on, in one sentence; empty if nothing."""
-        wanted = [(miss.path, miss.operation, miss.reason) for miss in self.misses if miss.wanted]
-        rows = [f"{operation} of {path} ({reason})" for path, operation, reason in fold(wanted)]
-        if not rows:
-            return ""
-        more = f" and {len(rows) - SHOWN} more places" if len(rows) > SHOWN else ""
-        return (
-            f"Of what the configuration turns on, this stays float in {self.model}: "
-            f"{'; '.join(rows[:SHOWN])}{more}. print(qdqpatch.plan(model)) lists everything."
-        )
+        """Return what stays float though the configuration turns it on, in one line; empty if nothing."""
+        rows = [f"{operation} of {path} ({reason})" for path, operation, reason in self.wanted_rows()]
+        text = ""
+        if self.unknown:
+            text = (
+                f"There are no rules for {', '.join(self.unknown)} made of these classes: what is quantized "
+                f"in {self.model} was found by its structure. "
+            )
+        if rows:
+            more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+            text += (
+                f"Of what the configuration turns on, this stays float in {self.model}: "
+                f"{'; '.join(rows[:SHOWN])}{more}. "
+            )
+        return f"{text}print(qdqpatch.plan(model)) lists everything." if text else ""
+
+    def wanted_rows(self) -> list[Row]:
+        """Return `miss_rows` of what the configuration turns on."""
+        wanted = [miss for miss in self.misses if miss.wanted]
+        return fold([(miss.path or "the model itself", miss.operation, miss.reason) for miss in wanted])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
@@ -107,6 +120,15 @@ class Plan:
         misses = [{name: getattr(miss, name) for name in names} for miss in self.misses]
         return {"model": self.model, "config": self.config.to_dict(), "sites": sites, "misses": misses}
 
+    def _repr_html_(self) -> str:
+        """Return the plan as notebooks show it: two tables that can be folded."""
+        quantized, floating = f"{len(self.sites)} operations quantized", f"{len(self.misses)} stay float"
+        return (
+            f"<p><b>{escape(self.model)}</b></p>"
+            + _table(quantized, ("Module", "Operation", "Quantizers"), self.site_rows())
+            + _table(floating, ("Module", "Operation", "Reason"), self.miss_rows())
+        )
+
     def __str__(self) -> str:
         lines = [f"{self.model}: {len(self.sites)} operations quantized, {len(self.misses)} stay float"]
         for title, rows in (("Quantized", self.site_rows()), ("Float", self.miss_rows())):
@@ -117,7 +139,24 @@ class Plan:
         return "\n".join(lines)
 
 
-def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool = True) -> Plan:
+def _table(title: str, columns: tuple[str, ...], rows: list[Row]) -> str:
+    """Return rows as a table of HTML; nothing for none."""
+    if not rows:
+        return ""
+    head = "".join(f"<th style='text-align:left'>{escape(column)}</th>" for column in columns)
+    lines = (
+        "<tr>" + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return (
+        f"<details open><summary>{escape(title)}</summary><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></details>"
+    )
+
+
+def find_sites(
+    model: nn.Module, config: QDQConfig | None = None, strict: bool = True, rules: Sequence[Rule] = ()
+) -> Plan:
     """Apply the architecture's rules, the configuration and its overrides to a float model.
 
     Args:
@@ -125,6 +164,7 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
         config: What to quantize; None for the defaults.
         strict: Whether an override that matches nothing is an error. Loading turns this off, because
             the head that an override names may have been exchanged.
+        rules: Rules of the caller's own, which come before the architecture's.
 
     Raises:
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
@@ -137,9 +177,10 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
     used: set[str] = set()
     sites: list[Site] = []
     misses: list[Miss] = []
-    for root_path, root in _known_models(model):
+    roots = _known_models(model)
+    for root_path, root in roots:
         aliases = _Aliases(root_path, root)
-        for rule, match in _matches(root, RULES[root.config.model_type]):
+        for rule, match in _matches(root, (*rules, *rules_of(root))):
             if isinstance(match, Match):
                 match = _unless_hooked(root, match)
             if isinstance(match, Miss):
@@ -154,9 +195,11 @@ def find_sites(model: nn.Module, config: QDQConfig | None = None, strict: bool =
     misses += _uncovered(model, {site.path for site in sites} | {miss.path for miss in misses})
     if strict:
         _check_overrides(config, used)
+    unknown = tuple(root.config.model_type for _, root in roots if not has_rules(root))
+    found_all = Plan(type(model).__name__, config, tuple(sites), tuple(misses), unknown)
     if not sites:
-        raise UnsupportedModelError(_nothing_found(model, config))
-    return Plan(type(model).__name__, config, tuple(sites), tuple(misses))
+        raise UnsupportedModelError(_nothing_found(found_all))
+    return found_all
 
 
 def with_defaults(config: QDQConfig | None) -> QDQConfig:
@@ -199,16 +242,16 @@ def _known_models(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
             f"Expected a transformers model such as AutoModel.from_pretrained(...) gives, not a "
             f"{type(model).__name__}. Of a pipeline or wrapper, pass the model inside it."
         )
+    parts = [(path, module) for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
+    known = _outermost([(path, module) for path, module in parts if has_rules(module)])
+    return known or _outermost(parts)
+
+
+def _outermost(models: list[tuple[str, PreTrainedModel]]) -> list[tuple[str, PreTrainedModel]]:
     found: list[tuple[str, PreTrainedModel]] = []
-    for path, module in model.named_modules():
-        inside = any(not outer or path.startswith(f"{outer}.") for outer, _ in found)
-        if isinstance(module, PreTrainedModel) and module.config.model_type in RULES and not inside:
+    for path, module in models:
+        if not any(not outer or path.startswith(f"{outer}.") for outer, _ in found):
             found.append((path, module))
-    if not found:
-        raise UnsupportedModelError(
-            f"There are no rules for {type(model).__name__} (model type {model.config.model_type!r}); "
-            f"there are for {', '.join(RULES)}."
-        )
     return found
 
 
@@ -274,10 +317,16 @@ def _check_overrides(config: QDQConfig, used: set[str]) -> None:
             )
 
 
-def _nothing_found(model: nn.Module, config: QDQConfig) -> str:
-    on = [name for name in ("linears", "matmuls", "residual_adds") if getattr(config, name)]
-    return (
-        f"Nothing in {type(model).__name__} would be quantized. Looked for the Linears, attention matmuls "
+def _nothing_found(found: Plan) -> str:
+    on = [name for name in ("linears", "matmuls", "residual_adds") if getattr(found.config, name)]
+    text = (
+        f"Nothing in {found.model} would be quantized. Looked for the Linears, attention matmuls "
         f"and residual adds of its layers; the configuration turns on {', '.join(on) or 'none of them'}, "
         "and no override turns a quantizer on."
     )
+    kinds = list(dict.fromkeys(miss.operation for miss in found.misses if miss.wanted))
+    if found.unknown:
+        text += f" There are no rules for the model type {', '.join(found.unknown)}"
+        text += f", which computes with {', '.join(kinds[:SHOWN])}." if kinds else "."
+        text += " Give rules of your own: qdqpatch.quantize(model, rules=[...])."
+    return text

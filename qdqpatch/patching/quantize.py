@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import TypeVar
 
 from transformers import PreTrainedModel
@@ -13,11 +14,12 @@ from qdqpatch.errors import NotQuantizedError, QuantizationWarning, QuantizedErr
 from qdqpatch.patching.apply import is_quantized, own_config, set_fixed_ranges
 from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
 from qdqpatch.patching.plan import Plan, find_sites
+from qdqpatch.rules.base import Rule
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def plan(model: PreTrainedModel, config: QDQConfig | None = None) -> Plan:
+def plan(model: PreTrainedModel, config: QDQConfig | None = None, rules: Sequence[Rule] = ()) -> Plan:
     """List every place that would be quantized, and every one that would stay float, with the reason.
 
     The model is only read. Of a model that is quantized already, the plan it was made by is given,
@@ -26,6 +28,7 @@ def plan(model: PreTrainedModel, config: QDQConfig | None = None) -> Plan:
     Args:
         model: A transformers model.
         config: What to quantize; None for the defaults.
+        rules: Rules of your own (`qdqpatch.rules.base.Rule`), which come before the architecture's.
 
     Returns:
         The plan; printed, it is a table.
@@ -35,15 +38,15 @@ def plan(model: PreTrainedModel, config: QDQConfig | None = None) -> Plan:
         OverrideError: If an override matches no quantizer.
     """
     if not isinstance(model, PreTrainedModel) or not is_quantized(model):
-        return find_sites(model, config)
+        return find_sites(model, config, rules=rules)
     twin = float_twin(model)
     if config is not None:
-        return find_sites(twin, config)
+        return find_sites(twin, config, rules=rules)
     return find_sites(twin, model.config.quantization_config, strict=False)
 
 
-def quantize(model: Model, config: QDQConfig | None = None) -> Model:
-    """Turn a loaded BERT into a QDQBERT, in place.
+def quantize(model: Model, config: QDQConfig | None = None, rules: Sequence[Rule] = ()) -> Model:
+    """Turn a loaded BERT, or another encoder, into a QDQBERT, in place.
 
     Linears are swapped for quantized ones that share their Parameters, and quantizers are inserted at
     attention's matmuls and at the residual adds. The model stays an instance of its class. Its ranges
@@ -52,6 +55,7 @@ def quantize(model: Model, config: QDQConfig | None = None) -> Model:
     Args:
         model: A float transformers model, on any device and in any floating-point dtype.
         config: What to quantize and how; None for QDQBERT's placement.
+        rules: Rules of your own (`qdqpatch.rules.base.Rule`), which come before the architecture's.
 
     Returns:
         The same object.
@@ -60,7 +64,8 @@ def quantize(model: Model, config: QDQConfig | None = None) -> Model:
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
         QuantizedError: If the model is quantized already.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
 
     Warns:
         QuantizationWarning: If something that the configuration turns on stays float all the same.
@@ -75,7 +80,7 @@ def quantize(model: Model, config: QDQConfig | None = None) -> Model:
             f"This {type(model).__name__} is quantized already. To quantize it otherwise, call "
             "qdqpatch.dequantize(model) first."
         )
-    sites = find_sites(model, config)
+    sites = find_sites(model, config, rules=rules)
     if shortfall := sites.shortfall():
         warnings.warn(shortfall, QuantizationWarning, stacklevel=2)
     with own_config(model):

@@ -19,6 +19,9 @@ TEMPLATE = "page.html.j2"
 GOOD_DB, POOR_DB = 40.0, 10.0
 """Where the colors of the overview end."""
 
+ROWS, PICTURES = 20, 12
+"""So many of the table's rows and of the histograms are seen at once; the others are folded away."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -102,6 +105,8 @@ def render_page(title: str, model: str, reports: Sequence[QuantizerReport]) -> s
         ordered=ordered,
         compared=any(picture.candidates for picture in pictures),
         pictures=pictures,
+        rows_shown=ROWS,
+        pictures_shown=PICTURES,
         anchors={report.path: picture.name for picture in pictures for report in picture.reports},
         overview=_overview(reports),
         layers=sorted({report.layer for report in reports if report.layer is not None}),

@@ -8,7 +8,6 @@ which they run: `add1_local_input_quantizer`, `add2_local_input_quantizer`, ...
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ from qdqpatch.rules.rewriting import Wrap, rewritten
 from qdqpatch.rules.source import Method, SourceError
 
 _COUNTED: dict[type[nn.Module], int] = {}
-_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,7 @@ def adds_of(float_class: type[nn.Module]) -> int:
     Raises:
         SourceError: If its source cannot be read.
     """
-    with _LOCK:
-        if float_class not in _COUNTED:
-            adds = residual_adds(Method(float_class, "forward").tree)
-            _COUNTED[float_class] = max((add.number for add in adds), default=0)
-        return _COUNTED[float_class]
+    if float_class not in _COUNTED:
+        adds = residual_adds(Method(float_class, "forward").tree)
+        _COUNTED[float_class] = max((add.number for add in adds), default=0)
+    return _COUNTED[float_class]

@@ -7,65 +7,50 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from qdqpatch.tasks.base import Task
-
-STATES = "last_hidden_state"
-"""The output of models without a head, which is no distribution."""
+from qdqpatch.tasks.head import MEASURES, Meaning, divergence
 
 ROWS = 128
 """So many distributions are compared at once: over a vocabulary, in fp64, each copy of them is 31 MB."""
 
 
-def distributions(name: str, logits: Tensor, task: Task[Any], mask: Tensor) -> Tensor:
-    """Return the rows of an output that each are one distribution, or one vector, without padding.
+def meaning(name: str, values: Tensor, task: Task[Any]) -> Meaning:
+    """Return what an output of a task's model means."""
+    return task.meaning(name, values.shape[-1])
+
+
+def rows_of(name: str, values: Tensor, task: Task[Any], mask: Tensor) -> Tensor:
+    """Return the rows of an output that are one distribution or one vector, without padding.
 
     Args:
         name: The output's.
-        logits: Shape `(batch, classes)`; `(batch, tokens)`, a distribution over positions, with -inf put
+        values: Shape `(batch, outcomes)`; `(batch, tokens)`, a distribution over positions, with -inf put
             where there is padding; `(batch, tokens, classes)`, a distribution for each token; or states,
             `(batch, tokens, hidden)`, of which the mean over tokens is taken.
-        task: Tells which outputs have an entry for each token.
+        task: Tells what outputs mean, and which have an entry for each token.
         mask: Shape `(batch, tokens)`, 1 where there is no padding.
 
     Returns:
-        fp32, shape `(distributions, outcomes)`.
+        fp32, shape `(rows, outcomes)`.
     """
-    logits = logits.float()
+    values = values.float()
     if name not in task.by_token:
-        return logits.flatten(0, -2)
-    data = mask.to(logits.device).bool()
-    if name == STATES:
+        return values.flatten(0, -2)
+    data = mask.to(values.device).bool()
+    if meaning(name, values, task) == "states":
         weights = data.unsqueeze(-1).float()
-        return (logits * weights).sum(1) / weights.sum(1)
-    return logits[data] if logits.dim() == 3 else logits.masked_fill(~data, -torch.inf)
+        return (values * weights).sum(1) / weights.sum(1)
+    return values[data] if values.dim() == 3 else values.masked_fill(~data, -torch.inf)
 
 
-def divergence(expected: Tensor, actual: Tensor) -> float:
-    """Return the sum over the rows of the Kullback-Leibler divergence KL(expected || actual), in nats.
-
-    Args:
-        expected: Logits, shape `(distributions, outcomes)`; -inf for outcomes that cannot be.
-        actual: Logits of the same shape, with -inf in the same places.
-    """
-    total = 0.0
-    for p, q in zip(expected.split(ROWS), actual.split(ROWS), strict=True):
-        log_p, log_q = p.double().log_softmax(-1), q.double().log_softmax(-1)
-        possible = log_p.isfinite()
-        log_p, log_q = log_p[possible], log_q[possible]
-        total += functional.kl_div(log_q, log_p, reduction="sum", log_target=True).item()
-    return total
-
-
-def distance(expected: Tensor, actual: Tensor) -> float:
-    """Return the sum over the rows of 1 - cosine, for vectors of shape `(vectors, size)`."""
-    cosines = functional.cosine_similarity(expected.double(), actual.double(), dim=-1)
-    return float((1 - cosines).sum())
+def measure_of(task: Task[Any], outputs: Mapping[str, Tensor]) -> str:
+    """Return what the cost of a task's outputs is called."""
+    return MEASURES[meaning(task.logits[0], outputs[task.logits[0]], task)]
 
 
 class Cost:
-    """The mean of a distance over all distributions of an output, summed over the outputs.
+    """The mean divergence over all rows of an output, summed over the outputs.
 
     Args:
         task: Names the outputs.
@@ -85,9 +70,11 @@ class Cost:
             mask: Shape `(batch, tokens)`, 1 where there is no padding.
         """
         for name in self._task.logits:
-            rows = [distributions(name, each[name], self._task, mask) for each in (expected, actual)]
-            self._totals[name] += (distance if name == STATES else divergence)(*rows)
-            self._counts[name] += len(rows[0])
+            means = meaning(name, expected[name], self._task)
+            one, other = (rows_of(name, outputs[name], self._task, mask) for outputs in (expected, actual))
+            for p, q in zip(one.split(ROWS), other.split(ROWS), strict=True):
+                self._totals[name] += float(divergence(means, p.double(), q.double()).sum())
+            self._counts[name] += len(one)
 
     @property
     def value(self) -> float:

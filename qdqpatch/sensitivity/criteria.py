@@ -10,12 +10,11 @@ from torch import Tensor
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import predict, torch_run
-from qdqpatch.sensitivity.cost import STATES, distributions
+from qdqpatch.sensitivity.cost import meaning, rows_of
 from qdqpatch.sensitivity.subject import Subject
+from qdqpatch.tasks.agreement import UNCHANGED
+from qdqpatch.tasks.head import predictions
 from qdqpatch.tasks.metrics import Metric
-
-UNCHANGED = "unchanged predictions"
-"""What is counted where there are no labels: for question answering each start and each end is one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,9 @@ class MetricJudge:
     """Judges by the task's main metric. Made while the model is the float one.
 
     Args:
-        subject: The model, in eval mode, and labelled examples. It is judged as it is at each call.
+        subject: The model, in eval mode, and examples. It is judged as it is at each call.
+        labelled: Whether the examples have labels; if not, the metric is one that compares with the float
+            model, such as the correlation of scores.
 
     Attributes:
         name: The metric's.
@@ -46,8 +47,8 @@ class MetricJudge:
         ConfigError: If the float model's figure is 0, so that nothing can be a percentage of it.
     """
 
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
+    def __init__(self, subject: Subject, labelled: bool = True) -> None:
+        self._subject, self._labelled = subject, labelled
         self._outputs = self._predict()
         metric = self._metric(self._outputs)
         self.name, self.reference = metric.name, metric.value
@@ -71,6 +72,8 @@ class MetricJudge:
 
     def _metric(self, outputs: list[Arrays]) -> Metric:
         subject = self._subject
+        if not self._labelled:
+            return subject.task.compare(outputs, self._outputs)[-1]
         return subject.task.score(subject.examples, subject.features, outputs, reference=self._outputs)[-1]
 
 
@@ -101,13 +104,15 @@ class ChangeJudge:
         return Judgement(100 * (1 - changed), 100 * changed)
 
     def _predict(self) -> Tensor:
-        """Return the likeliest outcome of every distribution."""
+        """Return every prediction: the likeliest outcome of a distribution, or whether a label is likely."""
         chosen = []
         for batch in self._batches:
             outputs = self._run(batch)
             for name in self._task.logits:
-                rows = distributions(name, outputs[name], self._task, batch["attention_mask"])
-                chosen.append(rows.argmax(-1).cpu())
+                rows = rows_of(name, outputs[name], self._task, batch["attention_mask"])
+                found = predictions(meaning(name, outputs[name], self._task), rows)
+                assert found is not None  # `make_judge` takes another judge for what predicts nothing
+                chosen.append(found.flatten().cpu())
         return torch.cat(chosen)
 
 
@@ -117,6 +122,15 @@ Judge = MetricJudge | ChangeJudge
 def make_judge(subject: Subject, labelled: bool) -> Judge:
     """Return the judge that the examples allow, made of a model whose quantizers are all off.
 
-    Models without a head predict nothing that could change; their metric needs no labels.
+    What predicts scores or vectors has nothing that is changed or not; the metrics of both that compare with
+    the float model need no labels.
     """
-    return MetricJudge(subject) if labelled or STATES in subject.task.logits else ChangeJudge(subject)
+    if labelled or not subject.task.needs_labels:
+        return MetricJudge(subject)
+    task, batch = subject.task, subject.batches()[0]
+    output = torch_run(subject.model)(batch)[task.logits[0]]
+    return (
+        MetricJudge(subject, labelled=False)
+        if meaning(task.logits[0], output, task) == "scores"
+        else ChangeJudge(subject)
+    )

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import torch_run
-from qdqpatch.sensitivity.cost import STATES, Cost
+from qdqpatch.sensitivity.cost import Cost, measure_of
 from qdqpatch.sensitivity.criteria import MetricJudge
 from qdqpatch.sensitivity.subject import Progress, Step, Subject, Switch, switching
 from qdqpatch.sensitivity.units import Unit, find_units
@@ -65,8 +66,9 @@ def measure(
 
     The cost is the Kullback-Leibler divergence of the float model's distribution from that of the model
     with the unit quantized, in nats: over the classes, for question answering over the positions of start
-    and of end, which are added, or for each token, of which the mean is taken. For models without a head it
-    is 1 - cosine of the mean of the last hidden states. None of these needs labels.
+    and of end, which are added, or for each token, of which the mean is taken. Of a model with several
+    labels it is that of every label, summed; of one that predicts scores, the mean squared difference; of one
+    without a head, 1 - cosine of the mean of the last hidden states. None of these needs labels.
 
     Args:
         model: A quantized and calibrated model; it is left as it was, also if anything fails.
@@ -83,13 +85,13 @@ def measure(
     Raises:
         NotQuantizedError: If the model has no enabled quantizer, or was not quantized by qdqpatch.
         DataError: If there are no examples.
-        ConfigError: If the metric of the float model is 0.
+        ConfigError: If the metric of the float model is 0, or no unit changes any output.
     """
     subject = Subject.of(model, task, examples, batch_size)
     units = find_units(model)
     with switching(model) as only:
         name, costs = (_by_metric if by_metric else _by_outputs)(subject, units, only, step)
-    ranked = sorted(map(UnitCost, units, costs), key=lambda each: -each.cost)
+    ranked = sorted(map(UnitCost, units, costs), key=lambda unit: -unit.cost)
     return Sensitivity(name, len(examples), tuple(ranked))
 
 
@@ -107,8 +109,13 @@ def _by_outputs(subject: Subject, units: Sequence[Unit], only: Switch, step: Ste
             only(unit.quantizers)
             cost.add(expected, run(batch), batch["attention_mask"])
             progress.advance("Ranking")
-    name = "1 - cosine" if STATES in subject.task.logits else "KL divergence"
-    return name, [cost.value for cost in costs]
+    found = [cost.value for cost in costs]
+    if not any(found):
+        raise ConfigError(
+            f"No unit changes the outputs by anything when it is quantized, on {len(subject.examples)} "
+            "examples, so that there is nothing to rank. Check that model and data belong together."
+        )
+    return measure_of(subject.task, expected), found
 
 
 def _by_metric(subject: Subject, units: Sequence[Unit], only: Switch, step: Step) -> tuple[str, list[float]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qdqpatch.sensitivity.criteria import UNCHANGED
 from qdqpatch.sensitivity.measure import Sensitivity
 from qdqpatch.sensitivity.search import MixedPrecision, Trial
+from qdqpatch.tasks.agreement import CORRELATION, UNCHANGED
 
 COST_COLUMNS = ("Unit", "Quantizers", "Cost", "Share of all costs")
 
@@ -33,7 +33,7 @@ def trial_columns(found: MixedPrecision) -> tuple[str, ...]:
     """Return the names of the columns of `trial_rows`."""
     return (
         "Units in float",
-        found.metric.capitalize() if found.metric == UNCHANGED else found.metric,
+        found.metric.capitalize() if found.metric in (UNCHANGED, CORRELATION) else found.metric,
         "Drop",
         "",
     )
@@ -42,7 +42,7 @@ def trial_columns(found: MixedPrecision) -> tuple[str, ...]:
 def trial_rows(found: MixedPrecision) -> list[list[str]]:
     """Return the best trial of each number of units in float, and last the float model."""
     best: dict[int, Trial] = {}
-    for trial in sorted(found.trials, key=lambda each: (len(each.float_units), each.drop)):
+    for trial in sorted(found.trials, key=lambda trial: (len(trial.float_units), trial.drop)):
         best.setdefault(len(trial.float_units), trial)
     rows = [
         [

@@ -44,7 +44,8 @@ class MixedPrecision:
     """What a search found.
 
     Attributes:
-        metric: What was measured: the name of the task's main metric, or `judging.UNCHANGED`.
+        metric: What was measured: the name of the task's main metric, `unchanged predictions`,
+            or the correlation of scores with the float model's.
         higher_is_better: Of the metric.
         float_value: The float model's.
         max_drop: The drop that was allowed, in percent.
@@ -109,7 +110,7 @@ def search(
         sensitivity: What `measure` found for this model.
         max_drop: How much worse the metric may be, in percent of the float model's.
         labelled: Whether the examples have labels. If not, the share of predictions that are not the float
-            model's counts instead, in percent.
+            model's counts instead, in percent; of scores, their correlation with the float model's.
         attempts: How many models are tried at most when units are quantized again.
         batch_size: How many sequences run at once.
         step: Told of the progress.

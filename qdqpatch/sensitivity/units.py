@@ -14,7 +14,7 @@ from qdqpatch.errors import ConfigError, UnsupportedModelError
 from qdqpatch.patching.apply import enabled_quantizers
 from qdqpatch.patching.plan import find_sites
 from qdqpatch.patching.quantize import float_twin
-from qdqpatch.rules import RULES
+from qdqpatch.rules import rules_of
 from qdqpatch.rules.linears import Linears
 from qdqpatch.rules.matmuls import AttentionMatmuls
 
@@ -96,7 +96,7 @@ def _parts(twin: PreTrainedModel) -> dict[str, str]:
 def _instances(twin: PreTrainedModel, kind: type[Linears | AttentionMatmuls]) -> Iterator[str]:
     """Yield the paths of the modules that the rules of a kind look inside: layers, or attentions."""
     models = (module for module in twin.modules() if isinstance(module, PreTrainedModel))
-    rules = {rule for model in models for rule in RULES.get(model.config.model_type, ())}
+    rules = {rule for model in models for rule in rules_of(model)}
     classes = tuple(
         each for rule in rules if isinstance(rule, kind) and rule.part in IN_LAYERS for each in rule.inside
     )

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from qdqpatch.checkpoint.companions import Companions
 from qdqpatch.choices import AUTO_CLASSES
 from qdqpatch.data.lengths import config_limit
+from qdqpatch.data.vocabulary import vocabulary_problem
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
@@ -20,8 +21,8 @@ from qdqpatch.tasks.text_classification import TextClassification
 from qdqpatch.tasks.token_classification import TokenClassification
 
 TASKS: dict[str, type[Task[Any]]] = {
-    each.name: each
-    for each in (
+    task.name: task
+    for task in (
         TextClassification,
         TokenClassification,
         QuestionAnswering,
@@ -78,7 +79,8 @@ def make_task(
         companions: What lies beside the model, for embeddings.
 
     Raises:
-        ConfigError: If it is not clear which task it is, or it has no such option.
+        ConfigError: If it is not clear which task it is, it has no such option, or the tokenizer has tokens
+            that the model does not know.
         CheckpointError: If the modules beside the model cannot be read.
     """
     kind = task_of(config) if name is None else TASKS[name]
@@ -86,7 +88,10 @@ def make_task(
         if option not in kind.options:
             owners = " and ".join(task.name for task in TASKS.values() if option in task.options)
             raise ConfigError(f"{option} is for {owners}, not for {kind.name}.")
-    length = min(max_length or default_length(kind, companions), config_limit(config))
+    if problem := vocabulary_problem(tokenizer, config):
+        raise ConfigError(problem)
+    wanted = max_length or default_length(kind, companions)
+    length = min(wanted, config_limit(config), tokenizer.model_max_length)
     if issubclass(kind, FeatureExtraction):
         return kind(tokenizer, config, length, companions)
     return kind(tokenizer, config, length, **(options or {}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,6 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.data.arrays import Arrays
+from qdqpatch.data.cutting import beginnings
+from qdqpatch.errors import ConfigError, NoLabelsError
+from qdqpatch.tasks.agreement import agreement
+from qdqpatch.tasks.head import Meaning, meaning_of
 from qdqpatch.tasks.metrics import Metric
 
 Example = TypeVar("Example")
@@ -135,6 +139,43 @@ class Task(ABC, Generic[Example]):
             ConfigError: If the metric is a comparison and there is no reference.
         """
 
+    def meaning(self, output: str, outcomes: int) -> Meaning:
+        """Return what an output means, by its name and the size of its last dimension."""
+        return meaning_of(output, outcomes)
+
+    def read_any(self, source: DataSource) -> tuple[list[Example], NoLabelsError | None]:
+        """Read all examples, with their labels if there are any, and what says that there are none.
+
+        Raises:
+            DataError: If anything in it is wrong, labels that are there too.
+            ConfigError: If the source's columns do not suit the task.
+        """
+        try:
+            return self.read(source), None
+        except NoLabelsError as error:
+            return self.read(source, labelled=False), error
+
+    def compare(self, outputs: Sequence[Arrays], reference: Sequence[Arrays] | None) -> list[Metric]:
+        """Return metrics that need no labels; the last one is the main one.
+
+        Args:
+            outputs: What `reduce` left of the model's outputs for each feature.
+            reference: The same of the model to compare with.
+
+        Raises:
+            ConfigError: If there is no reference, or one that everything agrees with.
+        """
+        if reference is None:
+            raise ConfigError(
+                "The data has no labels, so models can only be compared: name another model beside this one, "
+                "such as the one before quantization, or give data with labels."
+            )
+        return agreement(outputs, reference, self.logits, self.meaning)
+
+    def beginnings(self, texts: Iterable[str]) -> list[str]:
+        """Return texts without what is certain to be cut off, so that it is not tokenized."""
+        return beginnings(texts, self.tokenizer, self.max_length)
+
     def length(self, feature: Feature) -> int:
         """Return how long a feature is, in tokens: what batches of like length go by."""
         return len(feature["input_ids"])
@@ -161,6 +202,9 @@ class Task(ABC, Generic[Example]):
                 return_tensors="pt",
             )
         )
+        kinds = getattr(self.config, "type_vocab_size", None)
+        if isinstance(kinds, int) and "token_type_ids" in batch:  # a model may know one kind of text alone
+            batch["token_type_ids"] = batch["token_type_ids"].clamp(max=max(kinds - 1, 0))
         length = batch["input_ids"].shape[-1]
         for name in LABELS:
             if name in features[0]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qdqpatch.tasks.libraries import metric_library
-from qdqpatch.tasks.metrics import Metric
+from qdqpatch.tasks.metrics import Ratio
 
 OUTSIDE = "O"
 _BEGINNINGS = ("B-", "I-", "E-", "S-")
@@ -19,7 +19,7 @@ def are_entity_tags(names: Iterable[str]) -> bool:
     return bool(others) and all(name.startswith(_BEGINNINGS) for name in others)
 
 
-def entity_f1(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> Metric:
+def entity_f1(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> Ratio:
     """Return the F1 over all entities (micro average), equal to `seqeval.metrics.f1_score`.
 
     The F1 is 2 * TP / (predicted + true), whose two sums are over sentences.
@@ -37,4 +37,4 @@ def entity_f1(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]])
         found, wanted = set(get_entities(list(own))), set(get_entities(list(reference)))
         twice_right.append(2.0 * len(found & wanted))
         counts.append(float(len(found) + len(wanted)))
-    return Metric("entity F1", np.array(twice_right), np.array(counts))
+    return Ratio("entity F1", np.array(twice_right), np.array(counts))

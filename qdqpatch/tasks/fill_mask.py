@@ -13,7 +13,7 @@ from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import IGNORED, Feature, rows
 from qdqpatch.tasks.masking import mask_tokens
-from qdqpatch.tasks.metrics import Metric
+from qdqpatch.tasks.metrics import Metric, Ratio
 from qdqpatch.tasks.unlabelled import Text, TextTask
 
 WANTED = "wanted"
@@ -74,4 +74,4 @@ class FillMask(TextTask):
         counts = np.array(
             [np.sum(np.array(feature[WANTED]) != IGNORED) for feature in features], dtype=np.float64
         )
-        return [Metric("perplexity", losses, counts, in_percent=False, exponential=True)]
+        return [Ratio("perplexity", losses, counts, in_percent=False, exponential=True)]

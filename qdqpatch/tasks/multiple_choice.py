@@ -65,8 +65,8 @@ class MultipleChoice(Task[Choice]):
     def features(self, examples: Sequence[Choice], training: bool = False, seed: int = 0) -> list[Feature]:
         """Tokenize each prompt with each of its endings; `labels` is the number of the right one."""
         encoded = self.tokenizer(
-            [each.prompt for each in examples for _ in each.endings],
-            [ending for each in examples for ending in each.endings],
+            self.beginnings(example.prompt for example in examples for _ in example.endings),
+            self.beginnings(ending for example in examples for ending in example.endings),
             truncation=True,
             max_length=self.max_length,
         )
@@ -74,7 +74,7 @@ class MultipleChoice(Task[Choice]):
         features: list[Feature] = []
         for example in examples:
             own = [next(sequences) for _ in example.endings]
-            features.append({name: [each[name] for each in own] for name in own[0]})
+            features.append({name: [sequence[name] for sequence in own] for name in own[0]})
             if training:
                 features[-1]["labels"] = example.label
         return features
@@ -89,16 +89,16 @@ class MultipleChoice(Task[Choice]):
             for ending in range(endings)
         ]
         batch = {
-            name: each.unflatten(0, (len(features), endings))
-            for name, each in super().collate(sequences).items()
+            name: tensor.unflatten(0, (len(features), endings))
+            for name, tensor in super().collate(sequences).items()
         }
         if "labels" in features[0]:
-            batch["labels"] = torch.tensor([each["labels"] for each in features])
+            batch["labels"] = torch.tensor([feature["labels"] for feature in features])
         return batch
 
     def length(self, feature: Feature) -> int:
         """Return the length of the longest ending with its prompt."""
-        return max(len(each) for each in feature["input_ids"])
+        return max(map(len, feature["input_ids"]))
 
     def score(
         self,

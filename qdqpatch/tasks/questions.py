@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdqpatch.data.squad import read_squad
-from qdqpatch.errors import DataError
+from qdqpatch.errors import DataError, NoLabelsError
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.reading import LabelledRow, checked_file, is_format, read_rows
+
+ANSWERS = "answers"
+"""The usual column of answers."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,16 @@ def read_questions(source: DataSource, labelled: bool, no_answer: bool = False) 
         no_answer: Whether a question may have none.
 
     Raises:
+        NoLabelsError: If answers are to be read and no question has any.
         DataError: If it is missing, damaged or empty, or a question lacks something or has an answer that
             its paragraph does not.
     """
-    raw = _squad_rows(source) if is_format(source, ".json") else read_rows(source)
+    raw = list(_squad_rows(source) if is_format(source, ".json") else read_rows(source))
+    named = source.columns.label
+    if labelled and named is None and not any(ANSWERS in row.fields for row in raw):
+        raise NoLabelsError(
+            f"{source.name} has no answers: {ANSWERS!r} is in none of its {len(raw)} questions."
+        )
     return [_question(row, source.columns, labelled, no_answer) for row in raw]
 
 
@@ -54,7 +63,7 @@ def _question(row: LabelledRow, columns: Columns, labelled: bool, no_answer: boo
     context = row.text(columns.text_pair or "context", strip=False)  # answers are places in it
     if not labelled:
         return Question(question, context)
-    pairs = list(_answers(row.value(columns.label or "answers"), row.where))
+    pairs = list(_answers(row.value(columns.label or ANSWERS), row.where))
     if not pairs and not no_answer:
         raise DataError(
             f"{row.where} has no answer. If that is meant, as in SQuAD v2, set no_answer (--no-answer)."

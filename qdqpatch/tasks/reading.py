@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
-
 from qdqpatch.data import columns as text_columns
 from qdqpatch.data.hub import load_hub_dataset
 from qdqpatch.data.records import Record, read_records
 from qdqpatch.data.texts import is_hub_name
-from qdqpatch.errors import ConfigError, DataError
+from qdqpatch.errors import ConfigError, DataError, NoLabelsError
 from qdqpatch.tasks.base import Columns, DataSource
 
 LABEL_COLUMNS = ("label", "labels", "gold_label", "target", "class")
@@ -127,13 +125,20 @@ def label_name(
     """Return the column of the labels, the usual one unless it is named.
 
     Raises:
-        DataError: If there is none.
+        NoLabelsError: If there is none by a usual name, and none is named.
+        DataError: If there is none of the name that it should have.
     """
-    return column_name(row, source, columns.label, usual, "labels", "label (--label-column)")
+    return column_name(row, source, columns.label, usual, "labels", "label (--label-column)", NoLabelsError)
 
 
 def column_name(
-    row: LabelledRow, source: DataSource, named: str | None, usual: Sequence[str], what: str, setting: str
+    row: LabelledRow,
+    source: DataSource,
+    named: str | None,
+    usual: Sequence[str],
+    what: str,
+    setting: str,
+    error: type[DataError] = DataError,
 ) -> str:
     """Return a column, the usual one unless it is named.
 
@@ -144,6 +149,7 @@ def column_name(
         usual: Its usual names, most usual first, in lower case; case does not matter.
         what: What it holds, for the error.
         setting: How to name it, for the error.
+        error: What is raised if there is none by a usual name.
 
     Raises:
         DataError: If there is none.
@@ -154,7 +160,7 @@ def column_name(
     by_lower = {name.lower(): name for name in row.fields}
     found = next((by_lower[name] for name in usual if name in by_lower), None)
     if found is None:
-        raise DataError(
+        raise error(
             f"{source.name} has no column of {what} by a usual name ({', '.join(usual)}); it has "
             f"{text_columns.listed(row.fields)}. Name it with {setting}."
         )
@@ -171,30 +177,3 @@ def check_column(name: str | None, row: LabelledRow, source: DataSource) -> None
     """Raise a `DataError` unless the column is there; None is nothing to check."""
     if name is not None and name not in row.fields:
         raise DataError(f"{source.name} has no column {name!r}; it has {text_columns.listed(row.fields)}.")
-
-
-def label_id(value: Any, config: PreTrainedConfig, where: str) -> int:
-    """Return the number of a label that is given by its number or its name.
-
-    Args:
-        value: The label.
-        config: The model's, whose `label2id` has the names.
-        where: What the error begins with.
-
-    Raises:
-        DataError: If the model has no such label.
-    """
-    names = label_names(config)
-    text = str(value).strip()
-    for number, name in names.items():
-        if text.lower() == name.lower():
-            return number
-    if text.isdecimal() and int(text) in names:
-        return int(text)
-    shown = ", ".join(f"{number} ({names[number]})" for number in sorted(names)[:20])
-    raise DataError(f"{where} has the label {text!r}; the model's are {shown}.")
-
-
-def label_names(config: PreTrainedConfig) -> dict[int, str]:
-    """Return the names of a model's labels by their numbers."""
-    return {int(number): str(name) for number, name in (config.id2label or {}).items()}

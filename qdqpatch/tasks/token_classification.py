@@ -10,19 +10,19 @@ import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.data.arrays import Arrays
-from qdqpatch.errors import ConfigError, DataError
+from qdqpatch.errors import ConfigError, DataError, NoLabelsError
 from qdqpatch.tasks.base import IGNORED, DataSource, Feature, Task, rows
 from qdqpatch.tasks.conll import Word, read_conll
 from qdqpatch.tasks.entities import OUTSIDE, are_entity_tags, entity_f1
-from qdqpatch.tasks.metrics import Metric
+from qdqpatch.tasks.labels import class_numbers, first_places, label_names
+from qdqpatch.tasks.metrics import Metric, Ratio
 from qdqpatch.tasks.reading import (
     LabelledRow,
     column_name,
     is_format,
-    label_id,
-    label_names,
     read_rows,
     refuse_pair,
+    text_names,
 )
 
 WORDS = ("tokens", "words")
@@ -48,7 +48,8 @@ class TokenClassification(Task[Sentence]):
     be outside of every entity ("O"), so cutting costs recall instead of making the data easier.
 
     Raises:
-        ConfigError: If the tokenizer is not a fast one, which tells what tokens belong to a word.
+        ConfigError: If the tokenizer is not a fast one, which tells what tokens belong to a word, or there is
+            one tag alone, so that every prediction is right.
     """
 
     name = "token-classification"
@@ -63,17 +64,22 @@ class TokenClassification(Task[Sentence]):
         super().__init__(tokenizer, config, max_length)
         if not tokenizer.is_fast:
             raise ConfigError("Token classification needs a fast tokenizer (tokenizer.json).")
-        self._tag_ids: dict[str, int] = {}
+        if len(label_names(config)) < 2:
+            raise ConfigError("The model has one tag alone, so that there is nothing to tell apart.")
 
     def read(self, source: DataSource, labelled: bool = True) -> list[Sentence]:
         """Read sentences; tags are numbers, or names in the model's `label2id`."""
         refuse_pair(source.columns, "Token classification")
         conll = is_format(source, ".conll")
-        sentences = read_conll(source, labelled) if conll else _rows(source, labelled)
+        sentences = list(read_conll(source, labelled) if conll else _rows(source, labelled))
+        if not labelled:
+            return [Sentence(tuple(word.text for word in sentence)) for sentence in sentences]
+        tags = first_places([(word.where, str(word.tag)) for sentence in sentences for word in sentence])
+        numbers = class_numbers(tags, label_names(self.config))
         return [
             Sentence(
                 tuple(word.text for word in sentence),
-                tuple(self._tag_id(word) for word in sentence if word.tag is not None),
+                tuple(numbers[str(word.tag)] for word in sentence),
             )
             for sentence in sentences
         ]
@@ -81,7 +87,7 @@ class TokenClassification(Task[Sentence]):
     def features(self, examples: Sequence[Sentence], training: bool = False, seed: int = 0) -> list[Feature]:
         """Tokenize each sentence; `labels` has a word's tag at its first token and `IGNORED` elsewhere."""
         encoded = self.tokenizer(
-            [list(each.words) for each in examples],
+            [list(example.words) for example in examples],
             is_split_into_words=True,
             truncation=True,
             max_length=self.max_length,
@@ -120,25 +126,29 @@ class TokenClassification(Task[Sentence]):
             float(sum(a == b for a, b in zip(own, other, strict=True)))
             for own, other in zip(predicted, true, strict=True)
         ]
-        accuracy = Metric("accuracy", np.array(right), np.array([float(len(tags)) for tags in true]))
+        accuracy = Ratio("accuracy", np.array(right), np.array([float(len(tags)) for tags in true]))
         return [accuracy, entity_f1(predicted, true)] if are_entity_tags(names.values()) else [accuracy]
-
-    def _tag_id(self, word: Word) -> int:
-        tag = str(word.tag)
-        if tag not in self._tag_ids:  # looked up once, for data has many words and few tags
-            self._tag_ids[tag] = label_id(tag, self.config, word.where)
-        return self._tag_ids[tag]
 
 
 def _rows(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
-    """Yield the sentences of rows that have a list of words and one of tags."""
+    """Yield the sentences of rows that have a list of words and one of tags; or, without tags, a text."""
     words = tags = ""
     for row in read_rows(source):
         if not words:
             named = source.columns
-            words = column_name(row, source, named.text, WORDS, "words", "text (--text-column)")
+            if is_format(source, ".txt") and labelled:
+                raise NoLabelsError(
+                    f"{source.name} has lines of text, which have no tags. A file with a word and its tag on "
+                    "each line, as CoNLL has them, must be named .conll."
+                )
+            words = _words_name(row, source, labelled)
             if labelled:
-                tags = column_name(row, source, named.label, TAGS, "tags", "label (--label-column)")
+                tags = column_name(
+                    row, source, named.label, TAGS, "tags", "label (--label-column)", NoLabelsError
+                )
+        if not labelled and isinstance(row.value(words), str):
+            yield [Word(word, None, row.where) for word in row.text(words).split()]
+            continue
         texts = _list(row, words)
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{row.where} has something in {words!r} that is no word.")
@@ -150,6 +160,14 @@ def _rows(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
             Word(text, tag, f"{row.where} word {number},")
             for number, (text, tag) in enumerate(zip(texts, found, strict=True), start=1)
         ]
+
+
+def _words_name(row: LabelledRow, source: DataSource, labelled: bool) -> str:
+    """Return the column of words; of data without tags, that of texts will do."""
+    named = source.columns.text
+    if named is None and not labelled and not {name.lower() for name in row.fields} & set(WORDS):
+        return text_names(row, source.columns, source)[0]
+    return column_name(row, source, named, WORDS, "words", "text (--text-column)")
 
 
 def _list(row: LabelledRow, column: str) -> list[Any]:

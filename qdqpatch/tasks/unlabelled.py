@@ -36,8 +36,8 @@ class TextTask(Task[Text]):
     def encode(self, examples: Sequence[Text], **options: Any) -> Any:
         """Return what the tokenizer gives for texts cut at `max_length`."""
         return self.tokenizer(
-            [example.text for example in examples],
-            None if examples[0].pair is None else [example.pair for example in examples],
+            self.beginnings(example.text for example in examples),
+            None if examples[0].pair is None else self.beginnings(example.pair or "" for example in examples),
             truncation=True,
             max_length=self.max_length,
             **options,

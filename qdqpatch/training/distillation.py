@@ -15,20 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # the usual name
+from transformers import PreTrainedConfig
 
 from qdqpatch.errors import ConfigError
-
-CLASSES = ("logits", "prediction_logits", "seq_relationship_logits")
-"""Outputs with classes in the last dimension."""
-
-POSITIONS = ("start_logits", "end_logits")
-"""Outputs with a logit for each position."""
+from qdqpatch.tasks.base import IGNORED
+from qdqpatch.tasks.head import SMOOTHED, checked_pair, divergence, is_known, meaning_of
 
 SOFT = 4.0
 """The temperature of distributions over a few classes; Hinton found 2.5 to 4 best for small students."""
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -36,8 +30,8 @@ class Distillation:
     """The weights of a loss's parts; a part of weight 0 is not computed.
 
     Attributes:
-        logits: The divergence of the student's distribution from the teacher's; for a headless model,
-            one minus the cosine of mean-pooled states.
+        logits: The divergence of the student's distribution from the teacher's; for scores, the mean squared
+            difference; for a headless model, one minus the cosine of mean-pooled states.
         hidden_states: The mean squared difference of the states after the embeddings and every layer.
         attentions: The mean squared difference of the attention probabilities of every layer.
         labels: The model's own loss, for which batches need labels.
@@ -69,7 +63,11 @@ class Distillation:
 
 
 def distillation_loss(
-    student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Any], parts: Distillation
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    parts: Distillation,
+    classifier: PreTrainedConfig | None = None,
 ) -> Tensor:
     """Return the loss of a batch, a mean over its examples or tokens: fp32, 0-dim.
 
@@ -81,6 +79,8 @@ def distillation_loss(
         teacher: The teacher's, for the same batch.
         inputs: The batch: keyword arguments of the model.
         parts: What to add up.
+        classifier: The config of a classifier of texts, which says whether its logits are classes, several
+            labels or scores (`qdqpatch.tasks.head.classifier_of`); None for another head.
 
     Raises:
         ConfigError: If the outputs lack what a part needs.
@@ -88,7 +88,9 @@ def distillation_loss(
     mask = _mask(student, inputs)
     losses = []
     if parts.logits:
-        losses.append(parts.logits * _of_outputs(student, teacher, inputs, mask, parts.temperature))
+        losses.append(
+            parts.logits * _of_outputs(student, teacher, inputs, mask, parts.temperature, classifier)
+        )
     if parts.hidden_states:
         pairs = _pairs(student, teacher, "hidden_states")
         of_layers = [_mean_square(one - other, mask[..., None]) for one, other in pairs]
@@ -111,31 +113,32 @@ def _of_outputs(
     inputs: Mapping[str, Any],
     mask: Tensor,
     temperature: float | None,
+    classifier: PreTrainedConfig | None,
 ) -> Tensor:
-    losses = []
-    for name in CLASSES:
-        if student.get(name) is not None:
-            by_token = student[name].dim() == 3
-            divergence = _divergence(student[name], teacher[name], temperature or (1.0 if by_token else SOFT))
-            if by_token:
-                counted = mask
-                labels = inputs.get("labels")
-                if labels is not None and labels.shape == mask.shape:
-                    counted = counted & (labels != IGNORED)
-                losses.append((divergence * counted).sum() / counted.sum().clamp_min(1))
-            else:
-                losses.append(divergence.mean())
-    for name in POSITIONS:
-        if student.get(name) is not None:
-            hidden = torch.finfo(torch.float32).min / 2
-            one, other = (each[name].float().masked_fill(~mask, hidden) for each in (student, teacher))
-            losses.append(_divergence(one, other, temperature or 1.0).mean() / len(POSITIONS))
-    if losses:
-        return torch.stack(losses).sum()
-    if student.get("last_hidden_state") is None:
+    names = [name for name in student if is_known(name) and student[name] is not None]
+    if not names:
         raise ConfigError(f"There is no loss for outputs of the names {', '.join(student)}.")
-    one, other = (mean_pooled(each["last_hidden_state"], mask) for each in (student, teacher))
-    return (1 - F.cosine_similarity(one, other, dim=-1)).mean()
+    losses = []
+    for name in names:
+        one, other = checked_pair(student[name], teacher.get(name), name)
+        means = meaning_of(name, one.shape[-1], classifier)
+        by_token = one.dim() == 3 and means != "states"
+        if means == "states":
+            one, other = mean_pooled(one, mask), mean_pooled(other, mask)
+        if means == "positions":
+            hidden = torch.finfo(torch.float32).min / 2
+            one, other = one.masked_fill(~mask, hidden), other.masked_fill(~mask, hidden)
+        soft = SOFT if means in SMOOTHED and not by_token else 1.0
+        found = divergence(means, other, one, temperature or soft)
+        if by_token:
+            counted = mask
+            labels = inputs.get("labels")
+            if labels is not None and labels.shape == mask.shape:
+                counted = counted & (labels != IGNORED)
+            losses.append((found * counted).sum() / counted.sum().clamp_min(1))
+        else:
+            losses.append(found.mean() / (2 if means == "positions" else 1))  # start and end
+    return torch.stack(losses).sum()
 
 
 def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
@@ -146,14 +149,6 @@ def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
         mask: Which positions count: bool, shape `(batch, length)`.
     """
     return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
-
-
-def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return KL(teacher || student) over the last dimension, times the temperature's square."""
-    log_student = F.log_softmax(student.float() / temperature, dim=-1)
-    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
-    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
-    return divergence * temperature**2
 
 
 def _mean_square(difference: Tensor, counted: Tensor) -> Tensor:
@@ -173,7 +168,8 @@ def _pairs(student: Mapping[str, Any], teacher: Mapping[str, Any], name: str) ->
 
 def _mask(student: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
     """Return which positions count: bool, shape `(sequences, length)`; the choices of a batch in one row."""
-    ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
+    if mask is None:
+        ids = inputs.get("input_ids")
+        mask = torch.ones_like(inputs["inputs_embeds"][..., 0] if ids is None else ids)
     return mask.reshape(-1, mask.shape[-1]).bool()

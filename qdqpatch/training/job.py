@@ -74,11 +74,13 @@ class Stage:
         name: Which.
         metrics: Its metrics, by name; the last one is the main one.
         seconds: What it took to make it.
+        digits: How many digits after the point its metrics are written with, by name.
     """
 
     name: str
     metrics: dict[str, float]
     seconds: float = 0.0
+    digits: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

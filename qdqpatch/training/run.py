@@ -19,7 +19,7 @@ from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.device import to_fastest_device
-from qdqpatch.errors import ConfigError, no_range
+from qdqpatch.errors import ConfigError, NoLabelsError, no_range
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
 from qdqpatch.listening import TrainingListener
 from qdqpatch.output.folder import OutputFolder, failures_of_writing
@@ -73,6 +73,8 @@ def run_job(
     source, task = _open(job, companions)
     listener.say("Reading the data")
     data = _read(job, task)
+    if data.unlabelled is not None:
+        listener.warn(f"Without labels, models are compared with the float one. ({data.unlabelled})")
     listener.say(f"Loading {job.ckpt}")
     model, teacher = _build(job, source, task.has_loss, listener)
     run = _Run(job, folder.path, listener, task, data, model, teacher)
@@ -129,18 +131,24 @@ class _Data:
         features: The sequences to train on.
         examples: The examples to evaluate on.
         eval_features: Their sequences.
+        unlabelled: Why models are compared with the float one and not judged by labels; None if they are.
     """
 
     features: list[Feature]
     examples: list[Any]
     eval_features: list[Feature]
+    unlabelled: NoLabelsError | None = None
 
 
 def _read(job: Job, task: Task[Any]) -> _Data:
     """Read the data, hold out what there is to evaluate on, and tokenize."""
     seed = job.schedule.seed
-    labelled = job.eval_data is None or job.distillation is None or job.distillation.labels > 0
-    examples = task.read(job.data, labelled)
+    by_labels = job.distillation is None or job.distillation.labels > 0
+    unlabelled = None
+    if by_labels or job.eval_data is not None:
+        examples = task.read(job.data, by_labels)
+    else:
+        examples, unlabelled = task.read_any(job.data)
     if job.eval_data is None:
         if len(examples) < 2:
             raise ConfigError(f"{job.data.name} has one example: give others to evaluate on (--eval-data).")
@@ -149,12 +157,12 @@ def _read(job: Job, task: Task[Any]) -> _Data:
         to_evaluate = [examples[place] for place in places]
         examples = [example for place, example in enumerate(examples) if place not in out]
     else:
-        to_evaluate = task.read(job.eval_data)
+        to_evaluate, unlabelled = task.read_any(job.eval_data)
     to_evaluate = draw(to_evaluate, job.eval_samples)
     eval_features = task.features(to_evaluate)
     # Masked language modelling makes labels of its own.
-    features = task.features(examples, training=labelled or not task.needs_labels, seed=seed)
-    return _Data(features, to_evaluate, eval_features)
+    features = task.features(examples, training=by_labels or not task.needs_labels, seed=seed)
+    return _Data(features, to_evaluate, eval_features, unlabelled)
 
 
 def _build(
@@ -268,10 +276,16 @@ class _Run:
         """Evaluate a model and write it into the report."""
         self._listener.say(f"Evaluating the {name} model")
         outputs = self._outputs(model)
-        # Embeddings are worth what they are beside the float model's.
-        reference = None if self._task.has_loss else self._outputs(self._teacher)
-        metrics = self._task.score(self._data.examples, self._data.eval_features, outputs, reference)
-        self.report.stages.append(Stage(name, {metric.name: metric.value for metric in metrics}, seconds))
+        labelled = self._data.unlabelled is None
+        # Embeddings are worth what they are beside the float model's, and so is all that has no labels.
+        reference = None if labelled and self._task.has_loss else self._outputs(self._teacher)
+        if labelled:
+            metrics = self._task.score(self._data.examples, self._data.eval_features, outputs, reference)
+        else:
+            metrics = self._task.compare(outputs, reference)
+        values = {metric.name: metric.value for metric in metrics}
+        digits = {metric.name: metric.digits for metric in metrics}
+        self.report.stages.append(Stage(name, values, seconds, digits))
 
     def _outputs(self, model: PreTrainedModel) -> list[Arrays]:
         return predict(

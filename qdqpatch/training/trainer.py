@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from qdqpatch.errors import ConfigError
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.patching.quantize import dequantize
+from qdqpatch.tasks.head import classifier_of
 from qdqpatch.training.distillation import Distillation, distillation_loss
 from qdqpatch.training.ranges import parameter_groups
 
@@ -68,6 +69,7 @@ class DistillationTrainer(Trainer):
         super().__init__(model, *args, **kwargs)
         self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
         self.distillation = parts
+        self._classifier = classifier_of(model)
         self.range_lr = range_lr
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
         self.can_return_loss = True
@@ -92,7 +94,7 @@ class DistillationTrainer(Trainer):
             with torch.no_grad():
                 theirs = self.teacher(**bare, **needed)
         ours = model(**(inputs if parts.labels else bare), **needed)
-        loss = distillation_loss(ours, theirs, inputs, parts)
+        loss = distillation_loss(ours, theirs, inputs, parts, self._classifier)
         return (loss, ours) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

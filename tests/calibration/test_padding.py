@@ -248,3 +248,18 @@ def test_a_range_per_channel_leaves_padding_out_too() -> None:
     path = "encoder.layer.0.attention.self.value._input_quantizer"
     assert (everything[path] >= ranges[path]).all()
     assert (everything[path] > ranges[path]).any()
+
+
+@pytest.mark.parametrize("more", [{}, {"input_ids": None}])
+def test_choices_given_by_embeddings_have_padding_too(more: dict) -> None:
+    name = "BertForMultipleChoice"
+    batch = models.inputs(name)
+    model = models.float_model(name)
+    embeds = model.get_input_embeddings()(batch.pop("input_ids")).detach()
+    found = []
+    for padding in (0.0, 50.0):
+        filled = torch.where(batch["attention_mask"][..., None].bool(), embeds, padding)
+        quantized = models.uncalibrated(name)
+        qdqpatch.calibrate(quantized, [{**more, **batch, "inputs_embeds": filled}], method="max")
+        found.append(models.ranges(quantized))
+    models.assert_equal(*found)

@@ -79,7 +79,7 @@ def test_options_reach_the_export(export: Export) -> None:
     assert stored["embeddings.word_embeddings.weight_quantized"] == onnx.TensorProto.INT8
     (ids,) = (value for value in model.graph.input if value.name == "input_ids")
     assert [size.dim_value for size in ids.type.tensor_type.shape.dim] == [2, 8]
-    assert {value.name for value in model.graph.output} == {"last_hidden_state", "pooler_output"}
+    assert {value.name for value in model.graph.output} == {"last_hidden_state"}
 
 
 @pytest.mark.slow
@@ -200,3 +200,23 @@ def test_convert_leaves_nothing_if_the_export_fails(export: Export, folder: Path
     assert result.exit_code == 1
     assert "quantizers have no range" in result.output
     assert not list(Path().iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT for RTX is not installed"
+)
+def test_export_builds(export: Export) -> None:
+    result = export(
+        "calibrated", "out", "--target", "tensorrt", "--build", "--capability", "SM89", "--no-check"
+    )
+    assert result.exit_code == 0, result.output
+    assert "model.onnx compiled for SM89 by TensorRT for RTX" in result.output
+    assert result.output.splitlines()[-1].startswith("SM89: ")
+
+
+def test_only_tensorrt_is_built(export: Export) -> None:
+    result = export("calibrated", "out", "--build")
+    assert result.exit_code == 2
+    assert "--build compiles for TensorRT; there is none for onnxruntime." in result.output
+    assert not Path("out").exists()

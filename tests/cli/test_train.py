@@ -153,3 +153,13 @@ def test_an_interrupt_says_how_to_go_on(
     assert result.exit_code == 1
     message = "Interrupted. The same command with --resume goes on from the last checkpoint."
     assert (message in result.stderr) == in_training
+
+
+def test_metrics_below_one_have_four_digits(
+    ckpt: Path, data: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [Stage("float", {"cosine": 1.0}, digits={"cosine": 4}), Stage("distilled", {"cosine": 0.99871})]
+    monkeypatch.setattr(run, "run_job", lambda *rest: TrainingReport(3, True, stages))
+    result = invoke("train", ckpt, "out", "--data", data)
+    assert "0.9987" in result.stdout
+    assert "-0.0013" in result.stdout

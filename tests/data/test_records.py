@@ -70,7 +70,7 @@ def test_columns_that_are_not_there_or_not_clear(write: Write) -> None:
 
 BAD_LINES = {
     "utf8.txt": (b"ok\n\nb\xe9d\nok\nok\n\xff\n", "2 of 5 lines left out; line 3 is not UTF-8 text"),
-    "nul.txt": (b"ok\nok\n\0\n", "1 of 3 lines left out; line 3 is not UTF-8 text"),
+    "nul.txt": (b"ok\nok\n\0\n", "1 of 3 lines left out; line 3 has a NUL character in 'text'"),
     "narrow.csv": (b"text,n\nok,1\nbad\nok,2\n", "1 of 3 lines left out; line 3 has 1 columns where the"),
     "wide.tsv": (b"text\tn\nbad\t1\t2\nok\t1\nok\t1\n", "line 2 has 3 columns where the first line names 2"),
     "quote.csv": (b'text,n\nok,1\n"bad"x,2\nok,3\n', "1 of 3 lines left out; line 3 is not valid CSV"),
@@ -112,7 +112,22 @@ def test_a_named_field_may_be_missing_from_the_first_object(write: Write) -> Non
         ("a.txt", "", r"a\.txt has no text to calibrate with"),
         ("a.txt", "\n \n", r"a\.txt has no text to calibrate with"),
         ("a.csv", "text,label\n", r"a\.csv has no text to calibrate with"),
-        ("a.txt", "one\n".encode("utf-16"), r"a\.txt: 2 of 2 lines cannot be read; line 1 is not UTF-8 text"),
+        (
+            "a.json",
+            '{"text": "ok"}\n{"text": "ok"}\n',
+            r"a\.json has a JSON object on each line: name it a\.jsonl",
+        ),
+        (
+            "a.json",
+            '[{"text": "ok"}]',
+            r"has to be: .* one JSON object on each line, in a file named a\.jsonl\.",
+        ),
+        (
+            "a.json",
+            '{"text": "ok"}',
+            r"has to be: .* one JSON object on each line, in a file named a\.jsonl\.",
+        ),
+        ("a.bio", "EU B-ORG\n", r"a\.bio does not tell its format: .* \(words with tags: \.conll\)"),
         ("a.jsonl", '{"text": "ok"}\n[]\n[]\n', r"a\.jsonl: 2 of 3 lines cannot be read; line 2 is JSON"),
         ("a.csv", 'text\nok\n"bad\nworse\nworst\n', r"a\.csv: 3 of 4 lines cannot be read; line 3 is not"),
         ("a.parquet", "", r"a\.parquet does not tell its format: .*\.txt, \.csv, \.tsv, \.jsonl"),
@@ -162,3 +177,11 @@ def test_questions_of_squad_are_pairs(write: Write) -> None:
     assert rows(write("a.json.gz", text)) == wanted
     with pytest.raises(CalibrationError, match=r"b\.json is not in SQuAD's layout: it has no list 'data'"):
         rows(write("b.json", "{}"))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_tells_the_encoding(write: Write, encoding: str, suffix: str) -> None:
+    """Spreadsheets save "Unicode text" in UTF-16."""
+    file = write(f"a.tsv{suffix}", "text\tlabel\r\nthe caf\u00e9\t1\r\na dog\t0\r\n".encode(encoding))
+    assert rows(file) == [("the caf\u00e9", None), ("a dog", None)]

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from qdqpatch.evaluation.bootstrap import RESAMPLES, difference
-from qdqpatch.tasks.metrics import Floats, Metric, mean
+from qdqpatch.tasks.metrics import Floats, Ratio, mean
 
 
-def ratio(seed: int, count: int = 200) -> Metric:
+def ratio(seed: int, count: int = 200) -> Ratio:
     """Return a metric whose denominators differ, as those of F1 over entities do."""
     generator = np.random.default_rng(seed)
     denominators = generator.integers(1, 6, count).astype(np.float64)
-    return Metric("F1", denominators * generator.random(count), denominators)
+    return Ratio("F1", denominators * generator.random(count), denominators)
 
 
-def perplexity(*losses: float) -> Metric:
-    return Metric("perplexity", np.array(losses), np.ones(len(losses)), in_percent=False, exponential=True)
+def perplexity(*losses: float) -> Ratio:
+    return Ratio("perplexity", np.array(losses), np.ones(len(losses)), in_percent=False, exponential=True)
 
 
 def test_equal_models_do_not_differ() -> None:
@@ -84,15 +84,15 @@ def test_one_example_has_no_interval() -> None:
 
 def test_samples_without_a_denominator_count_as_zero() -> None:
     # Half of the resamples of two rows hold only one of them.
-    sparse = Metric("F1", np.array([1.0, 0.0]), np.array([1.0, 0.0]))
-    none = Metric("F1", np.array([0.0, 0.0]), np.array([1.0, 0.0]))
+    sparse = Ratio("F1", np.array([1.0, 0.0]), np.array([1.0, 0.0]))
+    none = Ratio("F1", np.array([0.0, 0.0]), np.array([1.0, 0.0]))
     assert difference(sparse, none).interval == (-100.0, 0.0)
 
 
 def test_memory_does_not_grow_with_the_examples() -> None:
     # 1000 resamples of so many examples at once would be 160 MB in indices alone.
     values: Floats = np.ones(20_000)
-    metric = Metric("accuracy", values, values)
+    metric = Ratio("accuracy", values, values)
     tracemalloc.start()
     difference(metric, metric)
     _, peak = tracemalloc.get_traced_memory()

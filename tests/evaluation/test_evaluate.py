@@ -62,6 +62,7 @@ def test_as_data(data: DataSource) -> None:
     assert found.to_dict() == {
         "task": "text-classification",
         "data": "dev.tsv",
+        "labelled": True,
         "examples": 10,
         "metric": "accuracy",
         "confidence": 0.95,

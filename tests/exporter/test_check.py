@@ -30,6 +30,34 @@ def test_predictions_are_of_logits() -> None:
     assert (others.predictions, others.changed) == (0, 0)
 
 
+def test_predictions_of_several_labels_are_one_for_each() -> None:
+    config = models.config("BertForSequenceClassification", problem_type="multi_label_classification")
+    expected, found = giving(logits=[[1, 2, -1], [1, 5, -1]]), giving(logits=[[1, 2, 1], [-1, 5, -1]])
+    (as_labels,) = compare(expected, found, [{}], config)
+    assert (as_labels.predictions, as_labels.changed) == (6, 2)
+    (as_classes,) = compare(expected, found, [{}])  # which sees nothing of it
+    assert (as_classes.predictions, as_classes.changed) == (2, 0)
+
+
+def test_predictions_of_scores_are_their_order() -> None:
+    """Over all batches: a file that gives the same for everything changes every pair."""
+    config = models.config("BertForSequenceClassification", num_labels=1)
+    expected = iter([[[5.01], [5.02]], [[5.0], [5.02]]])
+    (found,) = compare(
+        lambda batch: {"logits": np.array(next(expected), np.float32)},
+        giving(logits=[[5.01], [5.01]]),
+        [{}, {}],
+        config,
+    )
+    assert (found.predictions, found.changed) == (6, 5)
+    assert found.mean < 0.5
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(ExportError, match="There is no output to compare the file by"):
+        compare(giving(), giving(), [{}])
+
+
 def test_outputs_of_zeros_alone() -> None:
     (found,) = compare(giving(hidden=[[0, 0]]), giving(hidden=[[0, 1]]), [{}])
     assert found.largest == 1.0
@@ -94,6 +122,15 @@ def test_the_models_own_noise_is_asked_for_only_where_it_matters() -> None:
     for far in (comparison(mean=0.16), comparison(changed=7)):
         with pytest.raises(KeyError, match="asked"):
             require_equal([far], noise)
+
+
+def test_own_noise_is_never_nothing_by_chance() -> None:
+    """Models this small have no value near the border of two levels in the one run or the other."""
+    for name in ("BertForTokenClassification", "BertForSequenceClassification"):
+        model = models.calibrated(name)
+        for seed in range(4):
+            (noise,) = own_noise(model, outputs_of(model), [models.inputs(name, seed=seed)])
+            assert 0 < noise.mean < 0.5
 
 
 def test_own_noise_is_small_and_leaves_the_model_alone(arithmetic: str) -> None:

@@ -89,3 +89,13 @@ def test_shapes_that_do_not_fit(shape: Shape, message: str) -> None:
         Inputs(models.float_model(), shape).check()
     Inputs(models.float_model(), Shape(1, 32)).check()
     Inputs(models.float_model()).check()
+
+
+@pytest.mark.parametrize("positions", [4, 16])
+def test_models_with_few_positions(positions: int) -> None:
+    model = models.build("BertForTokenClassification", max_position_embeddings=positions)
+    inputs = Inputs(model)
+    lengths = [batch["input_ids"].shape[-1] for batch in (inputs.example(), *inputs.batches())]
+    assert max(lengths) == positions
+    for batch in inputs.batches():
+        models.outputs(model, "BertForTokenClassification", **batch)

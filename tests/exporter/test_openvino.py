@@ -43,7 +43,6 @@ def test_integer_kernels_are_counted() -> None:
     assert [operation.integer for operation in whole.operations] == [True] * 18
     left = {operation.name: operation.reason for operation in placed.operations if not operation.integer}
     assert len(placed.operations) - len(left) == 12
-    assert left.pop("pooler.dense") == "not quantized: its part of the model is off in the QDQConfig"
     assert [reason.count("matmul_") for reason in left.values()] == [2] * 4
 
 

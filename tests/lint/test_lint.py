@@ -54,10 +54,7 @@ BROKEN = [
     ("tensorrt", "weight-axis", {"by_input": True}, LINEARS),
     ("tensorrt", "dq-feeds-matmul", {"late_views": "after DQ"}, (SELF, SELF)),
     ("tensorrt", "scale-after-matmul", {"scale": "after"}, (SELF,)),
-    ("tensorrt", "float-between", {"extra": ("gelu",)}, ("encoder.layer.0.intermediate.dense",)),
-    ("tensorrt", "float-between", {"extra": ("gelu",), "decomposed": True}, (LINEARS[4],)),
     ("tensorrt", "float-between", {"extra": ("scores",)}, (SELF,)),
-    ("tensorrt", "float-between", {"extra": ("norm",)}, ADDS),
     ("onnxruntime", "operand-type", {"weight_dtype": "int4"}, LINEARS),
     ("onnxruntime", "half-precision", {"half": True}, LINEARS),
     ("onnxruntime", "not-quantized", {"floats": ("key",)}, (QKV[1],)),
@@ -279,6 +276,10 @@ def test_other_operators_of_a_foreign_domain_are_named(lint, tmp_path: Path) -> 
     (table,) = check_file(file, "openvino").findings  # which knows some of ONNX Runtime's own
     assert table.detail == "mine.GatherOfMine is not an operator that it reads"
     assert "QuickGelu.0" in [site.path for site in check_file(file, "onnxruntime").sites]
+
+
+def test_quantizers_that_tensorrt_fuses_break_no_rule(lint) -> None:
+    assert lint("tensorrt", extra=("gelu", "norm")).findings == ()
 
 
 def test_weights_may_be_missing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
+from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.nn.attention import IMPLEMENTATION, qdq_attention
 from qdqpatch.nn.quantizer import TensorQuantizer
 
@@ -108,9 +109,51 @@ def test_dropout_falls_before_the_quantizer_and_only_in_training(operands) -> No
     assert torch.equal(dropped, torch.where(recorder.seen == 0, 0, 2 * probabilities))
 
 
-def test_arguments_of_other_implementations_are_ignored(operands) -> None:
-    plain, _ = qdq_attention(module(), *operands, None)
-    other, _ = qdq_attention(
-        module(), *operands, None, is_causal=True, sliding_window=2, output_attentions=True
+def test_arguments_whose_effect_is_in_the_mask_or_the_operands_change_nothing(operands) -> None:
+    plain, _ = qdq_attention(module(), *operands, mask())
+    known = {
+        "is_causal": True,
+        "sliding_window": 2,
+        "output_attentions": True,
+        "position_ids": torch.arange(4),
+    }
+    assert torch.equal(qdq_attention(module(), *operands, mask(), **known)[0], plain)
+
+
+def test_a_bias_is_added_after_the_quantizers_and_a_cap_comes_before_it(operands) -> None:
+    query, key, _ = operands
+    bias = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    recorder = Recorder()
+    _, probabilities = qdq_attention(
+        module(k=recorder), *operands, mask(), scaling=0.3, position_bias=bias, softcap=0.8
     )
-    assert torch.equal(plain, other)
+    scores = torch.tanh(query @ (2 * key.transpose(2, 3)) * 0.3 / 0.8) * 0.8
+    assert torch.equal(probabilities, (scores + bias + mask()).softmax(-1))
+    assert torch.equal(recorder.seen, key.transpose(2, 3))
+
+
+def test_heads_of_keys_and_values_that_queries_share_are_quantized_once(operands) -> None:
+    query, key, value = operands
+    recorders = {operand: Recorder() for operand in "kv"}
+    shared = key[:, :1], value[:, :1]
+    context, _ = qdq_attention(module(**recorders), query, *shared, None)
+    assert recorders["k"].seen.shape[1] == recorders["v"].seen.shape[1] == 1
+    repeated = [each.repeat_interleave(3, dim=1) for each in shared]
+    expected, _ = qdq_attention(module(k=Recorder(), v=Recorder()), query, *repeated, None)
+    assert torch.equal(context, expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"s_aux": torch.zeros(3)},
+        {"is_causal": True},
+        {"sliding_window": 2},
+        {"cu_seq_lens_q": torch.arange(3)},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_what_is_not_known_is_refused(arguments: dict[str, object], operands) -> None:
+    (name,) = arguments
+    with pytest.raises(UnsupportedModelError, match=rf"Module passes {name} to its attention.*matmuls=False"):
+        qdq_attention(module(), *operands, None, **arguments)

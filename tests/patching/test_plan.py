@@ -1,3 +1,4 @@
+import html
 import json
 
 import models
@@ -166,9 +167,12 @@ def test_what_the_configuration_leaves_float_is_no_shortfall(float_model) -> Non
     assert "cls.predictions.decoder" in plan(model, QDQConfig(head=True)).shortfall()
 
 
-def test_an_architecture_without_rules_is_refused() -> None:
+def test_an_architecture_that_no_rule_reaches_is_refused() -> None:
     tiny = GPT2LMHeadModel(GPT2Config(vocab_size=48, n_embd=24, n_head=2, n_layer=1, n_positions=16))
-    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel \(model type 'gpt2'\).*bert"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"Nothing in GPT2LMHeadModel .* model type gpt2, which computes with matrix product, Conv1D",
+    ):
         plan(tiny)
 
 
@@ -314,3 +318,14 @@ def test_the_config_given_is_left_alone(float_model) -> None:
     found = plan(float_model(), config)
     assert config.weight is None
     assert found.config.weight is not None
+
+
+def test_notebooks_show_a_plan_as_tables_that_can_be_folded(float_model) -> None:
+    found = plan(float_model("BertForMaskedLM"))
+    page = found._repr_html_()
+    assert page.count("<details open>") == 2
+    assert f"{len(found.sites)} operations quantized" in page
+    for path, operation, detail in [*found.site_rows(), *found.miss_rows()]:
+        assert f">{html.escape(path)}</td>" in page
+        assert f">{html.escape(operation)}</td>" in page
+        assert f">{html.escape(detail)}</td>" in page

@@ -205,3 +205,16 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
 def test_figures_need_no_drawing_library() -> None:
     code = "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None; import qdqpatch.report.page"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_long_lists_are_folded_and_there_is_a_dark_mode(page: str) -> None:
+    _, *folded = page.split("<details>")
+    assert len(folded) == 2
+    rows, pictures = (part.partition("</details>") for part in folded)
+    assert rows[0].startswith("<summary>The other 20 quantizers</summary>")
+    assert rows[0].count('<td class="thumbnail">') == 20
+    assert rows[2].count("<figure ") == 12
+    assert pictures[0].startswith("<summary>The other 20 histograms</summary>")
+    assert pictures[0].count("<figure ") == 20
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert "#fff" not in page.replace("--page: #fff", "")

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import transformers
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 from transformers import PreTrainedModel
@@ -50,7 +51,13 @@ UNSIGNED = ("*matmul_a_*=unsigned:true", "*.output.dense._input*=unsigned:true")
 def calibrated(name: str, config: QDQConfig) -> PreTrainedModel:
     """Return a model of another placement than `models.calibrated`."""
     model = qdqpatch.quantize(models.float_model(name), config)
-    return qdqpatch.calibrate(model, [models.inputs(name, seed) for seed in (2, 3)])
+    return qdqpatch.calibrate(model, [models.inputs(name, seed) for seed in (2, 3)], "percentile")
+
+
+def in_file(model: PreTrainedModel, outputs: models.Tensors) -> models.Tensors:
+    """Return those of a model's outputs that its file has: not those of a float pooler that nothing reads."""
+    pooler = model.config.quantization_config.pooler or type(model) is not transformers.BertModel
+    return {name: value for name, value in outputs.items() if pooler or name != "pooler_output"}
 
 
 def without_weight_ranges(model: PreTrainedModel) -> PreTrainedModel:

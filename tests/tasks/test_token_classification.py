@@ -104,16 +104,21 @@ def test_tags_that_are_no_entities_have_accuracy_only() -> None:
 
 
 def test_reads_conll_with_blanks_and_document_starts(task: TokenClassification, write: Write) -> None:
-    text = "\ufeff-DOCSTART- -X- O O\r\n\r\nthe DT O\r\ncat NN B-pet\r\n\r\n\r\n-DOCSTART- O\r\ndog NN 1\r\n"
+    text = (
+        "\ufeff-DOCSTART- -X- O O\r\n\r\nthe DT O\r\ncat NN B-pet\r\n\r\n\r\n-DOCSTART- O\r\ndog NN b-PET\r\n"
+    )
     expected = [Sentence(("the", "cat"), (0, 1)), Sentence(("dog",), (1,))]
     assert task.read(DataSource(str(write("train.conll", text)))) == expected
-    without = [Sentence(each.words) for each in expected]
+    without = [Sentence(sentence.words) for sentence in expected]
     assert task.read(DataSource(str(write("train.conll", text))), labelled=False) == without
     assert task.read(DataSource(str(write("words.conll", "the\ncat\n\ndog"))), labelled=False) == without
 
 
 def test_reads_rows_with_names_and_numbers(task: TokenClassification, write: Write) -> None:
-    rows = [{"tokens": ["the", "cat"], "ner_tags": ["O", "B-pet"]}, {"tokens": ["dogs"], "ner_tags": [1]}]
+    rows = [
+        {"tokens": ["the", "cat"], "ner_tags": ["O", "B-pet"]},
+        {"tokens": ["dogs"], "ner_tags": ["B-pet"]},
+    ]
     expected = [Sentence(("the", "cat"), (0, 1)), Sentence(("dogs",), (1,))]
     data = write("data.jsonl", "\n".join(json.dumps(row) for row in rows))
     assert task.read(DataSource(str(data))) == expected

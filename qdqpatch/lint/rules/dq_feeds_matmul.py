@@ -17,10 +17,11 @@ def check(site: Site) -> str | None:
 
 RULE = LintRule(
     name="dq-feeds-matmul",
-    effect="stays float",
+    effect="slower",
     operations=("linear", "query x key", "probabilities x value"),
-    reason="TensorRT looks for DequantizeLinear as the operand itself; with Transpose or Reshape in between "
-    "it can miss the integer kernel, and fused attention.",
+    reason="TensorRT 10 looks for DequantizeLinear as the operand itself; with Transpose or Reshape in "
+    "between it can miss the integer kernel, and fused attention. TensorRT for RTX 1.7 makes the same "
+    "kernels either way.",
     fix="Move Transpose and Reshape before QuantizeLinear: qdqpatch export --target tensorrt.",
     documents=(MODELOPT_ATTENTION,),
     check=check,

@@ -1,0 +1,83 @@
+"""`--build`: compile a file with TensorRT for RTX, and print what became of each operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES
+from qdqpatch.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from qdqpatch.engines.tensorrt.build import Build
+    from qdqpatch.engines.tensorrt.table import EngineTable
+    from qdqpatch.lint.sites import Site
+
+
+def build_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--build` and `--capability`; the command gets them as `build` and `capability`."""
+    for option in (
+        click.option(
+            "--capability",
+            type=click.Choice(CAPABILITIES),
+            multiple=True,
+            help="With --build: a compute capability to compile for. Can be repeated; the default is "
+            f"{', '.join(DEFAULT_CAPABILITIES)}.",
+        ),
+        click.option(
+            "--build",
+            is_flag=True,
+            help="For TensorRT: compile the file with TensorRT for RTX, without a GPU, and show the kernels.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def wanted(target: str, build: bool, capability: Sequence[str]) -> tuple[str, ...]:
+    """Return the capabilities to compile for, none without `--build`; check the options first.
+
+    Raises:
+        UsageError: If the options contradict each other.
+        EngineError: If TensorRT for RTX is not installed.
+    """
+    if capability and not build:
+        raise click.UsageError("--capability says what --build compiles for: add --build.")
+    if not build:
+        return ()
+    if target != "tensorrt":
+        raise click.UsageError(f"--build compiles for TensorRT; there is none for {target}.")
+    from qdqpatch.engines.tensorrt.build import require
+
+    capabilities = tuple(dict.fromkeys(capability)) or DEFAULT_CAPABILITIES
+    require(capabilities)
+    return capabilities
+
+
+def read_builds(
+    file: Path, builds: Sequence[Build], sites: Sequence[Site], say: Callable[[str], Any]
+) -> list[EngineTable]:
+    """Relate the kernels of compiled files to the operations that lint found."""
+    from qdqpatch.engines.tensorrt.table import read_tables
+
+    return read_tables(file, builds, sites, say)
+
+
+def print_builds(file: Path, tables: Sequence[EngineTable]) -> None:
+    """Print what became of each operation, the cost of each layer, and one line for each capability."""
+    from qdqpatch.patching.folding import fold
+
+    for table in tables:
+        built = table.build
+        rows = fold([(row.path, row.operation, row.text) for row in table.rows])
+        title = (
+            f"{file.name} compiled for {built.capability} by TensorRT for RTX {built.version}, {built.shape}"
+        )
+        print_table(title, ["Module", "Operation", "Kernel: reads -> writes"], rows)
+        layers = [(layer.name, str(layer.kernels), f"{layer.moved / 2**20:.1f}") for layer in table.layers]
+        print_table("Kernels and activations moved", ["Layer", "Kernels", "MiB"], layers, ["Kernels", "MiB"])
+    for table in tables:
+        click.echo(f"{table.build.capability}: {table.summary}")

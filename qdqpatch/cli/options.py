@@ -1,0 +1,40 @@
+"""What options that several commands have share, so that one name means one thing everywhere."""
+
+from __future__ import annotations
+
+import functools
+
+import click
+
+from qdqpatch.choices import RUNNERS
+from qdqpatch.cli.sections import SectionOption
+
+COUNT = click.IntRange(min=1)
+LENGTH = click.IntRange(min=4)
+SEED = click.IntRange(0, 2**32 - 1)
+EPOCHS = click.IntRange(min=0)
+
+json_option = functools.partial(
+    click.option, "--json", "as_json", is_flag=True, help="Print JSON instead of tables."
+)
+
+engine_option = click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    cls=SectionOption,
+    section="Running",
+    type=click.Choice(RUNNERS),
+    help="Run in this engine alone. Can be repeated; the default is every one that is installed and loads "
+    "the MODEL.",
+)
+
+threads_option = click.option(
+    "--threads",
+    cls=SectionOption,
+    section="Running",
+    type=COUNT,
+    help="How many threads a run may use.  [default: one for each core]",
+)
+
+COLUMN_HELP = "The column with the texts. The default is a usual name, such as text or sentence1."
