@@ -255,7 +255,7 @@ class _Aliases:
 
 
 def _known_models(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
-    """Return the outermost models that have rules: the model itself, or parts of a composite one."""
+    """Return the outermost models that rules are for: the model itself, or the parts of a composite one."""
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"Expected a transformers model such as AutoModel.from_pretrained(...) gives, not a "
@@ -263,7 +263,13 @@ def _known_models(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
         )
     parts = [(path, module) for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
     known = _outermost([(path, module) for path, module in parts if has_rules(module)])
-    return known or _outermost(parts)
+    between = {
+        id(part) for _, part in parts if any(module is root for module in part.modules() for _, root in known)
+    }
+    # Of a composite model, the parts without rules too; not what only holds parts that have some.
+    return _outermost(
+        [(path, module) for path, module in parts if has_rules(module) or id(module) not in between]
+    )
 
 
 def _outermost(models: list[tuple[str, PreTrainedModel]]) -> list[tuple[str, PreTrainedModel]]:
