@@ -8,21 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdqpatch.nn.names import MATMUL
+from qdqpatch.nn.names import operand
 
 MASKS = ("attention_mask", "encoder_attention_mask", "decoder_attention_mask")
 """Arguments of transformers models that are 1 at data and 0 at padding, shape `(batch, positions)`."""
 
-POSITIONS = {
-    MATMUL["q"]: (0, 2),
-    MATMUL["k"]: (0, 3),
-    MATMUL["v"]: (0, 2),
-    MATMUL["a"]: (0, 2),
+POSITIONS: dict[str, tuple[int, int] | None] = {
+    **dict.fromkeys(
+        map(operand, ("q", "v", "a", "c2p_q", "p2c_k", "layout_q", "layout_v", "layout_a")), (0, 2)
+    ),
+    **dict.fromkeys(map(operand, ("k", "layout_k")), (0, 3)),
+    # What relative positions are embedded as, and windows of tokens, have no row of the batch.
+    **dict.fromkeys(map(operand, ("c2p_k", "p2c_q", "conv_x", "conv_kernel"))),
 }
-"""The dimensions of an attention operand that are row and position; `(0, 1)` for every other tensor."""
+"""The dimensions of an attention operand that are row and position, None if it has none; `(0, 1)` for every
+other tensor. Where an attention multiplies in three dimensions, heads are in the rows."""
 
-PROBABILITIES = MATMUL["a"]
-"""The operand whose last dimension too counts positions; it is 0 at the hidden ones."""
+PROBABILITIES = (operand("a"), operand("layout_a"))
+"""The operands whose last dimension too counts positions; they are 0 at the hidden ones."""
 
 
 class Padding:
@@ -37,7 +40,7 @@ class Padding:
 
     def __init__(self, batch: Mapping[str, Any]) -> None:
         self._masks: dict[tuple[int, int], Tensor] = {}
-        self._rows: dict[tuple[int, int], Tensor | None] = {}
+        self._rows: dict[tuple[int, int, bool], Tensor | None] = {}
         for name in MASKS:
             mask = batch.get(name)
             if not isinstance(mask, Tensor) or not _is_by_position(mask, batch):
@@ -61,35 +64,48 @@ class Padding:
         if dims is None:
             return tensor, 0
         batch, positions = tensor.shape[dims[0]], tensor.shape[dims[1]]
-        hidden = self._hidden_keys(tensor) if name == PROBABILITIES else None
-        rows = self._data_rows((batch, positions), tensor.device)
+        folded = _is_folded(tensor, name)
+        hidden = self._hidden_keys(tensor, folded) if name in PROBABILITIES else None
+        rows = self._data_rows((batch, positions, folded), tensor.device)
         if rows is not None:
             others = [dim for dim in range(tensor.dim()) if dim not in dims]
             tensor = tensor.permute(*dims, *others).flatten(0, 1).index_select(0, rows)
         if hidden is None:
             return tensor, 0
         # Where every key of a row is hidden, softmax gives each the same share, not 0.
-        hidden = hidden[:, None, None] if rows is None else hidden[rows // positions][:, None]
+        shape = (-1, *([1] * (tensor.dim() - 2)), hidden.shape[-1])
+        hidden = (hidden if rows is None else hidden[rows // positions]).view(shape)
         return tensor, ((tensor == 0) & hidden).sum()
 
     def zeroed(self, tensor: Tensor, name: str) -> Tensor:
         """Return the tensor with zeros in the place of padding."""
         dims = _dims(tensor, name)
-        mask = None if dims is None else self._masks.get((tensor.shape[dims[0]], tensor.shape[dims[1]]))
+        mask = (
+            None
+            if dims is None
+            else self._mask(tensor.shape[dims[0]], tensor.shape[dims[1]], _is_folded(tensor, name))
+        )
         if dims is None or mask is None:
             return tensor
         shape = [size if dim in dims else 1 for dim, size in enumerate(tensor.shape)]
         return torch.where(mask.view(shape).to(tensor.device), tensor, 0)
 
-    def _hidden_keys(self, probabilities: Tensor) -> Tensor | None:
+    def _mask(self, rows: int, positions: int, folded: bool) -> Tensor | None:
+        """Return what is data, shape `(rows, positions)`; None if no mask fits. Heads may be in the rows."""
+        for (batch, length), mask in self._masks.items():
+            if length == positions and (rows == batch or (folded and rows % batch == 0)):
+                return mask.repeat_interleave(rows // batch, dim=0)
+        return None
+
+    def _hidden_keys(self, probabilities: Tensor, folded: bool) -> Tensor | None:
         """Return which keys are padding, shape `(batch, keys)`; None if none is."""
-        mask = self._masks.get((probabilities.shape[0], probabilities.shape[-1]))
+        mask = self._mask(probabilities.shape[0], probabilities.shape[-1], folded)
         return None if mask is None or bool(mask.all()) else (~mask).to(probabilities.device)
 
-    def _data_rows(self, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+    def _data_rows(self, shape: tuple[int, int, bool], device: torch.device) -> Tensor | None:
         """Return the flat indices of the positions that are data; None if all are."""
         if shape not in self._rows:
-            mask = self._masks.get(shape)
+            mask = self._mask(*shape)
             full = mask is None or bool(mask.all())
             rows = None if mask is None or full else mask.flatten().nonzero().flatten()
             self._rows[shape] = None if rows is None else rows.to(device, non_blocking=True)
@@ -99,7 +115,16 @@ class Padding:
 def _dims(tensor: Tensor, name: str) -> tuple[int, int] | None:
     """Return the dimensions of row and position; None if the tensor has no positions."""
     dims = POSITIONS.get(name, (0, 1))
+    if dims is None:
+        return None
+    if _is_folded(tensor, name):
+        return dims[0], dims[1] - 1
     return dims if tensor.dim() > max(2, *dims) else None
+
+
+def _is_folded(tensor: Tensor, name: str) -> bool:
+    """Whether a tensor is an attention operand with the heads in its rows."""
+    return POSITIONS.get(name) is not None and tensor.dim() == 3
 
 
 def _is_by_position(mask: Tensor, batch: Mapping[str, Any]) -> bool:

@@ -64,7 +64,8 @@ def quantize(model: Model, config: QDQConfig | None = None, rules: Sequence[Rule
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
         QuantizedError: If the model is quantized already.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
 
     Warns:
         QuantizationWarning: If something that the configuration turns on stays float all the same.

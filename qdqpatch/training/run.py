@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration import ptq
 from qdqpatch.calibration.refining import can_refine
 from qdqpatch.calibration.shifting import find_shifts
+from qdqpatch.checkpoint.companions import Companions, read_companions
 from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
-from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
+from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.errors import ConfigError, NoLabelsError, no_range
@@ -68,7 +69,8 @@ def run_job(
     output = OutputFolder.open(out, inputs, force)
     folder = folder or RunFolder.open(job, out, inputs, resume, force)
     listener = TrainingListener() if listener is None else listener
-    source, task = _open(job)
+    companions = read_companions(job.ckpt)
+    source, task = _open(job, companions)
     listener.say("Reading the data")
     data = _read(job, task)
     if data.unlabelled is not None:
@@ -89,7 +91,7 @@ def run_job(
             run.train(checkpoint)
         with output.staged() as staging:
             run.model.save_pretrained(staging)
-            copy_tokenizer(job.ckpt, staging)
+            companions.copy(staging)
             written = {"run": folder.id, "job": job.to_dict(), **run.report.to_dict()}
             (staging / REPORT_FILE).write_text(json.dumps(written, indent=2), encoding="utf-8")
         if (left := folder.remove()) is not None:
@@ -107,14 +109,15 @@ def _inputs(job: Job) -> dict[str, str | None]:
     }
 
 
-def _open(job: Job) -> tuple[Checkpoint, Task[Any]]:
+def _open(job: Job, companions: Companions) -> tuple[Checkpoint, Task[Any]]:
     """Return the checkpoint, which is not loaded yet, and the task, if the job's parts fit each other."""
     source = open_checkpoint(job.ckpt, job.task)
     if source.quantization is not None and job.config is not None:
         raise ConfigError(
             f"{job.ckpt} is quantized already: leave out what is to be quantized, or train the float one."
         )
-    task = make_task(job.task, load_tokenizer(job.ckpt), source.config, job.max_length, job.options)
+    tokenizer = load_tokenizer(job.ckpt)
+    task = make_task(job.task, tokenizer, source.config, job.max_length, job.options, companions)
     if job.distillation is None and not task.has_loss:
         raise ConfigError(f"A model for {task.name} has no loss: train it with --distill.")
     return source, task

@@ -51,7 +51,7 @@ UNSIGNED = ("*matmul_a_*=unsigned:true", "*.output.dense._input*=unsigned:true")
 def calibrated(name: str, config: QDQConfig) -> PreTrainedModel:
     """Return a model of another placement than `models.calibrated`."""
     model = qdqpatch.quantize(models.float_model(name), config)
-    return qdqpatch.calibrate(model, [models.inputs(name, seed) for seed in (2, 3)])
+    return qdqpatch.calibrate(model, [models.inputs(name, seed) for seed in (2, 3)], "percentile")
 
 
 def in_file(model: PreTrainedModel, outputs: models.Tensors) -> models.Tensors:
