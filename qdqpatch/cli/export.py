@@ -164,8 +164,8 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
     for comparison in result.comparisons or ():
         console.print(
             f"Compared with the model in {result.engine}: {comparison.output} differs by "
-            f"{comparison.mean:.2f} steps in the mean and {comparison.largest:.1f} at most (a step is 1/127 of "
-            "its range)"
+            f"{comparison.mean:.2f} steps in the mean and {comparison.largest:.1f} at most (a step is 1/127 "
+            "of its range)"
             + (
                 f"; {comparison.changed} of {comparison.predictions} predictions differ."
                 if comparison.predictions
