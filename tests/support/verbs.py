@@ -115,6 +115,7 @@ VERBS: dict[str, Verb] = {
     "collect": on(calibration.collect, batches),
     "smooth": on(calibration.smooth, batches),
     "shift": on(calibration.shift, batches),
+    "smooth_inputs": on(calibration.smooth_inputs, batches),
     "refine_ranges": on(calibration.refine_ranges, batches, epochs=1),
     "correct_biases": on(calibration.correct_biases, batches),
     "fuse_qkv": on(calibration.fuse_qkv),
