@@ -36,6 +36,7 @@ REFUSED: dict[tuple[str, str], str] = {
         )
     },
     ("clip_gelu", "fixed"): "fixes the range",
+    ("smooth_inputs", "fixed"): "no input to smooth",
     ("refine_ranges", "fixed"): "no layer with a range to refine",
     ("ptq", "fixed"): "no layer with a range to refine",
     ("train_ranges lsq", "per channel"): "one per tensor",
