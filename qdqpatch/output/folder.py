@@ -140,9 +140,7 @@ class OutputFolder:
 
     @property
     def _stays(self) -> bool:
-        return self.path.is_dir() and (
-            self.only is not None or not self._content() or must_stay(self.path)
-        )
+        return self.path.is_dir() and (self.only is not None or not self._content() or must_stay(self.path))
 
     def _content(self) -> list[str]:
         """Return the names of what would be replaced, without what runs are writing there."""

@@ -279,7 +279,9 @@ def test_other_files_in_the_folder_stay_and_nothing_else_is_left(calibrated, tmp
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "qdqpatch.json"])
 def test_a_users_files_of_these_names_are_kept(name: str, calibrated, tmp_path: Path) -> None:
     (tmp_path / name).write_text("5 years")
-    with pytest.raises(CheckpointError, match=rf"did not write all that is in it: {re.escape(name)}\. Choose"):
+    with pytest.raises(
+        CheckpointError, match=rf"did not write all that is in it: {re.escape(name)}\. Choose"
+    ):
         save_qdqbert(calibrated(), tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "5 years"}
 
