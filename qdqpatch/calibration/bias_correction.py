@@ -47,7 +47,8 @@ def correct_biases(model: Model, batches: Iterable[Mapping[str, Any]], padding_a
         NotQuantizedError: If the model has no quantized Linear with a bias.
         CalibrationError: If there is no batch, one of these Linears has a quantizer without a range or is
             not reached, or a mean is NaN or infinite.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
     """
     linears = linears_to_correct(model)
     paths = tuple(f"{path}." for path in linears)

@@ -38,7 +38,8 @@ def clip_gelu(model: Model, maximum: float) -> Model:
         ConfigError: If the maximum is not a positive number within fp32, no such input is quantized, or the
             configuration fixes a larger range of one.
         CalibrationError: If one of the quantizers has no range.
-        Whatever is raised, the ranges are as they were.
+
+    Whatever is raised, the ranges are as they were.
     """
     check_maximum(maximum)
     ranges = {path: range_of(path, quantizer) for path, quantizer in inputs_to_clip(model).items()}

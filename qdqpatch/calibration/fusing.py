@@ -46,7 +46,8 @@ def fuse_qkv(model: Model) -> Model:
         CalibrationError: If one of the quantizers has no range.
         ConfigError: If there is nothing to fuse, an operand of a matmul has a range per channel, or the
             configuration fixes another range of one.
-        Whatever is raised, the ranges are as they were.
+
+    Whatever is raised, the ranges are as they were.
     """
     fused = {}
     for group in groups_to_fuse(model):

@@ -46,7 +46,8 @@ def expand_amax(model: Model) -> Model:
         CalibrationError: If one of the weights has no range.
         ConfigError: If no weight is quantized, or the model was changed such that no configuration
             describes it.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
     """
     ranges, per_tensor = {}, []
     for path, (quantizer, weight) in weights_of(model).items():

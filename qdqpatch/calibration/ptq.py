@@ -89,7 +89,8 @@ def ptq(
         UnsupportedModelError: If the model cannot be quantized, or there is nothing to smooth or shift.
         NotQuantizedError: If no quantizer is on, or no Linear with a bias to correct is quantized.
         CalibrationError: If there is no batch, or a range cannot be determined from what there is.
-        Whatever is raised, the model is as it was: a float model is float again.
+
+    Whatever is raised, the model is as it was: a float model is float again.
 
     Example:
         >>> model = ptq(AutoModelForMaskedLM.from_pretrained("ckpt"), batches, shift=True, refine=4)

@@ -68,7 +68,8 @@ def refine_ranges(
         ConfigError: If the number of epochs is not a positive integer, or no layer is quantized.
         NotQuantizedError: If the model has no enabled quantizer.
         CalibrationError: If there is no batch, a quantizer has no range, or an output is NaN or infinite.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
     """
     check_epochs(epochs)
     check_can_refine(model)

@@ -84,7 +84,8 @@ def shift(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: boo
         UnsupportedModelError: If there is nothing to shift.
         ConfigError: If a range to drop is learned.
         CalibrationError: If there is no batch, or a tensor saw no data, NaN or infinity.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
     """
     shifts = shifts_to_make(model)
     sources = {place.path: place.source for place in shifts}

@@ -98,7 +98,8 @@ def smooth(
         NotQuantizedError: If the model has no quantizer.
         UnsupportedModelError: If there is no attention to rescale.
         CalibrationError: If there is no batch, or a projection saw no data, NaN or infinity.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
     """
     if not 0 <= strength <= 1:
         raise ConfigError(f"strength must be between 0 and 1, not {strength!r}.")

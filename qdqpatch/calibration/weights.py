@@ -90,7 +90,8 @@ def recalibrate_weights(model: Model, method: WeightMethod = "max") -> Model:
         ConfigError: If there is no such method, or no weight is quantized.
         NotQuantizedError: If the model has no quantizer.
         CalibrationError: If a weight holds NaN or infinity.
-        Whatever is raised, the ranges are as they were.
+
+    Whatever is raised, the ranges are as they were.
     """
     check_weight_method(method)
     fixed = {path for path, (quantizer, _) in weights_of(model).items() if quantizer.is_fixed}

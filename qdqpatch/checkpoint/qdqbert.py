@@ -28,6 +28,7 @@ from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.hf_quantizer import NOT_SAVED
 from qdqpatch.patching.plan import find_sites
+from qdqpatch.patching.recorded import KEY
 
 ARCHITECTURES = (
     "QDQBertModel",
@@ -47,7 +48,7 @@ SPECIAL_TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 FILES = ("model.safetensors", "config.json")
 """What a checkpoint consists of."""
 
-NOT_WRITTEN = ("quantization_config", "transformers_version", "dtype", "_name_or_path")
+NOT_WRITTEN = ("quantization_config", KEY, "transformers_version", "dtype", "_name_or_path")
 """What a config of today holds and the old class would not understand."""
 
 

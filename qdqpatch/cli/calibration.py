@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from qdqpatch.calibration import Statistics
+    from qdqpatch.checkpoint.companions import Companions
     from qdqpatch.data.texts import Texts
 
 SECTION = "Calibration"
@@ -32,6 +34,7 @@ _option = functools.partial(click.option, cls=SectionOption, section=SECTION)
 OPTIONS = (
     _option(
         "--calib",
+        "--data",
         "source",
         metavar="FILE|NAME",
         help="Set the ranges from the texts in FILE: lines of .txt, rows of .csv or .tsv (the first line "
@@ -71,7 +74,14 @@ OPTIONS = (
         default=128,
         show_default=True,
         type=LENGTH,
-        help="Where texts are cut, in tokens: the longest sequence that the model will serve.",
+        help="Where texts are cut, in tokens: the longest sequence that the model will serve. A folder of "
+        "sentence-transformers says it itself.",
+    ),
+    _option(
+        "--prompt",
+        metavar="NAME",
+        help="The prompt that texts begin with, one of those in config_sentence_transformers.json.  "
+        "[default: the one that it names as the default, if any]",
     ),
     _option(
         "--method",
@@ -142,6 +152,7 @@ class Calibration:
     batch_size: int
     max_length: int
     length_given: bool
+    prompt: str | None
     method: Method
     percentile: float
     fuse_qkv: bool
@@ -151,14 +162,25 @@ class Calibration:
     refine: int
     correct_biases: bool
 
-    def prepare(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
+    def prepare(
+        self, ckpt: str, companions: Companions, console: Console
+    ) -> Callable[[PreTrainedModel], Statistics]:
         """Read the tokenizer and the texts, and return what calibrates the model with them.
 
         That returns what the quantizers saw.
+
+        Args:
+            ckpt: The checkpoint.
+            companions: What lies beside its weights: how texts begin, and where they are cut.
+            console: Where to say what is done.
+
+        Raises:
+            ConfigError: If there is no such prompt.
         """
         from qdqpatch.checkpoint.tokenizer import load_tokenizer
         from qdqpatch.data.texts import is_hub_name, read_texts
 
+        prompt = companions.prompt(self.prompt)
         tokenizer = load_tokenizer(ckpt)
         if is_hub_name(self.source):
             _silence_datasets()
@@ -172,7 +194,12 @@ class Calibration:
                 split=self.split,
                 subset=self.subset,
             )
-        return functools.partial(self._run, texts, tokenizer, console)
+        rows = [(companions.text(first, prompt), second) for first, second in texts.rows]
+        settings = self
+        if companions.max_length is not None and not self.length_given:
+            settings = dataclasses.replace(self, max_length=companions.max_length)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
+        return functools.partial(settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console)
 
     def _run(
         self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @calibration_options
 @click.option(
     "--export",
+    "--target",
     "targets",
     type=click.Choice(TARGETS),
     multiple=True,
@@ -50,8 +51,8 @@ def command(
     OUT loads with `import qdqpatch` and AutoModel...from_pretrained. CKPT may also be a checkpoint of the
     old QDQBERT classes, which keeps its ranges. OUT is complete or is not there.
     """
+    from qdqpatch.checkpoint.companions import read_companions
     from qdqpatch.checkpoint.source import open_checkpoint
-    from qdqpatch.checkpoint.tokenizer import copy_tokenizer
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.exporter.export import export as export_model
     from qdqpatch.output.folder import OutputFolder
@@ -62,6 +63,7 @@ def command(
     started = time.perf_counter()
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
+        companions = read_companions(ckpt)
     config = placement()
     if config is not None and source.quantization is not None:
         raise QuantizedError(
@@ -76,7 +78,7 @@ def command(
     output = OutputFolder.open(out, inputs, force)
     plan = source.plan(config)
     source.check_weights()
-    set_ranges = None if calibration is None else calibration.prepare(ckpt, console)
+    set_ranges = None if calibration is None else calibration.prepare(ckpt, companions, console)
     with console.status(f"Loading {ckpt}"):
         model, missing = source.load(fresh_head=True)
     if missing:
@@ -88,7 +90,7 @@ def command(
         model.save_pretrained(folder)
         if statistics:
             statistics.save(folder / STATISTICS_FILE)
-        copy_tokenizer(ckpt, folder)
+        companions.copy(folder)
         exports = [
             export_model(model, folder / target, target, tokenizer=tokenizer(ckpt)) for target in targets
         ]

@@ -15,7 +15,7 @@ from qdqpatch.cli.options import COLUMN_HELP, LENGTH
 from qdqpatch.cli.sections import SectionOption
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
     from qdqpatch.tasks.base import DataSource, Task
 
@@ -94,15 +94,19 @@ class Data:
     max_length: int | None
     options: Mapping[str, float]
 
-    def make_task(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> Task[Any]:
-        """Return the task of a model.
+    def make_task(self, ckpt: str, config: PreTrainedConfig) -> Task[Any]:
+        """Return the task of a checkpoint, with its tokenizer and what lies beside it.
 
         Raises:
+            CheckpointError: If there is no tokenizer, or the checkpoint's folder cannot be read.
             ConfigError: If it is not clear which it is, or it has no such option.
         """
+        from qdqpatch.checkpoint.companions import read_companions
+        from qdqpatch.checkpoint.tokenizer import load_tokenizer
         from qdqpatch.tasks import make_task
 
-        return make_task(self.task, tokenizer, config, self.max_length, self.options)
+        tokenizer, companions = load_tokenizer(ckpt), read_companions(ckpt)
+        return make_task(self.task, tokenizer, config, self.max_length, self.options, companions)
 
     def to_evaluate_on(self, name: str) -> DataSource:
         """Return another source with the same columns; of a data set on the hub, what it has for that."""

@@ -56,6 +56,13 @@ if TYPE_CHECKING:
     "--int8-embeddings", is_flag=True, help="Store the embeddings in int8 too. Outputs change a bit."
 )
 @click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="For TensorRT: what stays float is in this type, float16 unless told otherwise.",
+)
+@click.option("--int32-inputs", is_flag=True, help="Take token ids, mask and segments as int32, not int64.")
+@click.option("--float32-outputs", is_flag=True, help="Give float32 where the file computes in 16 bits.")
+@click.option(
     "--opset", type=click.IntRange(17, 25), help="Version of ONNX's operators, if not the target's."
 )
 @click.option(
@@ -73,6 +80,9 @@ def command(
     weights: str,
     vnni: bool | None,
     int8_embeddings: bool,
+    dtype: str | None,
+    int32_inputs: bool,
+    float32_outputs: bool,
     opset: int | None,
     check: bool,
     build: bool,
@@ -108,6 +118,9 @@ def command(
             float_weights=weights == "fp32",
             vnni=vnni,
             int8_embeddings=int8_embeddings,
+            dtype=dtype,
+            int32_inputs=int32_inputs,
+            float32_outputs=float32_outputs,
             opset=opset,
             check=check,
             tokenizer=tokenizer(ckpt),

@@ -111,7 +111,6 @@ def command(
     """
     from qdqpatch.calibration.ptq import ptq
     from qdqpatch.checkpoint.source import open_checkpoint
-    from qdqpatch.checkpoint.tokenizer import load_tokenizer
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.evaluation.predicting import batches
     from qdqpatch.report.figures import check_can_plot
@@ -135,7 +134,7 @@ def command(
     if config is not None and source.quantization is not None:
         raise QuantizedError(f"{ckpt} is quantized already, so its placement is not an option's to change.")
     with console.status(f"Reading {data.source.name}"):
-        task = data.make_task(load_tokenizer(ckpt), source.config)
+        task = data.make_task(ckpt, source.config)
         everything, labelled, reason = _read(task, data.source, by_metric, max_drop is not None)
         examples = draw(everything, samples, seed)
     with console.status(f"Loading {ckpt}"):

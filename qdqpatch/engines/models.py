@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,8 +18,16 @@ from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
 TORCH = RUNNERS[0]
 
-EXPORTS = {".onnx": "model.onnx", ".xml": "openvino_model.xml"}
-"""The names of the files in an export folder."""
+CONFIG = "config.json"
+
+ONNX_FOLDER, IR_FOLDER = "onnx", "openvino"
+"""Where servers look for exported files, in the folder that has the config."""
+
+EXPORTS = {
+    ".onnx": (f"{ONNX_FOLDER}/model.onnx", "model.onnx", f"{ONNX_FOLDER}/model_quantized.onnx"),
+    ".xml": (f"{IR_FOLDER}/openvino_model.xml", "openvino_model.xml"),
+}
+"""The exported files of a folder; the first that is there counts."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,13 @@ def find_contenders(models: Sequence[str], engines: Collection[str] = ()) -> lis
     return contenders
 
 
+def home_of(path: Path) -> Path:
+    """Return the folder with the config and the tokenizer of a model that is there, a folder or a file."""
+    folder = path if path.is_dir() else path.parent
+    is_part = folder.resolve().name in (ONNX_FOLDER, IR_FOLDER) and not (folder / CONFIG).is_file()
+    return Path(os.path.normpath(folder / "..")) if is_part else folder
+
+
 def _installed(engine: str) -> bool:
     return engine == TORCH or importlib.util.find_spec(ENGINES[engine].package) is not None
 
@@ -111,15 +127,14 @@ def _files_in(folder: Path) -> dict[str, str]:
     if any((folder / f"{weight}{index}").is_file() for weight in WEIGHTS for index in ("", ".index.json")):
         files[TORCH] = str(folder)
     for engine in ENGINES.values():
-        exports = (folder / EXPORTS[suffix] for suffix in engine.suffixes)
+        exports = (folder / name for suffix in engine.suffixes for name in EXPORTS[suffix])
         if (export := next(filter(Path.is_file, exports), None)) is not None:
             files[engine.name] = str(export)
     if not files:
-        others = sorted(path.name for path in folder.glob("*.onnx"))
+        others = sorted(path.relative_to(folder) for path in folder.rglob("*.onnx"))
         hint = f" To run {others[0]}, name the file." if others else ""
-        raise CheckpointError(
-            f"There is nothing to run in {folder}: none of {', '.join((*WEIGHTS, *EXPORTS.values()))}.{hint}"
-        )
+        usual = ", ".join((*WEIGHTS, *(names[0] for names in EXPORTS.values())))
+        raise CheckpointError(f"There is nothing to run in {folder}: none of {usual}.{hint}")
     return files
 
 
@@ -128,7 +143,7 @@ def _facts(name: str) -> Facts:
     path = Path(name)
     if not path.exists():
         return _facts_of(open_checkpoint(name).config.to_dict())
-    file = (path if path.is_dir() else path.parent) / "config.json"
+    file = home_of(path) / CONFIG
     if not file.is_file():
         return Facts()
     try:

@@ -11,12 +11,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from qdqpatch.checkpoint.companions import Companions, read_companions
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
 from qdqpatch.data.lengths import config_limit
+from qdqpatch.engines.models import home_of
 from qdqpatch.errors import ConfigError
-from qdqpatch.tasks import TASKS, make_task, task_of
+from qdqpatch.tasks import TASKS, default_length, make_task, task_of
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
 
@@ -34,11 +36,13 @@ class Described:
         name: The model, as the user named it.
         config: Its config.
         tokenizer: Its tokenizer.
+        companions: What says how it is used, if it is in a folder of sentence-transformers.
     """
 
     name: str
     config: PreTrainedConfig | None
     tokenizer: PreTrainedTokenizerBase | None
+    companions: Companions | None
 
 
 def settle(
@@ -76,19 +80,22 @@ def settle(
         _check_labels(described)
     _check_vocabularies(described)
     limits = (config_limit(each.config) for each in described if each.config is not None)
-    length = min(max_length or kind.default_length, *limits)
-    return make_task(kind.name, tokenizer, config, length, options)
+    companions = next((each.companions for each in described if each.companions is not None), None)
+    length = min(max_length or default_length(kind, companions), *limits)
+    return make_task(kind.name, tokenizer, config, length, options, companions)
 
 
 def _describe(name: str) -> Described:
     path = Path(name)
-    home = str(path.parent) if path.is_file() else name
+    home = str(home_of(path)) if path.exists() else name
     has_config = not path.exists() or (Path(home) / "config.json").is_file()
     has_tokenizer = any(find_file(home, file) for file in VOCABULARIES)
+    companions = read_companions(home)
     return Described(
         name,
         open_checkpoint(home).config if has_config else None,
         load_tokenizer(home) if has_tokenizer else None,
+        companions if companions.modules else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qdqpatch.data.arrays import Array
 from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
 from qdqpatch.engines.shapes import cut
 from qdqpatch.engines.tensorrt.build import SHAPE, Build, build_all
@@ -21,6 +23,7 @@ from qdqpatch.exporter.graph import Rewriter
 from qdqpatch.exporter.grids import check_grids
 from qdqpatch.exporter.inputs import Inputs
 from qdqpatch.exporter.kernels import match, matmuls, name_after_modules
+from qdqpatch.exporter.precision import OPSET, PRECISIONS, Precision, check_fits, convert_ends, lower
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
@@ -28,6 +31,19 @@ from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import outputs_of, trace
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.tasks.head import classifier_of
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What the file takes and gives, where that is not what it computes in.
+
+    Attributes:
+        int32_inputs: Whether it takes int32 for int64.
+        float32_outputs: Whether it gives fp32.
+    """
+
+    int32_inputs: bool = False
+    float32_outputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,12 +55,16 @@ class Pipeline:
         target: What to export for.
         inputs: Makes batches for the model.
         say: Called with what begins.
+        precision: The type of what stays float.
+        ends: What the file takes and gives.
     """
 
     model: PreTrainedModel
     target: Target
     inputs: Inputs
     say: Callable[[str], None]
+    precision: Precision = PRECISIONS["float32"]
+    ends: Ends = Ends()
 
     @property
     def engine(self) -> Engine:
@@ -62,11 +82,23 @@ class Pipeline:
     ) -> Export:
         """Export to a folder that is kept only if all succeeds; the arguments are those of `export`."""
         check_grids(self.model, self.target.signed)
+        kept = list(self.inputs.batches(tokenizer) if batches is None else batches)
+        if self.precision.name != "float32":
+            self.say(f"Looking for numbers beyond {self.precision.name}")
+            check_fits(self.model, kept, self.precision)
         self.say("Tracing the model")
         graph = self._graph(opset)
         out = output.given
+        comparisons, operations, float_matmuls = None, None, False
+        check = check and self.engine.version is not None
+        if check and not self.precision.is_run:
+            with tempfile.TemporaryDirectory() as exact:
+                self.target.write(graph, Path(exact))
+                comparisons, float_matmuls = self._compared(Path(exact) / self.target.file, out, kept)
         with output.staged() as folder:
             self.say(f"Writing {self.target.file}")
+            lower(graph, self.precision)
+            convert_ends(graph, self.ends.int32_inputs, self.ends.float32_outputs)
             self.target.write(graph, folder)
             names = matmuls(graph.graph)
             del graph
@@ -75,11 +107,9 @@ class Pipeline:
             self.model.config.save_pretrained(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
-            file, comparisons, operations = folder / self.target.file, None, None
-            float_matmuls = False
-            if check and self.engine.version is not None:
+            file = folder / self.target.file
+            if check and self.precision.is_run:
                 self.say(f"Comparing with the model in {self.engine.name}")
-                kept = list(self.inputs.batches(tokenizer) if batches is None else batches)
                 comparisons, float_matmuls = self._compared(file, out, kept)
             if self.target.kernels is not None and self.engine.version is not None:
                 self.say("Counting integer kernels")
@@ -101,13 +131,17 @@ class Pipeline:
             reason = str(error).replace(str(file.parent), str(out))
             raise ExportError(f"{reason} Nothing was written.") from error
 
+    @property
+    def _opset(self) -> int:
+        return self.target.opset if self.precision.name == "float32" else max(self.target.opset, OPSET)
+
     def _graph(self, opset: int | None) -> ir.Model:
         """Return the target's graph."""
         graph = trace(
             self.model,
             self.inputs.example(),
             self.inputs.axes(),
-            self.target.opset if opset is None else opset,
+            self._opset if opset is None else opset,
         )
         rewriter = Rewriter(graph, self.model)
         for rules in self.target.passes:
@@ -132,8 +166,17 @@ class Pipeline:
             raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
         reference = outputs_of(self.model)
         classifier = classifier_of(self.model)
-        comparisons = compare(reference, session.run_tensors, batches, classifier)
+        given = {value.name: value.dtype for value in session.inputs}
+
+        def run(batch: dict[str, Tensor]) -> dict[str, Array]:
+            return session.run(
+                {name: tensor.numpy().astype(given.get(name)) for name, tensor in batch.items()}
+            )
+
+        comparisons = compare(reference, run, batches, classifier)
         float_matmuls = session.float_matmuls
-        del session
-        require_equal(comparisons, lambda: own_noise(self.model, reference, batches, classifier))
+        require_equal(
+            comparisons,
+            lambda: own_noise(self.model, reference, batches, classifier, self.precision.rounding),
+        )
         return comparisons, float_matmuls

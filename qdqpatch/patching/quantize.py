@@ -14,6 +14,7 @@ from qdqpatch.errors import NotQuantizedError, QuantizationWarning, QuantizedErr
 from qdqpatch.patching.apply import is_quantized, own_config, set_fixed_ranges
 from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
 from qdqpatch.patching.plan import Plan, find_sites
+from qdqpatch.patching.recorded import KEY
 from qdqpatch.rules.base import Rule
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -64,7 +65,8 @@ def quantize(model: Model, config: QDQConfig | None = None, rules: Sequence[Rule
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
         QuantizedError: If the model is quantized already.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
 
     Warns:
         QuantizationWarning: If something that the configuration turns on stays float all the same.
@@ -114,4 +116,6 @@ def float_twin(model: Model) -> Model:
         NotQuantizedError: If the model was not quantized by qdqpatch.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return dequantize(copy.deepcopy(model, shared))
+    twin = dequantize(copy.deepcopy(model, shared))
+    setattr(twin.config, KEY, list(vars(model)["hf_quantizer"].record))
+    return twin

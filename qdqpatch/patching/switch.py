@@ -46,7 +46,8 @@ def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
         ConfigError: If a pattern switches to something else than True or False, if no quantizer would
             be left on (`qdqpatch.dequantize` makes a float model), if one to turn off learns its range,
             or if the model was changed such that no configuration describes it.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
     """
     twin = float_twin(model)
     switches = _as_switches(overrides)

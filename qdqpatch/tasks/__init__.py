@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from qdqpatch.checkpoint.companions import Companions
 from qdqpatch.choices import AUTO_CLASSES
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.data.vocabulary import vocabulary_problem
@@ -65,6 +66,7 @@ def make_task(
     config: PreTrainedConfig,
     max_length: int | None = None,
     options: Mapping[str, float] | None = None,
+    companions: Companions | None = None,
 ) -> Task[Any]:
     """Return the task of a model.
 
@@ -74,10 +76,12 @@ def make_task(
         config: The model's.
         max_length: Where sequences are cut; None for the task's default. At most what the model takes.
         options: What else is set, by the names in the task's `options`.
+        companions: What lies beside the model, for embeddings.
 
     Raises:
         ConfigError: If it is not clear which task it is, it has no such option, or the tokenizer has tokens
             that the model does not know.
+        CheckpointError: If the modules beside the model cannot be read.
     """
     kind = task_of(config) if name is None else TASKS[name]
     for option in options or {}:
@@ -86,5 +90,15 @@ def make_task(
             raise ConfigError(f"{option} is for {owners}, not for {kind.name}.")
     if problem := vocabulary_problem(tokenizer, config):
         raise ConfigError(problem)
-    length = min(max_length or kind.default_length, config_limit(config), tokenizer.model_max_length)
+    wanted = max_length or default_length(kind, companions)
+    length = min(wanted, config_limit(config), tokenizer.model_max_length)
+    if issubclass(kind, FeatureExtraction):
+        return kind(tokenizer, config, length, companions)
     return kind(tokenizer, config, length, **(options or {}))
+
+
+def default_length(kind: type[Task[Any]], companions: Companions | None) -> int:
+    """Return where sequences are cut unless told otherwise: embeddings where their folder says."""
+    if companions is not None and issubclass(kind, FeatureExtraction) and companions.max_length:
+        return companions.max_length
+    return kind.default_length

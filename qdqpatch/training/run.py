@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration import ptq
 from qdqpatch.calibration.refining import can_refine
 from qdqpatch.calibration.shifting import find_shifts
+from qdqpatch.checkpoint.companions import Companions, read_companions
 from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
-from qdqpatch.checkpoint.tokenizer import copy_tokenizer, load_tokenizer
+from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.errors import ConfigError, NoLabelsError, TrainingError, no_range
@@ -77,7 +78,8 @@ def run_job(
     output = OutputFolder.open(out, read, force)
     folder = folder or RunFolder.open(job, out, read, resume, force)
     listener = TrainingListener() if listener is None else listener
-    source, task = _open(job)
+    companions = read_companions(job.ckpt)
+    source, task = _open(job, companions)
     listener.say("Reading the data")
     data = _read(job, task)
     if data.unlabelled is not None:
@@ -102,7 +104,7 @@ def run_job(
             raise
         with output.staged() as staging:
             run.model.save_pretrained(staging)
-            copy_tokenizer(job.ckpt, staging)
+            companions.copy(staging)
             written = {"run": folder.id, "job": job.to_dict(), **run.report.to_dict()}
             (staging / REPORT_FILE).write_text(json.dumps(written, indent=2), encoding="utf-8")
         if (left := folder.remove()) is not None:
@@ -120,7 +122,7 @@ def _inputs(job: Job) -> dict[str, str | None]:
     }
 
 
-def _open(job: Job) -> tuple[Checkpoint, Task[Any]]:
+def _open(job: Job, companions: Companions) -> tuple[Checkpoint, Task[Any]]:
     """Return the checkpoint, which is not loaded yet, and the task, if the job's parts fit each other."""
     source = open_checkpoint(job.ckpt, job.task)
     if source.quantization is not None and job.config is not None:
@@ -129,7 +131,8 @@ def _open(job: Job) -> tuple[Checkpoint, Task[Any]]:
         )
     if job.teacher is not None:
         _check_teacher(job, job.teacher, source)
-    task = make_task(job.task, load_tokenizer(job.ckpt), source.config, job.max_length, job.options)
+    tokenizer = load_tokenizer(job.ckpt)
+    task = make_task(job.task, tokenizer, source.config, job.max_length, job.options, companions)
     if job.distillation is None and not task.has_loss:
         raise ConfigError(f"A model for {task.name} has no loss: train it with --distill.")
     return source, task

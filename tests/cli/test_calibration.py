@@ -243,7 +243,15 @@ def test_help_has_a_section_for_calibration(convert) -> None:
     assert "--calib" not in options
     assert re.findall(r"^  (--[a-z-]+)", calibration, re.MULTILINE) == [
         *("--calib", "--text-column", "--text-pair-column", "--split", "--subset", "--samples", "--seed"),
-        *("--batch-size", "--max-length", "--method", "--percentile", "--fuse-qkv", "--clip-gelu"),
+        *(
+            "--batch-size",
+            "--max-length",
+            "--prompt",
+            "--method",
+            "--percentile",
+            "--fuse-qkv",
+            "--clip-gelu",
+        ),
         *("--smooth", "--shift", "--refine", "--correct-biases"),
     ]
 

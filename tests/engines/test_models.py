@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from exported import write_onnx
 
-from qdqpatch.engines.models import Facts, find_contenders
+from qdqpatch.engines.models import Facts, find_contenders, home_of
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
 
@@ -30,21 +30,36 @@ def test_a_folder_runs_in_what_its_files_are_for(here: Path) -> None:
         "sharded": ["model.safetensors.index.json"],
         "ort": ["model.onnx"],
         "ov": ["openvino_model.xml"],
-        "all": ["pytorch_model.bin", "model.onnx", "openvino_model.xml"],
+        "all": ["pytorch_model.bin", "onnx/model.onnx", "openvino/openvino_model.xml"],
+        "small": ["onnx/model_quantized.onnx"],
     }.items():
-        Path(folder).mkdir()
         for file in files:
+            Path(folder, file).parent.mkdir(parents=True, exist_ok=True)
             Path(folder, file).touch()
-    found = find_contenders(["sharded", "ort", "ov", "all"])
+    found = find_contenders(["sharded", "ort", "ov", "all", "small"])
     assert [(each.model, each.engine, each.path) for each in found] == [
         ("sharded", "torch", "sharded"),
         ("ort", "onnxruntime", "ort/model.onnx"),
         ("ort", "openvino", "ort/model.onnx"),
         ("ov", "openvino", "ov/openvino_model.xml"),
         ("all", "torch", "all"),
-        ("all", "onnxruntime", "all/model.onnx"),
-        ("all", "openvino", "all/openvino_model.xml"),
+        ("all", "onnxruntime", "all/onnx/model.onnx"),
+        ("all", "openvino", "all/openvino/openvino_model.xml"),
+        ("small", "onnxruntime", "small/onnx/model_quantized.onnx"),
+        ("small", "openvino", "small/onnx/model_quantized.onnx"),
     ]
+
+
+def test_the_config_of_a_part_of_a_folder_is_the_folders(here: Path) -> None:
+    Path("out/onnx").mkdir(parents=True)
+    write_onnx(here / "out/onnx/model.onnx")
+    Path("out/config.json").write_text('{"vocab_size": 48}')
+    for name in ("out", "out/onnx", "out/onnx/model.onnx"):
+        assert find_contenders([name], ["onnxruntime"])[0].facts == Facts(48)
+    assert home_of(Path("out/onnx/model.onnx")) == Path("out")
+    assert home_of(Path("out/onnx").resolve()) == Path("out").resolve()
+    Path("out/onnx/config.json").write_text('{"vocab_size": 4}')
+    assert find_contenders(["out/onnx"], ["onnxruntime"])[0].facts == Facts(4)
 
 
 def test_the_config_beside_a_model_is_read(here: Path) -> None:
@@ -78,8 +93,8 @@ def test_what_cannot_be_run_is_refused(here: Path) -> None:
         "a/b/missing": "There is no folder a/b/missing",
         "missing": "There is no folder missing here, and no model of that name on the hub",
         "weights.bin": "weights.bin is neither a folder nor an .onnx or .xml file",
-        "empty": "nothing to run in empty: none of model.safetensors, pytorch_model.bin, model.onnx, "
-        "openvino_model.xml.$",
+        "empty": "nothing to run in empty: none of model.safetensors, pytorch_model.bin, "
+        "onnx/model.onnx, openvino/openvino_model.xml.$",
         "other": "To run model_int8.onnx, name the file",
     }.items():
         with pytest.raises(CheckpointError, match=message):

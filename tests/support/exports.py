@@ -51,7 +51,7 @@ UNSIGNED = ("*matmul_a_*=unsigned:true", "*.output.dense._input*=unsigned:true")
 def calibrated(name: str, config: QDQConfig) -> PreTrainedModel:
     """Return a model of another placement than `models.calibrated`."""
     model = qdqpatch.quantize(models.float_model(name), config)
-    return qdqpatch.calibrate(model, [models.inputs(name, seed) for seed in (2, 3)])
+    return qdqpatch.calibrate(model, [models.inputs(name, seed) for seed in (2, 3)], "percentile")
 
 
 def in_file(model: PreTrainedModel, outputs: models.Tensors) -> models.Tensors:
@@ -164,7 +164,8 @@ def _made(variant: str, target: str) -> Made:
     model = build()
     before = models.snapshot(model)
     folder = Path(_FOLDER.name) / f"{variant}-{target}".replace(" ", "-")
-    return Made(name, model, before, export(model, folder, target, **options))
+    exact = {"dtype": "float32"} if target == "tensorrt" else {}
+    return Made(name, model, before, export(model, folder, target, **exact, **options))
 
 
 def assert_close(expected: models.Tensors, found: dict[str, Array]) -> None:

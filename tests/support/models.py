@@ -126,7 +126,7 @@ def _shared(state: str, name: str) -> PreTrainedModel:
         return build(name)
     if state == "uncalibrated":
         return qdqpatch.quantize(float_model(name))
-    return qdqpatch.calibrate(uncalibrated(name), [inputs(name, seed) for seed in (2, 3)])
+    return qdqpatch.calibrate(uncalibrated(name), [inputs(name, seed) for seed in (2, 3)], "percentile")
 
 
 def outputs(model: nn.Module, name: str = "BertModel", **changes: Any) -> Tensors:
