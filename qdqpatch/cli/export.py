@@ -156,16 +156,21 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
             f"{len(result.operations) - len(left)} of {len(result.operations)} matmuls run as integer kernels"
             + (". Float:" if left else ".")
         )
-        for path, _, reason in fold((each.name, "", each.reason) for each in left):
+        for path, _, reason in fold((kernel.name, "", kernel.reason) for kernel in left):
             console.print(f"  {path}: {reason}")
     if result.comparisons is None:
         engine = "onnxruntime" if result.target == "tensorrt" else result.target
         console.print(f"Not compared with the model: --no-check, or {engine} is not installed.")
-    for each in result.comparisons or ():
+    for comparison in result.comparisons or ():
         console.print(
-            f"Compared with the model in {result.engine}: {each.output} differs by {each.mean:.2f} steps in "
-            f"the mean and {each.largest:.1f} at most (a step is 1/127 of its range)"
-            + (f"; {each.changed} of {each.predictions} predictions differ." if each.predictions else ".")
+            f"Compared with the model in {result.engine}: {comparison.output} differs by "
+            f"{comparison.mean:.2f} steps in the mean and {comparison.largest:.1f} at most (a step is 1/127 "
+            "of its range)"
+            + (
+                f"; {comparison.changed} of {comparison.predictions} predictions differ."
+                if comparison.predictions
+                else "."
+            )
         )
     if result.float_matmuls:
         console.print(

@@ -103,7 +103,7 @@ class Pipeline:
             names = matmuls(graph.graph)
             del graph
             files = folder.glob(f"{Path(self.target.file).stem}.*")
-            size = sum(each.stat().st_size for each in files)
+            size = sum(written.stat().st_size for written in files)
             self.model.config.save_pretrained(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)

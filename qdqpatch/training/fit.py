@@ -105,7 +105,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         for path in folder.glob("checkpoint-*")
         if path.name.rpartition("-")[2].isdecimal() and (path / "trainer_state.json").is_file()
     ]
-    return max(found, key=lambda each: int(each.name.rpartition("-")[2]), default=None)
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
 @contextmanager
