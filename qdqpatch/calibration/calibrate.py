@@ -17,6 +17,7 @@ from qdqpatch.choices import DEFAULT_PERCENTILE, Method, WeightMethod
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.finite import check_finite
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -54,9 +55,9 @@ def calibrate(
     Raises:
         ConfigError: If there is no such method or percentile.
         NotQuantizedError: If the model has no enabled quantizer.
-        CalibrationError: If there is no batch, a quantizer saw no tensor, or one saw NaN or infinity, or
-            the statistics are another model's or lack what `"auto"` compares. The model then has the ranges
-            it had.
+        CalibrationError: If there is no batch, a quantizer saw no tensor, one saw NaN or infinity, a weight
+            is such, or the statistics are another model's or lack what `"auto"` compares. The model then has
+            the ranges it had.
     """
     method = method_for(method, percentile)
     check_method(method, percentile)
@@ -67,6 +68,7 @@ def calibrate(
         batches = collect(model, batches, padding_aware, compare=method == "auto")
     _check_belong(batches, quantizers)
     ranges |= batches.ranges(method, percentile)
+    check_finite(model, f"This {type(model).__name__}", "Ranges do not mend that.", CalibrationError)
     set_ranges(model, ranges, complete=True)
     return model
 

@@ -10,6 +10,7 @@ import models
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from exports import calibrated
 from transformers import PreTrainedModel
 
@@ -33,7 +34,7 @@ def overridden(*overrides: str) -> PreTrainedModel:
 
 
 REFUSED: list[tuple[Callable[[], PreTrainedModel], dict[str, Any], type[Exception], str]] = [
-    (models.float_model, {}, NotQuantizedError, r"no enabled quantizer: call qdqpatch\.quantize"),
+    (models.float_model, {}, NotQuantizedError, r"is a float model: call qdqpatch\.quantize"),
     (
         models.uncalibrated,
         {},
@@ -252,3 +253,14 @@ def test_tensorrt_has_signed_levels_alone(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"matmul_a_input_quantizer is unsigned; TensorRT quantizes symm"):
         export(calibrated(TOKENS, config), tmp_path / "out", "tensorrt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_nan_is_not_exported(tmp_path: Path) -> None:
+    model = models.calibrated(TOKENS)
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    message = (
+        r"^This BertForTokenClassification holds NaN or infinity in 1 of \d+ tensors: classifier\.bias\."
+    )
+    with pytest.raises(ExportError, match=message):
+        export(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
