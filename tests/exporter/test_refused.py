@@ -24,6 +24,7 @@ from qdqpatch.exporter.rules import integer_linear
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
 from qdqpatch.exporter.targets import onnxruntime
+from qdqpatch.output.folder import OutputFolder
 
 TOKENS = "BertForTokenClassification"
 ORIGINAL = onnxruntime.TARGET
@@ -182,15 +183,15 @@ def test_a_wrong_file_is_not_kept(
     rule: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "TARGET", target(rule))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("text")
+    with OutputFolder.open(tmp_path / "out").staged() as folder:
+        (folder / "old.txt").write_text("text")
     batches = None
     if isinstance(rule, WithoutMask):  # attention of a tiny model is near the mean, so that little would show
         batches = [models.inputs(length=8)]
         batches[0]["attention_mask"][:, 2:] = 0
     with pytest.raises(ExportError, match=f"{message}.*Nothing was written"):
         small(tmp_path / "out", force=True, batches=batches)
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["old.txt", "out", "qdqpatch.json"]
 
 
 @pytest.mark.slow
@@ -213,8 +214,8 @@ def test_swapped_scales_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_right_file_replaces_the_folder(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("text")
+    with OutputFolder.open(tmp_path / "out").staged() as folder:
+        (folder / "old.txt").write_text("text")
     said: list[str] = []
     batches = [models.inputs(length=8)]
     result = small(tmp_path / "out", force=True, batches=batches, progress=said.append)
@@ -230,6 +231,7 @@ def test_a_right_file_replaces_the_folder(
         "model.onnx",
         "model.onnx.data",
         "out",
+        "qdqpatch.json",
     ]
 
 
