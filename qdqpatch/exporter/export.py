@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qdqpatch.checkpoint.companions import MODULES, Companions, read_companions
+from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.choices import TARGETS
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
@@ -40,6 +42,7 @@ def export(
     check: bool = True,
     batches: Iterable[dict[str, Tensor]] | None = None,
     tokenizer: Any = None,
+    source: str | Path | None = None,
     force: bool = False,
     build: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
@@ -53,8 +56,10 @@ def export(
 
     Args:
         model: A quantized model with a range on every enabled quantizer. It is not changed.
-        out: The folder to write: `model.onnx` (with `model.onnx.data`), or for OpenVINO
-            `openvino_model.xml` and `.bin`; `config.json` and the tokenizer beside it.
+        out: The folder to write, as servers expect it: `onnx/model.onnx`, and the same file as
+            `onnx/model_quantized.onnx`, or for OpenVINO `openvino/openvino_model.xml` and `.bin`; with
+            `config.json`, the tokenizer and `export.json`, which transformers' `ExportedModel` reads. More
+            than 1.8 GB of weights go into `onnx/model.onnx_data`.
         target: `tensorrt`, `onnxruntime` or `openvino`.
         shape: Batch and sequence length, if the file shall take no other; None for any.
         float_weights: For TensorRT: store the weights in fp32 and quantize them in the graph.
@@ -68,6 +73,9 @@ def export(
         batches: Keyword arguments of `forward` to compare on; None for sentences of several lengths, or
             random tokens where there is no tokenizer.
         tokenizer: Saved beside the model.
+        source: The folder or hub name whose companion files go along: tokenizer, and what
+            sentence-transformers needs. If it pools, the file has an output `sentence_embedding` too. None
+            for the local folder that the model was loaded from, if sentence-transformers wrote it.
         force: Whether `out` may be replaced if it holds an earlier export; a folder with other files may not.
         build: For TensorRT: compute capabilities, such as `SM89`, to compile the file for. TensorRT for RTX
             has to be installed for that, and needs no GPU. A file that it refuses is not kept.
@@ -82,6 +90,48 @@ def export(
             something else than the model. Nothing is left behind.
         CheckpointError: If the folder cannot be written.
     """
+    say = progress or (lambda _: None)
+    write = prepare_export(
+        model,
+        target,
+        shape=shape,
+        float_weights=float_weights,
+        vnni=vnni,
+        int8_embeddings=int8_embeddings,
+        opset=opset,
+        check=check,
+        batches=batches,
+        tokenizer=tokenizer,
+        source=source,
+        build=build,
+        progress=say,
+    )
+    output = OutputFolder.open(out, force=force)
+    with output.staged() as folder:
+        return write(folder, output.given)
+
+
+def prepare_export(
+    model: PreTrainedModel,
+    target: str,
+    *,
+    shape: tuple[int, int] | None = None,
+    float_weights: bool = False,
+    vnni: bool | None = None,
+    int8_embeddings: bool = False,
+    opset: int | None = None,
+    check: bool = True,
+    batches: Iterable[dict[str, Tensor]] | None = None,
+    tokenizer: Any = None,
+    source: str | Path | None = None,
+    build: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> Callable[[Path, Path], Export]:
+    """Refuse what can be refused without work, and return what does the rest.
+
+    Arguments and errors are those of `export`. What is returned takes a folder to write to, whose other files
+    stay, and the place that this folder gets in the end.
+    """
     _require(PACKAGES)
     if not hasattr(torch.onnx, "ops"):
         raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
@@ -94,10 +144,26 @@ def export(
     _check_ranges(model)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
-    folder = OutputFolder.open(out, force=force)
-    with prepared(model, int8_embeddings) as cpu_model:
-        pipeline = Pipeline(cpu_model, engine_target, inputs, progress or (lambda _: None))
-        return pipeline.run(folder, opset, tokenizer, check, batches, build)
+    companions = _companions(model, source)
+    head = None
+    if companions is not None and type(model).__name__.endswith("Model"):
+        head = load_sentence_head(companions)
+
+    def write(folder: Path, out: Path) -> Export:
+        with prepared(model, int8_embeddings) as cpu_model:
+            pipeline = Pipeline(cpu_model, engine_target, inputs, progress, companions, head)
+            return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
+
+    return write
+
+
+def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions | None:
+    """Return what goes along with a file; None where nothing is known of a folder."""
+    if source is not None:
+        return read_companions(str(source))
+    loaded_from = getattr(model, "name_or_path", "")
+    is_embedder = bool(loaded_from) and (Path(loaded_from) / MODULES).is_file()
+    return read_companions(loaded_from) if is_embedder else None
 
 
 def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> Target:
