@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import MODULES, Companions, read_companions
@@ -17,6 +17,7 @@ from qdqpatch.choices import TARGETS
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
+from qdqpatch.exporter.held import held
 from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.packages import pip_install
@@ -30,7 +31,7 @@ PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 
 
 def export(
-    model: PreTrainedModel,
+    model: nn.Module,
     out: str | Path,
     target: str = "onnxruntime",
     *,
@@ -55,7 +56,8 @@ def export(
     integer kernels saturate: there its file is compared with products in fp32 in their place.
 
     Args:
-        model: A quantized model with a range on every enabled quantizer. It is not changed.
+        model: A quantized model with a range on every enabled quantizer; or a `SentenceTransformer` or
+            `CrossEncoder` with one inside, whose pooling and files go along. It is not changed.
         out: The folder to write, as servers expect it: `onnx/model.onnx`, and the same file as
             `onnx/model_quantized.onnx`, or for OpenVINO `openvino/openvino_model.xml` and `.bin`; with
             `config.json`, the tokenizer and `export.json`, which transformers' `ExportedModel` reads. More
@@ -90,25 +92,25 @@ def export(
             something else than the model. Nothing is left behind.
         CheckpointError: If the folder cannot be written.
     """
-    say = progress or (lambda _: None)
-    write = prepare_export(
-        model,
-        target,
-        shape=shape,
-        float_weights=float_weights,
-        vnni=vnni,
-        int8_embeddings=int8_embeddings,
-        opset=opset,
-        check=check,
-        batches=batches,
-        tokenizer=tokenizer,
-        source=source,
-        build=build,
-        progress=say,
-    )
-    output = OutputFolder.open(out, force=force)
-    with output.staged() as folder:
-        return write(folder, output.given)
+    with held(model, source, tokenizer) as (inner, folder_of_it, its_tokenizer):
+        write = prepare_export(
+            inner,
+            target,
+            shape=shape,
+            float_weights=float_weights,
+            vnni=vnni,
+            int8_embeddings=int8_embeddings,
+            opset=opset,
+            check=check,
+            batches=batches,
+            tokenizer=its_tokenizer,
+            source=folder_of_it,
+            build=build,
+            progress=progress or (lambda _: None),
+        )
+        output = OutputFolder.open(out, force=force)
+        with output.staged() as folder:
+            return write(folder, output.given)
 
 
 def prepare_export(

@@ -37,7 +37,9 @@ def linears() -> dict[str, QuantLinear]:
 def test_a_file_is_valid_and_says_nothing_of_the_machine(variant: str, target: str) -> None:
     file = made(variant, target).result.file
     onnx.checker.check_model(file)
-    content = file.read_bytes()
+    without_weights = onnx.load(file)
+    del without_weights.graph.initializer[:]
+    content = without_weights.SerializeToString()
     root = str(Path(__file__).parents[2]).encode()
     for secret in (root, b"site-packages", b"stack_trace", b".py", socket.gethostname().encode()):
         assert secret not in content
