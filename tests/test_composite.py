@@ -7,7 +7,12 @@ import models
 import pytest
 import torch
 from torch import nn
-from transformers import EncoderDecoderConfig, EncoderDecoderModel
+from transformers import (
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormForCausalLM,
+)
 
 import qdqpatch
 
@@ -46,6 +51,17 @@ def test_a_linear_between_the_parts_is_listed(composite: EncoderDecoderModel) ->
     composite.enc_to_dec_proj = nn.Linear(24, 24)
     (miss,) = [miss for miss in qdqpatch.plan(composite).misses if miss.path == "enc_to_dec_proj"]
     assert miss.reason == "it is outside the parts that there are rules for"
+
+
+def test_a_part_without_rules_is_looked_at_too(composite: EncoderDecoderModel) -> None:
+    with torch.device("meta"):
+        decoder = RobertaPreLayerNormForCausalLM(RobertaPreLayerNormConfig(**models.CONFIG, is_decoder=True))
+    composite.decoder = decoder
+    found = qdqpatch.plan(composite)
+    assert found.unknown == ("roberta-prelayernorm",)
+    paths = [site.path for site in found.sites]
+    assert sum(path.startswith("encoder.") for path in paths) == 2 * 10
+    assert sum(path.startswith("decoder.roberta_prelayernorm.encoder.layer.") for path in paths) == 2 * 10
 
 
 def test_overrides_reach_one_part(composite: EncoderDecoderModel) -> None:

@@ -107,8 +107,8 @@ def command(
             rounds=rounds,
             step=show,
         )
-    for each in report.skipped:
-        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
+    for refusal in report.skipped:
+        console.print(f"Skipped {refusal.model} in {refusal.engine}: {refusal.reason}")
     if plot is not None:
         write_chart(plot, report)
         console.print(f"Wrote {plot}.")

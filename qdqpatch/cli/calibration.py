@@ -34,6 +34,7 @@ _option = functools.partial(click.option, cls=SectionOption, section=SECTION)
 OPTIONS = (
     _option(
         "--calib",
+        "--data",
         "source",
         metavar="FILE|NAME",
         help="Set the ranges from the texts in FILE: lines of .txt, rows of .csv or .tsv (the first line "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +10,13 @@ import click
 
 from qdqpatch.choices import TARGETS
 from qdqpatch.cli.calibration import Calibration, calibration_options
-from qdqpatch.cli.common import placement_options, task_option, verbosity_options
+from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.errors import QuantizedError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from qdqpatch.config.config import QDQConfig
 
 
 @click.command("convert", cls=SectionCommand)
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
 @calibration_options
 @click.option(
     "--export",
+    "--target",
     "targets",
     type=click.Choice(TARGETS),
     multiple=True,
@@ -42,7 +40,7 @@ def command(
     ckpt: str,
     out: Path,
     task: str | None,
-    placement: Callable[[], QDQConfig | None],
+    placement: Placement,
     calibration: Calibration | None,
     targets: tuple[str, ...],
     force: bool,
@@ -80,6 +78,7 @@ def command(
         )
     inputs = {
         "the checkpoint": ckpt,
+        "the configuration": placement.file,
         "the calibration data": None if calibration is None else calibration.source,
     }
     output = OutputFolder.open(out, inputs, force)

@@ -109,8 +109,8 @@ def command(
             threads=threads,
             step=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )
-    for each in evaluation.skipped:
-        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
+    for refusal in evaluation.skipped:
+        console.print(f"Skipped {refusal.model} in {refusal.engine}: {refusal.reason}")
     if not evaluation.labelled and len(evaluation.rows) > 1:
         console.print(f"Without labels, models are compared with {evaluation.rows[0].name}.")
     if as_json:

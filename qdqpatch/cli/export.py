@@ -56,6 +56,13 @@ if TYPE_CHECKING:
     "--int8-embeddings", is_flag=True, help="Store the embeddings in int8 too. Outputs change a bit."
 )
 @click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="For TensorRT: what stays float is in this type, float16 unless told otherwise.",
+)
+@click.option("--int32-inputs", is_flag=True, help="Take token ids, mask and segments as int32, not int64.")
+@click.option("--float32-outputs", is_flag=True, help="Give float32 where the file computes in 16 bits.")
+@click.option(
     "--opset", type=click.IntRange(17, 25), help="Version of ONNX's operators, if not the target's."
 )
 @click.option(
@@ -73,6 +80,9 @@ def command(
     weights: str,
     vnni: bool | None,
     int8_embeddings: bool,
+    dtype: str | None,
+    int32_inputs: bool,
+    float32_outputs: bool,
     opset: int | None,
     check: bool,
     build: bool,
@@ -109,6 +119,9 @@ def command(
             float_weights=weights == "fp32",
             vnni=vnni,
             int8_embeddings=int8_embeddings,
+            dtype=dtype,
+            int32_inputs=int32_inputs,
+            float32_outputs=float32_outputs,
             opset=opset,
             check=check,
             tokenizer=tokenizer(ckpt),
@@ -145,16 +158,21 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
             f"{len(result.operations) - len(left)} of {len(result.operations)} matmuls run as integer kernels"
             + (". Float:" if left else ".")
         )
-        for path, _, reason in fold((each.name, "", each.reason) for each in left):
+        for path, _, reason in fold((kernel.name, "", kernel.reason) for kernel in left):
             console.print(f"  {path}: {reason}")
     if result.comparisons is None:
         engine = "onnxruntime" if result.target == "tensorrt" else result.target
         console.print(f"Not compared with the model: --no-check, or {engine} is not installed.")
-    for each in result.comparisons or ():
+    for comparison in result.comparisons or ():
         console.print(
-            f"Compared with the model in {result.engine}: {each.output} differs by {each.mean:.2f} steps in "
-            f"the mean and {each.largest:.1f} at most (a step is 1/127 of its range)"
-            + (f"; {each.changed} of {each.predictions} predictions differ." if each.predictions else ".")
+            f"Compared with the model in {result.engine}: {comparison.output} differs by "
+            f"{comparison.mean:.2f} steps in the mean and {comparison.largest:.1f} at most (a step is 1/127 "
+            "of its range)"
+            + (
+                f"; {comparison.changed} of {comparison.predictions} predictions differ."
+                if comparison.predictions
+                else "."
+            )
         )
     if result.float_matmuls:
         console.print(

@@ -111,6 +111,7 @@ def own_noise(
     reference: Run,
     batches: Iterable[dict[str, Tensor]],
     classifier: PreTrainedConfig | None = None,
+    rounding: float = JITTER,
 ) -> list[OutputComparison]:
     """Compare the model with itself where sums are rounded otherwise: the largest of several differences.
 
@@ -118,11 +119,12 @@ def own_noise(
     which adds in another order, can be closer than that but by chance. One such run may move nothing at all,
     in small models above all, so there are several: the toolkit's two arithmetics, which differ in the last
     bit alone, and `JITTERS` with as much as the order of a sum changes added to what every quantizer of an
-    activation sees.
+    activation sees: `rounding` of the tensor's largest magnitude, which is more where the file computes in
+    another type than fp32.
     """
     batches = list(batches)
     runs = [_other_arithmetic(model, reference)]
-    runs += [_jittered(model, reference, seed) for seed in range(JITTERS)]
+    runs += [_jittered(model, reference, seed, rounding) for seed in range(JITTERS)]
     found = [compare(reference, run, batches, classifier) for run in runs]
     return [
         OutputComparison(
@@ -150,14 +152,14 @@ def _other_arithmetic(model: PreTrainedModel, reference: Run) -> Run:
     return run
 
 
-def _jittered(model: PreTrainedModel, reference: Run, seed: int) -> Run:
+def _jittered(model: PreTrainedModel, reference: Run, seed: int, rounding: float) -> Run:
     def run(batch: dict[str, Tensor]) -> dict[str, Array]:
         generator = torch.Generator().manual_seed(seed)
 
         def jitter(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             values, *others = inputs
             noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
-            return (values + JITTER * values.abs().amax() * noise, *others)
+            return (values + rounding * values.abs().amax() * noise, *others)
 
         with ExitStack() as stack:
             for path, quantizer in named_quantizers(model):

@@ -24,6 +24,7 @@ from qdqpatch.packages import pip_install
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
 if TYPE_CHECKING:  # these need packages that are not always installed
+    from qdqpatch.exporter.precision import Precision
     from qdqpatch.exporter.result import Export
     from qdqpatch.exporter.targets.base import Target
 
@@ -39,6 +40,9 @@ def export(
     float_weights: bool = False,
     vnni: bool | None = None,
     int8_embeddings: bool = False,
+    dtype: str | None = None,
+    int32_inputs: bool = False,
+    float32_outputs: bool = False,
     opset: int | None = None,
     check: bool = True,
     batches: Iterable[dict[str, Tensor]] | None = None,
@@ -70,6 +74,10 @@ def export(
             every processor, but slower where there is VNNI. None for what this machine does.
         int8_embeddings: Store the embeddings' tables in int8 too, with a range for each row. Numbers change
             by that; those of a model whose `QDQConfig` has `embeddings=True` are stored so anyway.
+        dtype: For TensorRT: the type of what stays float, scales included: `float16` (the default),
+            `bfloat16` or `float32`. TensorRT computes in the types of the file. The others get `float32`.
+        int32_inputs: Whether the file takes token ids, mask and segments as int32 instead of int64.
+        float32_outputs: Whether the file gives fp32 where `dtype` is another.
         opset: Version of ONNX's operators; None for what the target does best.
         check: Whether to run and compare the file.
         batches: Keyword arguments of `forward` to compare on; None for sentences of several lengths, or
@@ -100,6 +108,9 @@ def export(
             float_weights=float_weights,
             vnni=vnni,
             int8_embeddings=int8_embeddings,
+            dtype=dtype,
+            int32_inputs=int32_inputs,
+            float32_outputs=float32_outputs,
             opset=opset,
             check=check,
             batches=batches,
@@ -121,6 +132,9 @@ def prepare_export(
     float_weights: bool = False,
     vnni: bool | None = None,
     int8_embeddings: bool = False,
+    dtype: str | None = None,
+    int32_inputs: bool = False,
+    float32_outputs: bool = False,
     opset: int | None = None,
     check: bool = True,
     batches: Iterable[dict[str, Tensor]] | None = None,
@@ -138,11 +152,14 @@ def prepare_export(
     if not hasattr(torch.onnx, "ops"):
         raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
     from qdqpatch.exporter.inputs import Inputs
-    from qdqpatch.exporter.pipeline import Pipeline
+    from qdqpatch.exporter.pipeline import Ends, Pipeline
     from qdqpatch.exporter.preparing import prepared
 
     engine_target = _target(target, float_weights, vnni, check)
     _check_build(target, build)
+    precision = _precision(target, dtype, opset)
+    if target != "tensorrt" and (int32_inputs or float32_outputs):
+        raise ExportError(f"int32_inputs and float32_outputs are for TensorRT, not for {target}.")
     _check_ranges(model)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
@@ -150,10 +167,11 @@ def prepare_export(
     head = None
     if companions is not None and type(model).__name__.endswith("Model"):
         head = load_sentence_head(companions)
+    ends = Ends(int32_inputs, float32_outputs)
 
     def write(folder: Path, out: Path) -> Export:
         with prepared(model, int8_embeddings) as cpu_model:
-            pipeline = Pipeline(cpu_model, engine_target, inputs, progress, companions, head)
+            pipeline = Pipeline(cpu_model, engine_target, inputs, progress, companions, head, precision, ends)
             return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
 
     return write
@@ -199,6 +217,19 @@ def _require(packages: Iterable[str]) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ExportError(f"Exporting needs {', '.join(missing)}: {pip_install(*missing)}")
+
+
+def _precision(target: str, dtype: str | None, opset: int | None) -> Precision:
+    from qdqpatch.exporter.precision import OPSET, PRECISIONS
+
+    name = dtype or ("float16" if target == "tensorrt" else "float32")
+    if name not in PRECISIONS:
+        raise ExportError(f"There is no dtype {name!r}; there are {', '.join(PRECISIONS)}.")
+    if target != "tensorrt" and name != "float32":
+        raise ExportError(f"dtype is for TensorRT; {target} gets what stays float in float32.")
+    if opset is not None and opset < OPSET and name != "float32":
+        raise ExportError(f"{name} needs opset {OPSET} or newer, not {opset}; dtype='float32' does not.")
+    return PRECISIONS[name]
 
 
 def _check_build(target: str, capabilities: Sequence[str]) -> None:

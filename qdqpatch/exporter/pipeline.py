@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import Companions
+from qdqpatch.data.arrays import Array
 from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
 from qdqpatch.engines.shapes import cut
 from qdqpatch.engines.tensorrt.build import SHAPE, Build, build_all
@@ -23,6 +25,7 @@ from qdqpatch.exporter.grids import check_grids
 from qdqpatch.exporter.inputs import Inputs
 from qdqpatch.exporter.kernels import match, matmuls, name_after_modules
 from qdqpatch.exporter.layout import link_quantized, size_of, write_beside, write_export_json
+from qdqpatch.exporter.precision import OPSET, PRECISIONS, Precision, check_fits, convert_ends, lower
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
@@ -30,6 +33,19 @@ from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import outputs_of, trace
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.tasks.head import classifier_of
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What the file takes and gives, where that is not what it computes in.
+
+    Attributes:
+        int32_inputs: Whether it takes int32 for int64.
+        float32_outputs: Whether it gives fp32.
+    """
+
+    int32_inputs: bool = False
+    float32_outputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,8 @@ class Pipeline:
         say: Called with what begins.
         companions: What goes along with the file; None for nothing.
         head: What makes a text's embedding; None for a model that has none.
+        precision: The type of what stays float.
+        ends: What the file takes and gives.
     """
 
     model: PreTrainedModel
@@ -51,6 +69,8 @@ class Pipeline:
     say: Callable[[str], None]
     companions: Companions | None = None
     head: SentenceHead | None = None
+    precision: Precision = PRECISIONS["float32"]
+    ends: Ends = Ends()
 
     @property
     def engine(self) -> Engine:
@@ -69,10 +89,22 @@ class Pipeline:
     ) -> Export:
         """Export to a folder that becomes `out` in the end; the other arguments are those of `export`."""
         check_grids(self.model, self.target.signed)
+        kept = list(self.inputs.batches(tokenizer) if batches is None else batches)
+        if self.precision.name != "float32":
+            self.say(f"Looking for numbers beyond {self.precision.name}")
+            check_fits(self.model, kept, self.precision)
         self.say("Tracing the model")
         graph = self._graph(opset)
-        file = folder / self.target.file
+        file, place = folder / self.target.file, out / self.target.file
+        comparisons, operations, float_matmuls = None, None, False
+        check = check and self.engine.version is not None
+        if check and not self.precision.is_run:
+            with tempfile.TemporaryDirectory() as exact:
+                self.target.write(graph, Path(exact) / self.target.file)
+                comparisons, float_matmuls = self._compared(Path(exact) / self.target.file, place, kept)
         self.say(f"Writing {self.target.file}")
+        lower(graph, self.precision)
+        convert_ends(graph, self.ends.int32_inputs, self.ends.float32_outputs)
         self.target.write(graph, file)
         outputs = [str(value.name) for value in graph.graph.outputs]
         names = matmuls(graph.graph)
@@ -82,15 +114,13 @@ class Pipeline:
         runs = self.target.engine is not None
         write_beside(self.model, folder, self.companions, tokenizer, runs)
         write_export_json(self.model, folder, self.target.file, self.inputs.example(), outputs)
-        comparisons, operations, float_matmuls = None, None, False
-        if check and self.engine.version is not None:
+        if check and self.precision.is_run:
             self.say(f"Comparing with the model in {self.engine.name}")
-            kept = list(self.inputs.batches(tokenizer) if batches is None else batches)
-            comparisons, float_matmuls = self._compared(file, out / self.target.file, kept)
+            comparisons, float_matmuls = self._compared(file, place, kept)
         if self.target.kernels is not None and self.engine.version is not None:
             self.say("Counting integer kernels")
             operations = match(self.model, names, self.target.kernels(file))
-        builds = self._compiled(file, out / self.target.file, build)
+        builds = self._compiled(file, place, build)
         ran = f"{self.engine.name} {self.engine.version}" if comparisons is not None else None
         return Export(
             folder=out,
@@ -115,13 +145,17 @@ class Pipeline:
             reason = str(error).replace(str(file), str(place))
             raise ExportError(f"{reason} Nothing was written.") from error
 
+    @property
+    def _opset(self) -> int:
+        return self.target.opset if self.precision.name == "float32" else max(self.target.opset, OPSET)
+
     def _graph(self, opset: int | None) -> ir.Model:
         """Return the target's graph."""
         graph = trace(
             self.model,
             self.inputs.example(),
             self.inputs.axes(),
-            self.target.opset if opset is None else opset,
+            self._opset if opset is None else opset,
             self.head,
         )
         rewriter = Rewriter(graph, self.model)
@@ -147,8 +181,17 @@ class Pipeline:
             raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
         reference = outputs_of(self.model, self.head)
         classifier = classifier_of(self.model)
-        comparisons = compare(reference, session.run_tensors, batches, classifier)
+        given = {value.name: value.dtype for value in session.inputs}
+
+        def run(batch: dict[str, Tensor]) -> dict[str, Array]:
+            return session.run(
+                {name: tensor.numpy().astype(given.get(name)) for name, tensor in batch.items()}
+            )
+
+        comparisons = compare(reference, run, batches, classifier)
         float_matmuls = session.float_matmuls
-        del session
-        require_equal(comparisons, lambda: own_noise(self.model, reference, batches, classifier))
+        require_equal(
+            comparisons,
+            lambda: own_noise(self.model, reference, batches, classifier, self.precision.rounding),
+        )
         return comparisons, float_matmuls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.plan import Plan, find_sites
+from qdqpatch.patching.recorded import KEY
 from qdqpatch.patching.stored_ranges import make_room, read_ranges, weight_settings
 
 CONVERSIONS = "_weight_conversions"
@@ -32,6 +34,7 @@ class QDQHfQuantizer(HfQuantizer):
     Attributes:
         quantization_config: The model's recipe.
         attn_implementation: What the float model computes attention with, to return to.
+        record: Where the model can be quantized, which is saved with it (`recorded.py`).
     """
 
     requires_calibration = False
@@ -42,12 +45,14 @@ class QDQHfQuantizer(HfQuantizer):
         self.attn_implementation: str | None = None
         self._plan: Plan | None = None
         self._conversions: list[Any] | None = None
+        self.record: tuple[Mapping[str, Any], ...] = ()
 
     def patch(self, model: PreTrainedModel, plan: Plan) -> None:
         """Apply the plan and make the model say so."""
         if model.config._attn_implementation != IMPLEMENTATION:
             self.attn_implementation = model.config._attn_implementation
         apply_plan(model, plan)
+        self.record = plan.record
         self.quantization_config = plan.config
         model.config.quantization_config = plan.config
         vars(model).update(hf_quantizer=self, quantization_method=QUANT_METHOD)
@@ -77,6 +82,7 @@ class QDQHfQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         revert(model, self.attn_implementation)
+        vars(model.config).pop(KEY, None)
         if vars(model).get(CONVERSIONS) == []:
             vars(model)[CONVERSIONS] = self._conversions
         if isinstance(dtype, str):  # as transformers leaves it in the config of a model that was saved
@@ -107,6 +113,7 @@ class QDQHfQuantizer(HfQuantizer):
             )
         update_ranges(model)
         check_finite(model, f"This {type(model).__name__}", NOT_SAVED)
+        setattr(model.config, KEY, list(self.record))
         # transformers would save some models under other names than their own, or several tensors as one, and
         # knows only of weights: the ranges would be lost. None means that it finds the renamings itself.
         if vars(model).get(CONVERSIONS) != []:

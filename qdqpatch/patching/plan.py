@@ -17,6 +17,7 @@ from qdqpatch.errors import ConfigError, OverrideError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.patching.positions import check_positions
+from qdqpatch.patching.recorded import HEAD, KEY, Recorded, describe, recorded_rules
 from qdqpatch.patching.wrapped import refusal
 from qdqpatch.rules import has_rules, rules_of
 from qdqpatch.rules.base import Match, Miss, Rule
@@ -65,6 +66,7 @@ class Plan:
         sites: What is quantized, rule by rule.
         misses: What stays float.
         unknown: The model types that have no rules of their own, so that their structure decided.
+        record: Every place that can be quantized, as data (`recorded.py`).
     """
 
     model: str
@@ -72,6 +74,7 @@ class Plan:
     sites: tuple[Site, ...]
     misses: tuple[Miss, ...]
     unknown: tuple[str, ...] = ()
+    record: tuple[Mapping[str, Any], ...] = field(default=(), compare=False, repr=False)
 
     def site_rows(self) -> list[Row]:
         """Return path, operation and quantizers of the sites, equal ones of all layers in one row."""
@@ -156,9 +159,15 @@ def _table(title: str, columns: tuple[str, ...], rows: list[Row]) -> str:
 
 
 def find_sites(
-    model: nn.Module, config: QDQConfig | None = None, strict: bool = True, rules: Sequence[Rule] = ()
+    model: nn.Module,
+    config: QDQConfig | None = None,
+    strict: bool = True,
+    rules: Sequence[Rule] = (),
 ) -> Plan:
     """Apply the architecture's rules, the configuration and its overrides to a float model.
+
+    Where the model's config has a record of the places of a checkpoint (`recorded.py`), those are taken, and
+    of what the rules find the head's only.
 
     Args:
         model: A float transformers model; it is only read.
@@ -178,17 +187,25 @@ def find_sites(
     used: set[str] = set()
     sites: list[Site] = []
     misses: list[Miss] = []
+    places: list[tuple[str, str, Match]] = []
     roots = _known_models(model)
+    record = () if rules else getattr(model.config, KEY, ())
     for root_path, root in roots:
         aliases = _Aliases(root_path, root)
-        for rule, match in _matches(root, (*rules, *rules_of(root))):
+        again = recorded_rules(record, aliases.of)
+        for rule, match in _matches(root, (*again, *rules, *rules_of(root))):
             if isinstance(match, Match):
+                if record and rule not in again and rule.part != HEAD:
+                    continue
                 match = _unless_hooked(root, match)
             if isinstance(match, Miss):
                 wanted = getattr(config, rule.part)
                 misses.append(dataclasses.replace(match, path=aliases.full(match.path), wanted=wanted))
                 continue
-            found = _decide(rule, match, config, aliases, used)
+            name = rule.name if isinstance(rule, Recorded) else type(rule).__name__
+            full = dataclasses.replace(match, path=aliases.full(match.path))
+            places.append((rule.part, name, full))
+            found = _decide(rule.part, name, match, config, aliases, used)
             if isinstance(found, Site):
                 sites.append(found)
             else:
@@ -197,7 +214,9 @@ def find_sites(
     if strict:
         _check_overrides(config, used)
     unknown = tuple(root.config.model_type for _, root in roots if not has_rules(root))
-    found_all = Plan(type(model).__name__, config, tuple(sites), tuple(misses), unknown)
+    found_all = Plan(
+        type(model).__name__, config, tuple(sites), tuple(misses), unknown, tuple(describe(places))
+    )
     if not sites:
         raise UnsupportedModelError(_nothing_found(found_all))
     return found_all
@@ -237,12 +256,18 @@ class _Aliases:
 
 
 def _known_models(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
-    """Return the outermost models that have rules: the model itself, or parts of a composite one."""
+    """Return the outermost models that rules are for: the model itself, or the parts of a composite one."""
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(refusal(model))
     parts = [(path, module) for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
     known = _outermost([(path, module) for path, module in parts if has_rules(module)])
-    return known or _outermost(parts)
+    between = {
+        id(part) for _, part in parts if any(module is root for module in part.modules() for _, root in known)
+    }
+    # Of a composite model, the parts without rules too; not what only holds parts that have some.
+    return _outermost(
+        [(path, module) for path, module in parts if has_rules(module) or id(module) not in between]
+    )
 
 
 def _outermost(models: list[tuple[str, PreTrainedModel]]) -> list[tuple[str, PreTrainedModel]]:
@@ -271,9 +296,11 @@ def _unless_hooked(root: nn.Module, match: Match) -> Match | Miss:
     return Miss(match.path, match.operation, reason)
 
 
-def _decide(rule: Rule, match: Match, config: QDQConfig, aliases: _Aliases, used: set[str]) -> Site | Miss:
+def _decide(
+    part: str, rule: str, match: Match, config: QDQConfig, aliases: _Aliases, used: set[str]
+) -> Site | Miss:
     quantizers: dict[str, QuantizerConfig | None] = {}
-    part_is_on = getattr(config, rule.part)
+    part_is_on = getattr(config, part)
     path = aliases.full(match.path)
     turned_off_by = None
     for name, operand in match.quantizers.items():
@@ -290,11 +317,11 @@ def _decide(rule: Rule, match: Match, config: QDQConfig, aliases: _Aliases, used
             settings.check_axis(WEIGHT_DIMS, f"{path}.{name}, which has two dimensions")
         quantizers[name] = settings if enabled else None
     if any(quantizers.values()):
-        return Site(path, match.operation, type(rule).__name__, quantizers, match.becomes)
+        return Site(path, match.operation, rule, quantizers, match.becomes)
     if turned_off_by is not None:
         return Miss(path, match.operation, f"override {turned_off_by!r} turns it off")
-    as_qdqbert = ", as in QDQBERT" if not getattr(QDQConfig(), rule.part) else ""
-    return Miss(path, match.operation, f"{rule.part}=False in the configuration{as_qdqbert}")
+    as_qdqbert = ", as in QDQBERT" if not getattr(QDQConfig(), part) else ""
+    return Miss(path, match.operation, f"{part}=False in the configuration{as_qdqbert}")
 
 
 def _uncovered(model: nn.Module, covered: set[str]) -> list[Miss]:

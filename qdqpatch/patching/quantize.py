@@ -15,6 +15,7 @@ from qdqpatch.errors import NotQuantizedError, QuantizationWarning, QuantizedErr
 from qdqpatch.patching.apply import is_quantized, own_config, set_fixed_ranges
 from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
 from qdqpatch.patching.plan import Plan, find_sites
+from qdqpatch.patching.recorded import KEY
 from qdqpatch.patching.wrapped import unwrapped
 from qdqpatch.rules.base import Rule
 
@@ -121,4 +122,6 @@ def float_twin(model: Model) -> Model:
         NotQuantizedError: If the model was not quantized by qdqpatch.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return dequantize(copy.deepcopy(model, shared))
+    twin = dequantize(copy.deepcopy(model, shared))
+    setattr(twin.config, KEY, list(vars(model)["hf_quantizer"].record))
+    return twin

@@ -87,6 +87,30 @@ def test_probabilities_are_those_of_the_rows_alone(mask: Tensor) -> None:
     assert int(found.counts.sum()) == HEADS * int((shown.sum(1) ** 2).sum())
 
 
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name.startswith("matmul")])
+def test_heads_may_be_in_the_rows(name: str, mask: Tensor) -> None:
+    tensor, batch = LAYOUTS[name], {"attention_mask": mask}
+    assert_counts(counted(tensor.flatten(0, 1), name, batch), rows_alone(tensor, name, mask))
+    zeroed = Padding(batch).zeroed(tensor.flatten(0, 1), name)
+    assert torch.equal(zeroed, Padding(batch).zeroed(tensor, name).flatten(0, 1))
+
+
+def test_probabilities_may_have_heads_in_the_rows() -> None:
+    shown, batch = RIGHT.bool(), {"attention_mask": RIGHT}
+    tensor = random(3, HEADS, 5, 5).masked_fill(~shown[:, None, None], float("-inf")).softmax(-1)
+    assert_counts(
+        counted(tensor.flatten(0, 1), PROBABILITIES, batch),
+        [row[:, keep][:, :, keep] for row, keep in zip(tensor, shown, strict=True)],
+    )
+
+
+@pytest.mark.parametrize("operand", ["c2p_k", "p2c_q", "conv_x"])
+def test_what_has_no_row_of_the_batch_is_data(operand: str) -> None:
+    tensor = random(3, 5, DIM)
+    assert_counts(counted(tensor, f"matmul_{operand}_input_quantizer", {"attention_mask": RIGHT}), [tensor])
+
+
 @pytest.mark.parametrize("name", [*LAYOUTS, PROBABILITIES])
 @pytest.mark.parametrize(
     "batch",

@@ -65,7 +65,16 @@ def test_onnx_runtime_is_the_default(export: Export) -> None:
 def test_options_reach_the_export(export: Export) -> None:
     options = ["--target", "tensorrt", "--shape", "2x8", "--weights", "fp32", "--int8-embeddings"]
     result = export(
-        "calibrated", "out", *options, "--opset", 19, "--no-check", "--task", "feature-extraction"
+        "calibrated",
+        "out",
+        *options,
+        "--opset",
+        19,
+        "--dtype",
+        "float32",
+        "--no-check",
+        "--task",
+        "feature-extraction",
     )
     assert result.exit_code == 0, result.output
     output = " ".join(result.output.split())

@@ -11,11 +11,12 @@ from qdqpatch.cli import COMMANDS, main
 OWN = {
     "--task": "heads that can be loaded, and those that there are metrics for",
     "--shape": "bench takes several",
+    "--target": "convert writes for several",
     "--shift": "train does it unless it is told not to",
 }
 """Options that are not quite the same in all commands, and why."""
 
-DEFAULTS = {"--samples", "--batch-size", "--max-length", "--refine", "--shift", "--target"}
+DEFAULTS = {"--data", "--samples", "--batch-size", "--max-length", "--refine", "--shift", "--target"}
 """Options whose default fits what the command does."""
 
 

@@ -164,7 +164,8 @@ def _made(variant: str, target: str) -> Made:
     model = build()
     before = models.snapshot(model)
     folder = Path(_FOLDER.name) / f"{variant}-{target}".replace(" ", "-")
-    return Made(name, model, before, export(model, folder, target, **options))
+    exact = {"dtype": "float32"} if target == "tensorrt" else {}
+    return Made(name, model, before, export(model, folder, target, **exact, **options))
 
 
 def assert_close(expected: models.Tensors, found: dict[str, Array]) -> None:
