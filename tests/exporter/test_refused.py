@@ -222,17 +222,18 @@ def test_a_right_file_replaces_the_folder(
     assert result.comparisons[0].predictions == 16  # of the batch that was given
     assert said == [
         "Tracing the model",
-        "Writing model.onnx",
+        "Writing onnx/model.onnx",
         "Comparing with the model in onnxruntime",
         "Counting integer kernels",
     ]
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "config.json",
-        "model.onnx",
-        "model.onnx.data",
-        "out",
-        "qdqpatch.json",
-    ]
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == {
+        "out/config.json",
+        "out/export.json",
+        "out/onnx/model.onnx",
+        "out/onnx/model.onnx.data",
+        "out/onnx/model_quantized.onnx",
+        "out/qdqpatch.json",
+    }
 
 
 @pytest.mark.slow
