@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from qdqpatch import QDQConfig, calibrate, load_qdqbert, plan, quantize, save_qdqbert
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError
+from qdqpatch.errors import CalibrationError, CheckpointError, ConfigError, NotQuantizedError
 from qdqpatch.training import train_ranges
 
 HEAD = "BertForSequenceClassification"
@@ -358,17 +358,25 @@ def test_dequantizing_to_another_dtype(calibrated) -> None:
     assert calibrated().dequantize(dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_resized_embeddings_keep_the_ranges_of_their_rows_and_are_saved_so(tmp_path: Path) -> None:
-    config = QDQConfig(embeddings=True)
-    model = calibrate(quantize(models.float_model(), config), [models.inputs()])
-    table = model.get_input_embeddings()
-    before = table._weight_quantizer.amax.clone()
-    model.resize_token_embeddings(60)
-    assert table is model.get_input_embeddings()
-    assert torch.equal(table._weight_quantizer.amax[:48], before)
-    assert torch.equal(table._weight_quantizer.amax[48:, 0], table.weight[48:].abs().amax(1))
-    model.save_pretrained(tmp_path)
-    models.assert_equal(models.outputs(type(model).from_pretrained(tmp_path)), models.outputs(model))
+def test_resized_embeddings_keep_their_ranges_and_get_new_ones() -> None:
+    model = calibrate(quantize(models.float_model(), QDQConfig(embeddings=True)), [models.inputs()])
+    before = model.get_input_embeddings()._weight_quantizer.amax
+    model.resize_token_embeddings(60, mean_resizing=False)
+    embeddings = model.get_input_embeddings()
+    amax = embeddings._weight_quantizer.amax
+    assert torch.equal(amax[:48], before)
+    assert torch.equal(amax[48:], embeddings.weight.abs().amax(1, keepdim=True)[48:])
+    models.outputs(model)
+
+
+def test_a_weight_of_another_size_is_to_be_calibrated_again(calibrated) -> None:
+    model = calibrated()
+    linear = model.encoder.layer[0].output.dense
+    linear.weight = torch.nn.Parameter(torch.ones(23, 48))
+    with pytest.raises(
+        CalibrationError, match=r"shape \(24, 1\) for a tensor of shape \(23, 48\).*calibrate"
+    ):
+        models.outputs(model)
 
 
 def test_a_model_of_which_all_quantizers_are_off_is_told_so(calibrated) -> None:
