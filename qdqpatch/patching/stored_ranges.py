@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.config.quantizer import QuantizerConfig
-from qdqpatch.errors import CalibrationWarning, CheckpointError
+from qdqpatch.errors import CALIBRATE, CalibrationWarning, CheckpointError, QuantizationWarning, no_range
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import is_weight
-from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.patching.apply import named_quantizers, without_range
+from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.tensor_files import open_tensors
 
 SUFFIX = "._amax"
@@ -142,6 +143,31 @@ def make_room(model: nn.Module, ranges: dict[str, Tensor], base_model_prefix: st
         if quantizer.is_enabled:
             check_shape(path, ranges[name], quantizer.axis, weight_shape(model, path))
         quantizer.register_buffer("_amax", torch.empty_like(ranges[name], device=_device(model)))
+
+
+def warn_of_missing(model: nn.Module, plan: Plan) -> None:
+    """Warn if some quantizers got room for a stored range, and others neither that nor a fixed range.
+
+    Args:
+        model: The patched model, after `make_room`.
+        plan: What it was patched by.
+    """
+    quantizers = {path: quantizer for path, quantizer in named_quantizers(model) if quantizer.is_enabled}
+    fixed = {
+        f"{site.path}.{name}"
+        for site in plan.sites
+        for name, config in site.quantizers.items()
+        if config is not None and config.amax is not None
+    }
+    unset = without_range(quantizers)
+    missing = [path for path in unset if path not in fixed]
+    if missing and len(unset) < len(quantizers):
+        warnings.warn(
+            f"The checkpoint has ranges for only some of the {len(quantizers)} quantizers of this "
+            f"{type(model).__name__}, and the others take each tensor's own: {no_range(missing, CALIBRATE)}",
+            QuantizationWarning,
+            stacklevel=3,
+        )
 
 
 def weight_settings(ranges: dict[str, Tensor]) -> QuantizerConfig | None:
