@@ -103,7 +103,7 @@ def match(model: nn.Module, names: dict[str, set[str]], kernels: Iterable[Kernel
 
 def _float_in(model: nn.Module, name: str) -> str:
     """Return why a matmul is float in the model already; empty if it is not."""
-    suffix = next((each for each in ATTENTION if name.endswith(each)), None)
+    suffix = next((suffix_ for suffix_ in ATTENTION if name.endswith(suffix_)), None)
     try:
         module = model.get_submodule(name.removesuffix(suffix or ""))
     except AttributeError:  # torch.onnx loses the names of float Linears where it converts to an old opset
@@ -116,8 +116,8 @@ def _float_in(model: nn.Module, name: str) -> str:
         return "not quantized: its part of the model is off in the QDQConfig"
     children = {quantizer: module._modules.get(quantizer) for quantizer in quantizers}
     off = [
-        each
-        for each, child in children.items()
+        name_
+        for name_, child in children.items()
         if not isinstance(child, TensorQuantizer) or not child.is_enabled
     ]
     return f"not quantized: {' and '.join(off)} off" if off else ""

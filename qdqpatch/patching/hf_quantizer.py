@@ -21,7 +21,7 @@ from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.input_scales import make_room_for_scales, read_input_scales
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.recorded import KEY
-from qdqpatch.patching.stored_ranges import make_room, read_ranges, weight_settings
+from qdqpatch.patching.stored_ranges import make_room, read_ranges, warn_of_missing, weight_settings
 
 CONVERSIONS = "_weight_conversions"
 """Where transformers keeps how a model's tensors are renamed and joined when it is saved."""
@@ -72,6 +72,7 @@ class QDQHfQuantizer(HfQuantizer):
         self.patch(model, self._plan)
         make_room(model, ranges, model.base_model_prefix)
         make_room_for_scales(model, scales, model.base_model_prefix)
+        warn_of_missing(model, self._plan)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         assert self._plan is not None, "transformers calls the hook before loading first"
