@@ -82,8 +82,8 @@ def command(
 ) -> None:
     """Compute the same metrics of all MODELs on the same data, and their differences to the first one.
 
-    A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported model.onnx or
-    openvino_model.xml; or an .onnx or .xml file. A folder with several of these gives several rows.
+    A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported onnx/model.onnx or
+    openvino/openvino_model.xml; or an .onnx or .xml file. A folder with several of these gives several rows.
 
     All models get the same tokens. Labels and tokenizer are those of the first MODEL that has them; an
     exported folder has them beside the file. Differences are in the metric's own units and come with a 95%

@@ -92,8 +92,9 @@ def command(
 ) -> None:
     """Write the calibrated checkpoint CKPT to the folder OUT, for TensorRT, ONNX Runtime or OpenVINO.
 
-    OUT gets model.onnx, or openvino_model.xml for OpenVINO, with config.json and the tokenizer. The file is
-    run on texts of several lengths and compared with the model first: OUT is right or is not there.
+    OUT gets onnx/model.onnx, or openvino/openvino_model.xml for OpenVINO, with config.json, the tokenizer and
+    what sentence-transformers needs, as servers look for them. The file is run on texts of several lengths
+    and compared with the model first: OUT is right or is not there.
     """
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.exporter.export import export as export_model
@@ -124,6 +125,7 @@ def command(
             opset=opset,
             check=check,
             tokenizer=tokenizer(ckpt),
+            source=ckpt,
             force=force,
             build=capabilities,
             progress=status.update,

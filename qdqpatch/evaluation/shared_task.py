@@ -143,8 +143,8 @@ def _check_vocabularies(described: Sequence[Described]) -> None:
     for (first, words), (name, others) in _with_first(known):
         if words != others:
             raise ConfigError(
-                f"{name} has another vocabulary than {first}, and all models get the same tokens: evaluate "
-                "each by itself."
+                f"{name} has another vocabulary than {first}, and all models get the same tokens. Name "
+                "models of one vocabulary."
             )
 
 

@@ -18,6 +18,7 @@ from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.patching.positions import check_positions
 from qdqpatch.patching.recorded import HEAD, KEY, Recorded, describe, recorded_rules
+from qdqpatch.patching.wrapped import refusal
 from qdqpatch.rules import has_rules, rules_of
 from qdqpatch.rules.base import Match, Miss, Rule
 
@@ -90,7 +91,8 @@ class Plan:
         if self.unknown:
             text = (
                 f"There are no rules for {', '.join(self.unknown)} made of these classes: what is quantized "
-                f"in {self.model} was found by its structure. "
+                f"in {self.model} was found by its structure. qdqpatch.audit(model, batch) lists what of its "
+                "products and residual adds no quantizer feeds. "
             )
         if rows:
             more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
@@ -257,10 +259,7 @@ class _Aliases:
 def _known_models(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
     """Return the outermost models that rules are for: the model itself, or the parts of a composite one."""
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"Expected a transformers model such as AutoModel.from_pretrained(...) gives, not a "
-            f"{type(model).__name__}. Of a pipeline or wrapper, pass the model inside it."
-        )
+        raise UnsupportedModelError(refusal(model))
     parts = [(path, module) for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
     known = _outermost([(path, module) for path, module in parts if has_rules(module)])
     between = {

@@ -13,6 +13,7 @@ import torch
 from checkpoints import write_tokenizer
 from commands import invoke
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from qdqpatch import QDQConfig, calibrate, load_qdqbert, plan, quantize, save_qdqbert
 from qdqpatch.checkpoint.source import open_checkpoint
@@ -358,17 +359,38 @@ def test_dequantizing_to_another_dtype(calibrated) -> None:
     assert calibrated().dequantize(dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_resized_embeddings_are_to_be_calibrated_again() -> None:
-    config = QDQConfig(embeddings=True)
-    model = calibrate(quantize(models.float_model(), config), [models.inputs()])
-    model.resize_token_embeddings(60)
+def test_ranges_of_other_names_are_refused_by_transformers_way_of_loading_too(
+    calibrated, tmp_path: Path
+) -> None:
+    calibrated(HEAD).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        CalibrationError, match=r"shape \(48, 1\) for a tensor of shape \(60, 24\).*calibrate"
+        CheckpointError, match=rf"ranges of another model than this {HEAD}.*of module\.bert\."
+    ):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_resized_embeddings_keep_their_ranges_and_get_new_ones() -> None:
+    model = calibrate(quantize(models.float_model(), QDQConfig(embeddings=True)), [models.inputs()])
+    before = model.get_input_embeddings()._weight_quantizer.amax
+    model.resize_token_embeddings(60, mean_resizing=False)
+    embeddings = model.get_input_embeddings()
+    amax = embeddings._weight_quantizer.amax
+    assert torch.equal(amax[:48], before)
+    assert torch.equal(amax[48:], embeddings.weight.abs().amax(1, keepdim=True)[48:])
+    models.outputs(model)
+
+
+def test_a_weight_of_another_size_is_to_be_calibrated_again(calibrated) -> None:
+    model = calibrated()
+    linear = model.encoder.layer[0].output.dense
+    linear.weight = torch.nn.Parameter(torch.ones(23, 48))
+    with pytest.raises(
+        CalibrationError, match=r"shape \(24, 1\) for a tensor of shape \(23, 48\).*calibrate"
     ):
         models.outputs(model)
-    calibrate(model, [models.inputs()])
-    assert model.get_input_embeddings()._weight_quantizer.amax.shape == (60, 1)
-    models.outputs(model)
 
 
 def test_a_model_of_which_all_quantizers_are_off_is_told_so(calibrated) -> None:
