@@ -20,7 +20,7 @@ from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.recorded import KEY
-from qdqpatch.patching.stored_ranges import make_room, read_ranges, weight_settings
+from qdqpatch.patching.stored_ranges import make_room, read_ranges, warn_of_missing, weight_settings
 
 CONVERSIONS = "_weight_conversions"
 """Where transformers keeps how a model's tensors are renamed and joined when it is saved."""
@@ -70,6 +70,7 @@ class QDQHfQuantizer(HfQuantizer):
             warnings.warn(shortfall, QuantizationWarning, stacklevel=2)
         self.patch(model, self._plan)
         make_room(model, ranges, model.base_model_prefix)
+        warn_of_missing(model, self._plan)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         assert self._plan is not None, "transformers calls the hook before loading first"
