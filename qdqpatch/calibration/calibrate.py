@@ -18,6 +18,7 @@ from qdqpatch.choices import DEFAULT_PERCENTILE, Method, WeightMethod
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.wrapped import unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -59,9 +60,9 @@ def calibrate(
     Raises:
         ConfigError: If there is no such method or percentile.
         NotQuantizedError: If the model has no enabled quantizer.
-        CalibrationError: If there is no batch, a quantizer saw no tensor, or one saw NaN or infinity, or
-            the statistics are another model's or lack what `"auto"` compares. The model then has the ranges
-            it had.
+        CalibrationError: If there is no batch, a quantizer saw no tensor, one saw NaN or infinity, a weight
+            is such, or the statistics are another model's or lack what `"auto"` compares. The model then has
+            the ranges it had.
     """
     method = method_for(method, percentile)
     check_method(method, percentile)
@@ -74,6 +75,7 @@ def calibrate(
         batches = collect(inner, given, padding_aware, compare=method == "auto")
     _check_belong(batches, quantizers)
     ranges |= batches.ranges(method, percentile)
+    check_finite(inner, f"This {type(inner).__name__}", "Ranges do not mend that.", CalibrationError)
     set_ranges(inner, ranges, complete=True)
     return model
 

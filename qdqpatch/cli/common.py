@@ -163,11 +163,15 @@ def _warnings_on(console: Console, others: bool) -> Iterator[None]:
     """Print our own warnings as lines of the console; those of other libraries as Python does, or not."""
     with warnings.catch_warnings():
         show = warnings.showwarning
+        printed = set()
 
         def print_ours(
             message: Warning | str, category: type[Warning], *where: Any, **more: Any
         ) -> None:  # the signature that warnings.showwarning is called with
             if issubclass(category, CalibrationWarning):
+                if str(message) in printed:  # a checkpoint's files are read more than once
+                    return
+                printed.add(str(message))
                 console.print(f"Warning: {message}")
             else:
                 show(message, category, *where, **more)

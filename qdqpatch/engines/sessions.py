@@ -87,7 +87,7 @@ class Session:
         """
         missing = [name for name in self.input_names if name not in inputs]
         if missing:
-            raise EngineError(f"The model takes {', '.join(missing)}, which the inputs have not.")
+            raise EngineError(f"The model needs the inputs {', '.join(missing)}, which were not given.")
         try:
             return self._run({name: inputs[name] for name in self.input_names})
         except Exception as error:  # engines raise types of their own

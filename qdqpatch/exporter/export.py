@@ -22,6 +22,7 @@ from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.packages import pip_install
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
+from qdqpatch.patching.finite import check_finite
 
 if TYPE_CHECKING:  # these need packages that are not always installed
     from qdqpatch.exporter.precision import Precision
@@ -96,8 +97,8 @@ def export(
 
     Raises:
         NotQuantizedError: If the model has no enabled quantizer.
-        ExportError: If a range is missing, the target cannot have what was asked for, or the file does
-            something else than the model. Nothing is left behind.
+        ExportError: If a range is missing, a weight is NaN or infinite, the target cannot have what was asked
+            for, or the file does something else than the model. Nothing is left behind.
         CheckpointError: If the folder cannot be written.
     """
     with held(model, source, tokenizer) as (inner, folder_of_it, its_tokenizer):
@@ -161,6 +162,7 @@ def prepare_export(
     if target != "tensorrt" and (int32_inputs or float32_outputs):
         raise ExportError(f"int32_inputs and float32_outputs are for TensorRT, not for {target}.")
     _check_ranges(model)
+    check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
     companions = _companions(model, source)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdqpatch.errors import CheckpointError
+from qdqpatch.errors import CheckpointError, QdqError
 
 
-def check_finite(model: nn.Module, subject: str, advice: str = "") -> None:
+def check_finite(
+    model: nn.Module, subject: str, advice: str = "", error: type[QdqError] = CheckpointError
+) -> None:
     """Find out whether all numbers of a model are numbers.
 
     Args:
         model: Any model.
         subject: What the message calls it.
         advice: What to do, as a sentence.
+        error: What is raised.
 
     Raises:
-        CheckpointError: If a parameter, a buffer that is saved or a range holds NaN or infinity.
+        QdqError: If a parameter, a buffer that is saved or a range holds NaN or infinity.
     """
     if bad := not_finite(model):
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise CheckpointError(
+        raise error(
             f"{subject} holds NaN or infinity in {len(bad)} of {len(model.state_dict())} tensors: "
             f"{', '.join(bad[:3])}{more}.{f' {advice}' if advice else ''}"
         )
