@@ -125,6 +125,13 @@ OPTIONS = (
         "the biases. What the float model computes stays the same but for rounding.",
     ),
     _option(
+        "--smooth-inputs",
+        is_flag=True,
+        help="First multiply what the Linears read by powers of two, so that no channel is an outlier "
+        "(SmoothQuant), as much as texts held back say. What the float model computes stays the same; an "
+        "engine multiplies once more for each tensor.",
+    ),
+    _option(
         "--refine",
         default=0,
         type=EPOCHS,
@@ -161,6 +168,7 @@ class Calibration:
     clip_gelu: float | None
     smooth: bool
     shift: bool
+    smooth_inputs: bool
     refine: int
     correct_biases: bool
 
@@ -238,6 +246,7 @@ class Calibration:
                 percentile=self.percentile,
                 smooth=self.smooth,
                 shift=self.shift,
+                smooth_inputs=self.smooth_inputs,
                 refine=self.refine,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
