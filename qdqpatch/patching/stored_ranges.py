@@ -126,10 +126,18 @@ def make_room(model: nn.Module, ranges: dict[str, Tensor], base_model_prefix: st
         base_model_prefix: As for `stored_name`.
 
     Raises:
-        CheckpointError: If a range has a shape that its quantizer cannot use.
+        CheckpointError: If a range has a shape that its quantizer cannot use, or none is one of this model's.
     """
-    for path, quantizer in named_quantizers(model):
-        name = stored_name(path, ranges, base_model_prefix)
+    quantizers = dict(named_quantizers(model))
+    names = {path: stored_name(path, ranges, base_model_prefix) for path in quantizers}
+    if ranges and names and not any(names.values()):
+        raise CheckpointError(
+            f"The checkpoint holds ranges of another model than this {type(model).__name__}: the first is "
+            f"of {next(iter(ranges))}, where {next(iter(names))} was looked for. If its names begin with "
+            "something that does not belong there, such as 'module.', take it off."
+        )
+    for path, quantizer in quantizers.items():
+        name = names[path]
         if name is None or quantizer.amax is not None:
             continue
         if quantizer.is_enabled:
