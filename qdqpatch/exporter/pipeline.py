@@ -22,7 +22,7 @@ from qdqpatch.exporter.check import OutputComparison, compare, own_noise, requir
 from qdqpatch.exporter.graph import Rewriter
 from qdqpatch.exporter.grids import check_grids
 from qdqpatch.exporter.inputs import Inputs
-from qdqpatch.exporter.kernels import match, matmuls, name_after_modules
+from qdqpatch.exporter.kernels import match, matmuls, name_after_modules, name_products, number_runs
 from qdqpatch.exporter.precision import OPSET, PRECISIONS, Precision, check_fits, convert_ends, lower
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
@@ -143,6 +143,7 @@ class Pipeline:
             self.inputs.axes(),
             self._opset if opset is None else opset,
         )
+        name_products(graph.graph)
         rewriter = Rewriter(graph, self.model)
         for rules in self.target.passes:
             apply(rewriter, *rules)
@@ -150,6 +151,7 @@ class Pipeline:
         graph.opset_imports.pop(DOMAIN, None)
         graph.opset_imports.update(self.target.domains)
         name_after_modules(graph.graph)
+        number_runs(graph.graph)
         graph.producer_name = "qdqpatch"
         return graph
 
