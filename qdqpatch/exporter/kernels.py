@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -18,6 +18,9 @@ from qdqpatch.nn.quantizer import TensorQuantizer
 MATMULS = ("MatMul", "Gemm", "MatMulIntegerToFloat")
 PRODUCTS = {("q", "k"): "query_x_key", ("a", "v"): "probabilities_x_value"}
 """How attention's matmuls are called after their module, by their operands; others go by the letters."""
+
+FOLLOWERS = ("Add", "Div", "Mul")
+"""What engines make one operation of with the matmul that comes before."""
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where torch.onnx notes the modules that a node is from."""
@@ -131,20 +134,32 @@ def number_runs(graph: ir.Graph) -> None:
                 node.name += f"{AGAIN}{runs[node.name]}"
 
 
-def matmuls(graph: ir.Graph) -> dict[str, set[str]]:
-    """Return the names of a graph's matmuls, each with all that an engine may call it by."""
-    found: dict[str, set[str]] = {}
+def matmuls(graph: ir.Graph) -> dict[str, list[str]]:
+    """Return the names of a graph's matmuls, each with all that an engine may call it by, its own first.
+
+    An engine that makes one operation of a matmul and what scales it or is added to it calls that after the
+    last. What depends on no input, such as DeBERTa's keys of relative positions, is left out: engines compute
+    it when they load the file.
+    """
+    found: dict[str, list[str]] = {}
+    computed = set(graph.inputs)
     for node in graph:
+        if computed.isdisjoint(node.inputs):
+            continue
+        computed.update(node.outputs)
         if node.op_type in MATMULS and node.name:
-            last = node
+            names = [node.name, node.outputs[0].name]
             readers = [use.node for use in node.outputs[0].uses()]
-            if len(readers) == 1 and readers[0].op_type == "Add":
-                last = readers[0]
-            found[node.name] = {name for name in (node.name, last.outputs[0].name) if name}
+            while len(readers) == 1 and readers[0].op_type in FOLLOWERS:
+                names.append(readers[0].outputs[0].name)
+                readers = [use.node for use in readers[0].outputs[0].uses()]
+            found[node.name] = [name for name in names if name]
     return found
 
 
-def match(model: nn.Module, names: dict[str, set[str]], kernels: Iterable[Kernel]) -> list[Operation]:
+def match(
+    model: nn.Module, names: Mapping[str, Collection[str]], kernels: Iterable[Kernel]
+) -> list[Operation]:
     """Say of each matmul whether an engine's kernels compute it with integers.
 
     Args:
@@ -155,7 +170,7 @@ def match(model: nn.Module, names: dict[str, set[str]], kernels: Iterable[Kernel
     by_name = {name: kernel for kernel in kernels for name in kernel.names}
     operations = []
     for name, aliases in names.items():
-        kernel = next((by_name[alias] for alias in sorted(aliases) if alias in by_name), None)
+        kernel = next((by_name[alias] for alias in aliases if alias in by_name), None)
         # What the model leaves float is float, even inside a kernel that multiplies integers elsewhere.
         reason = _float_in(model, name)
         if not reason and (kernel is None or not kernel.integer):

@@ -53,19 +53,24 @@ def test_it_is_exported_as_its_level_says(family: str, target: str, tmp_path: Pa
         with pytest.raises(QdqError, match=re.escape(reason)):
             qdqpatch.export(model, tmp_path / "out", target)
         return
-    result = qdqpatch.export(model, tmp_path / "out", target)
+    # Any shape once, for what makes masks and positions; the others take half the time for one shape.
+    shape = None if target == "onnxruntime" else (2, 8)
+    result = qdqpatch.export(model, tmp_path / "out", target, shape=shape)
     assert result.comparisons
     if result.operations is None:
         return
-    operations = {each.name.partition(AGAIN)[0]: each for each in result.operations}
+    integer: dict[str, bool] = {}
+    for each in result.operations:
+        name = each.name.partition(AGAIN)[0]
+        integer[name] = integer.get(name, True) and each.integer
     wanted = matmuls(families.float_model(family))
-    assert not wanted - {*operations}
-    floats = {NUMBER.sub("#", name) for name in wanted if not operations[name].integer}
+    assert not wanted - {*integer}
+    floats = {NUMBER.sub("#", name) for name in wanted if not integer[name]}
     assert floats == {*level.get("float", {}).get(target, {})}
 
 
-def test_every_architecture_has_a_level() -> None:
-    assert {*LEVELS} == {*ARCHITECTURES}
+def test_every_level_is_of_an_architecture() -> None:
+    assert {*LEVELS} <= {*ARCHITECTURES}
     for level in LEVELS.values():
         assert level["level"] in ("full", "partial", "refused")
         assert (level["level"] == "full") == (len(level) == 1)

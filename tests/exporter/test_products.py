@@ -7,7 +7,7 @@ import torch
 from exports import needs_vnni, rewritten, run, types
 from torch import nn
 
-from qdqpatch.exporter.kernels import match, name_products, number_runs
+from qdqpatch.exporter.kernels import match, matmuls, name_products, number_runs
 from qdqpatch.exporter.rules.integer_product import IntegerProduct
 from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.nn.quantizer import TensorQuantizer
@@ -64,3 +64,14 @@ def test_products_go_by_their_operands_and_runs_by_their_number() -> None:
     off["self"].matmul_c2p_k_input_quantizer.disable()
     found = match(off, {name: {name} for name in names}, [])
     assert [each.reason for each in found] == ["not quantized: matmul_c2p_k_input_quantizer off"] * 2
+
+
+def test_a_matmul_goes_by_what_scales_it_too_and_constants_are_none() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[2, 2] x, float[2, 2] y) => (float[2, 2] out)
+    <float[2, 2] a = {1, 1, 1, 1}, float half = {2}> {
+    scores = MatMul (x, y) scaled = Div (scores, half) known = MatMul (a, a) out = Add (scaled, known) }"""
+    graph = ir.from_onnx_text(text).graph
+    for number, node in enumerate(node for node in graph if node.op_type == "MatMul"):
+        node.name = f"product {number}"
+    assert matmuls(graph) == {"product 0": ["product 0", "scores", "scaled", "out"]}
