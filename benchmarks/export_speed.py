@@ -77,7 +77,7 @@ def main() -> None:
             ("OpenVINO, per operator", [profile(files, shape, "openvino") for shape in SHAPES]),
         ):
             show(title, columns, profile_rows(found))
-    versions = (f"{each} {importlib.metadata.version(each)}" for each in ("onnxruntime", "openvino"))
+    versions = (f"{engine} {importlib.metadata.version(engine)}" for engine in ("onnxruntime", "openvino"))
     print(f"{surroundings()}, {', '.join(versions)}, {THREADS} threads")
 
 
@@ -187,11 +187,11 @@ def compare(
         ]
         others = [file for file in files if file not in PRESETS and file != FP32]
         best = (
-            [min(found[each] for each in others) / found[name] for found in medians.values()]
+            [min(found[other] for other in others) / found[name] for found in medians.values()]
             if others
             else []
         )
-        ratio = ", ".join(f"{each:.2f}" for each in best) if name in PRESETS else ""
+        ratio = ", ".join(f"{speedup:.2f}" for speedup in best) if name in PRESETS else ""
         rows.append((name, *cells, ratio))
     return rows
 
@@ -206,13 +206,17 @@ def profile(files: Files, shape: tuple[int, int], engine: str) -> profiles.Profi
 
 def profile_rows(found: Sequence[profiles.Profile]) -> list[Row]:
     """Return a row for each operator that takes at least 1% at a shape."""
-    totals = [sum(each.values()) for each in found]
-    operators = dict.fromkeys(operator for each in found for operator in each)
+    totals = [sum(profile.values()) for profile in found]
+    operators = dict.fromkeys(operator for profile in found for operator in profile)
     shares = {
-        operator: [each.get(operator, 0.0) / total for each, total in zip(found, totals, strict=True)]
+        operator: [profile.get(operator, 0.0) / total for profile, total in zip(found, totals, strict=True)]
         for operator in operators
     }
-    rows = [(name, *(f"{share:.1%}" for share in each)) for name, each in shares.items() if max(each) >= 0.01]
+    rows = [
+        (name, *(f"{share:.1%}" for share in share_of))
+        for name, share_of in shares.items()
+        if max(share_of) >= 0.01
+    ]
     return [*rows, ("milliseconds in all", *(f"{total:.1f}" for total in totals))]
 
 

@@ -32,8 +32,8 @@ def onnxruntime(path: Path, feed: dict[str, Any], threads: int) -> Profile:
     kernels = [event for event in events if event["name"].endswith("_kernel_time")]
     counted = kernels[len(kernels) // RUNS * WARM :]
     times: Counter[str] = Counter()
-    for each in counted:
-        times[each["args"]["op_name"]] += each["dur"] / 1e3 / (RUNS - WARM)
+    for event in counted:
+        times[event["args"]["op_name"]] += event["dur"] / 1e3 / (RUNS - WARM)
     return dict(times.most_common())
 
 
@@ -48,7 +48,7 @@ def openvino(path: Path, shape: tuple[int, int], feed: dict[str, Any], settings:
     times: Counter[str] = Counter()
     for run in range(RUNS):
         request.infer(feed)
-        for each in request.get_profiling_info() if run >= WARM else ():
-            kind = f"{each.node_type} {each.exec_type.rpartition('_')[2]}"
-            times[kind] += each.real_time.total_seconds() * 1e3 / (RUNS - WARM)
+        for entry in request.get_profiling_info() if run >= WARM else ():
+            kind = f"{entry.node_type} {entry.exec_type.rpartition('_')[2]}"
+            times[kind] += entry.real_time.total_seconds() * 1e3 / (RUNS - WARM)
     return {kind: time for kind, time in times.most_common() if time}

@@ -102,8 +102,8 @@ class AllocatedBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and count."""
         result = func(*args, **(kwargs or {}))
-        given = {storage(each) for each in tree_iter((args, kwargs)) if isinstance(each, Tensor)}
-        made = {storage(each): size(each) for each in tree_iter(result) if isinstance(each, Tensor)}
+        given = {storage(leaf) for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = {storage(leaf): size(leaf) for leaf in tree_iter(result) if isinstance(leaf, Tensor)}
         self.total += sum(bytes_ for key, bytes_ in made.items() if key not in given)
         return result
 

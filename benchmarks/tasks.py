@@ -175,7 +175,7 @@ class Squad(Task):
         for window, question in enumerate(encoded["overflow_to_sample_mapping"]):
             offsets = encoded["offset_mapping"][window]
             inside = [token for token, part in enumerate(encoded.sequence_ids(window)) if part == 1]
-            score, first, last = _best_span(*(each[inside[0] : inside[-1] + 1] for each in logits[window]))
+            score, first, last = _best_span(*(logit[inside[0] : inside[-1] + 1] for logit in logits[window]))
             start, end = offsets[inside[0] + first][0], offsets[inside[0] + last][1]
             best[question] = max(best[question], (score, questions[question].context[start:end]))
         scores = [
@@ -194,10 +194,12 @@ class Squad(Task):
         path = self.folder / "data" / "squad" / f"{part}.json.gz"
         articles = json.loads(gzip.decompress(path.read_bytes()))
         return [
-            Question(each["question"], paragraph["context"], [answer["text"] for answer in each["answers"]])
+            Question(
+                question["question"], paragraph["context"], [answer["text"] for answer in question["answers"]]
+            )
             for article in articles["data"]
             for paragraph in article["paragraphs"]
-            for each in paragraph["qas"]
+            for question in paragraph["qas"]
         ]
 
     def _windows(self, questions: Sequence[Question]) -> Any:

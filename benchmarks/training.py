@@ -70,8 +70,8 @@ class Setting:
 
 
 SETTINGS = {
-    each.name: each
-    for each in (
+    setting.name: setting
+    for setting in (
         Setting("sst2", "text-classification", 128, "tsv.gz"),
         Setting("squad", "question-answering", 320, "json.gz", questions=1000),
     )
@@ -231,8 +231,8 @@ def rows_of(found: dict[str, list[Figures]]) -> list[Row]:
         cells, changes = [], []
         for engine in ENGINES:
             own = [run[engine] for run in runs if engine in run]
-            cells += [spread([each[metric] for each in own]) for metric in reference]
-            change = [100 * (each[main] / reference[main] - 1) for each in own]
+            cells += [spread([metrics[metric] for metrics in own]) for metric in reference]
+            change = [100 * (metrics[main] / reference[main] - 1) for metrics in own]
             changes.append(f"{statistics.mean(change):+.1f}%" if change and kind != "float" else "")
         rows.append((kind, *cells, *changes))
     return rows

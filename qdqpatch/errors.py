@@ -51,6 +51,14 @@ class OccupiedError(CheckpointError, ReportError):
     """Where something is to be written stands what qdqpatch wrote before, and nobody said to replace it."""
 
 
+class InterruptedRunError(OccupiedError):
+    """Where training is to keep its checkpoints lies a run that was interrupted."""
+
+
+class TrainingError(QdqError, ArithmeticError):
+    """Training diverged: the loss or the weights are no numbers any more."""
+
+
 class ExportError(QdqError, RuntimeError):
     """A model cannot be exported for the target, or the exported file does not do what the model does."""
 

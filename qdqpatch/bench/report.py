@@ -131,7 +131,7 @@ class Benchmark:
             "baseline": self.baseline,
             "shortened": self.shortened,
             "results": [row.to_dict() for row in self.rows],
-            "skipped": [dataclasses.asdict(each) for each in self.skipped],
+            "skipped": [dataclasses.asdict(refusal) for refusal in self.skipped],
         }
 
     @property

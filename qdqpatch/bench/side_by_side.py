@@ -55,7 +55,7 @@ def compare(
     progress = _Progress(step, 2 * len(contenders) + len(shapes) * (1 + rounds))
     with torch_threads(threads):
         loaded, skipped = _load(contenders, threads, bool(engines), progress)
-        fitting = {each.contender: _fitting(each, shapes) for each in loaded}
+        fitting = {candidate.contender: _fitting(candidate, shapes) for candidate in loaded}
         sizes = {contender: size_on_disk(contender) for contender in fitting}
         footprints = {}
         for contender, own in fitting.items():
@@ -65,10 +65,10 @@ def compare(
     baseline = loaded[0].contender
     rows = []
     for shape, found in latencies.items():
-        for each in loaded:
-            contender = each.contender
+        for candidate in loaded:
+            contender = candidate.contender
             latency, reference = found.get(contender), found.get(baseline)
-            rows.append(_row(each, shape, latency, reference, footprints[contender], sizes[contender]))
+            rows.append(_row(candidate, shape, latency, reference, footprints[contender], sizes[contender]))
     return Benchmark(
         threads, rounds, _versions(loaded), str(baseline), tuple(rows), tuple(skipped), shortened
     )
@@ -112,7 +112,7 @@ def _time(
     loaded: Sequence[Loaded], shape: Shape, rounds: int, progress: _Progress
 ) -> dict[Contender, Latency]:
     """Run the contenders that take the shape in turns."""
-    runs = {each.contender: each.runner(shape) for each in loaded if each.fits(shape)}
+    runs = {candidate.contender: candidate.runner(shape) for candidate in loaded if candidate.fits(shape)}
     with progress.doing(f"Running {shape}", 1 + rounds) as advance:
         times = interleave(runs, rounds, after_round=advance)
     return {contender: Latency.of(seconds) for contender, seconds in times.items()}
@@ -151,7 +151,7 @@ def _fitting(loaded: Loaded, shapes: Sequence[Shape]) -> list[Shape]:
 
 
 def _versions(loaded: Sequence[Loaded]) -> dict[str, str | None]:
-    names = dict.fromkeys(each.contender.engine for each in loaded)
+    names = dict.fromkeys(candidate.contender.engine for candidate in loaded)
     return {name: torch.__version__ if name == TORCH else ENGINES[name].version for name in names}
 
 

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
 from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.methods import check_method, check_weight_method, method_for
 from qdqpatch.calibration.statistics import Statistics
+from qdqpatch.calibration.texts import batches_of
 from qdqpatch.calibration.weights import weight_ranges
 from qdqpatch.choices import DEFAULT_PERCENTILE, Method, WeightMethod
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.finite import check_finite
+from qdqpatch.patching.wrapped import unwrapped
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def calibrate(
     model: Model,
-    batches: Iterable[Mapping[str, Any]] | Statistics,
+    batches: Iterable[Mapping[str, Any]] | Sequence[Any] | Statistics,
     method: Method = "auto",
     percentile: float = DEFAULT_PERCENTILE,
     padding_aware: bool = True,
     weight_method: WeightMethod = "max",
+    tokenizer: Any = None,
 ) -> Model:
     """Set the range of every enabled quantizer.
 
@@ -36,9 +40,10 @@ def calibrate(
     range is known. Ranges that the configuration fixes stay, and learned ones stay the Parameters they are.
 
     Args:
-        model: A quantized model.
-        batches: Keyword arguments for the model, as a tokenizer returns them; moved to its device. Or the
-            statistics that `collect` gathered from such batches.
+        model: A quantized model; or a `SentenceTransformer` or `CrossEncoder` with one inside.
+        batches: Keyword arguments for the model, as a tokenizer returns them; moved to its device. Or a list
+            of texts, or of pairs of texts, all of which are used. Or the statistics that `collect` gathered
+            from such batches.
         method: How the ranges of activations are chosen: `"max"`, `"percentile"`, `"mse"`, `"entropy"`,
             or `"auto"`, which holds one batch in eight back and chooses for each quantizer, among all of
             them, the range that best preserves its operation's result there. It takes about twice as long,
@@ -47,6 +52,7 @@ def calibrate(
             means the method `"percentile"`, where no other is named.
         padding_aware: Whether positions that the attention mask hides are left out.
         weight_method: How the ranges of weights are chosen: `"max"` or `"mse"`.
+        tokenizer: The model's, for texts; that of a `SentenceTransformer` is known.
 
     Returns:
         The same model.
@@ -54,20 +60,23 @@ def calibrate(
     Raises:
         ConfigError: If there is no such method or percentile.
         NotQuantizedError: If the model has no enabled quantizer.
-        CalibrationError: If there is no batch, a quantizer saw no tensor, or one saw NaN or infinity, or
-            the statistics are another model's or lack what `"auto"` compares. The model then has the ranges
-            it had.
+        CalibrationError: If there is no batch, a quantizer saw no tensor, one saw NaN or infinity, a weight
+            is such, or the statistics are another model's or lack what `"auto"` compares. The model then has
+            the ranges it had.
     """
     method = method_for(method, percentile)
     check_method(method, percentile)
     check_weight_method(weight_method)
-    quantizers = enabled_quantizers(model)
-    ranges = distributed.together(lambda: weight_ranges(model, weight_method), model.device)
+    inner = unwrapped(model)
+    quantizers = enabled_quantizers(inner)
+    ranges = distributed.together(lambda: weight_ranges(inner, weight_method), inner.device)
     if not isinstance(batches, Statistics):
-        batches = collect(model, batches, padding_aware, compare=method == "auto")
+        given = batches_of(batches, tokenizer, model, inner)
+        batches = collect(inner, given, padding_aware, compare=method == "auto")
     _check_belong(batches, quantizers)
     ranges |= batches.ranges(method, percentile)
-    set_ranges(model, ranges, complete=True)
+    check_finite(inner, f"This {type(inner).__name__}", "Ranges do not mend that.", CalibrationError)
+    set_ranges(inner, ranges, complete=True)
     return model
 
 

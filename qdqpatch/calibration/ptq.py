@@ -14,7 +14,7 @@ The order of the steps, and why:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -25,20 +25,22 @@ from qdqpatch.calibration import bias_correction, clipping, fusing, refining, sh
 from qdqpatch.calibration.calibrate import calibrate
 from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.methods import check_method, check_weight_method, method_for
+from qdqpatch.calibration.texts import batches_of
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.choices import Method, WeightMethod
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.listening import CalibrationListener
 from qdqpatch.patching.apply import is_quantized, own_config
 from qdqpatch.patching.quantize import dequantize, quantize
+from qdqpatch.patching.wrapped import unwrapped
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound=nn.Module)
 Batch = Mapping[str, Any]
 
 
 def ptq(
     model: Model,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Sequence[Any],
     config: QDQConfig | None = None,
     *,
     method: Method = "auto",
@@ -51,6 +53,7 @@ def ptq(
     fuse_qkv: bool = False,
     clip_gelu: float | None = None,
     correct_biases: bool = False,
+    tokenizer: Any = None,
     listener: CalibrationListener | None = None,
 ) -> Model:
     """Quantize a model and set its ranges from data, by all steps that are switched on, in place.
@@ -59,9 +62,11 @@ def ptq(
     in `qdqpatch/calibration/ptq.py`. What can be known to fail is checked before the first of them.
 
     Args:
-        model: A float model, which is quantized first, or a quantized one, calibrated or not.
+        model: A float model, which is quantized first, or a quantized one, calibrated or not; or a
+            `SentenceTransformer` or `CrossEncoder` with one inside.
         batches: Keyword arguments for the model, as a tokenizer returns them; moved to its device. Each step
             goes through them again; those of an iterator, which can be used only once, are kept in memory.
+            Or a list of texts, or of pairs of texts, all of which are used.
         config: What to quantize of a float model, as `qdqpatch.quantize` takes it; None for the defaults.
         method: How the ranges of activations are chosen, as `qdqpatch.calibrate` takes it.
         percentile: For `"percentile"`, the share of the magnitudes that are not clipped, in percent.
@@ -77,6 +82,7 @@ def ptq(
         clip_gelu: Where ranges after GELU end at most (`qdqpatch.calibration.clip_gelu`); None for anywhere.
         correct_biases: Whether the mean error of each Linear is taken out of its bias
             (`qdqpatch.calibration.correct_biases`); the float model changes with it.
+        tokenizer: The model's, for texts; that of a `SentenceTransformer` is known.
         listener: Is told how it goes on.
 
     Returns:
@@ -103,43 +109,44 @@ def ptq(
     if clip_gelu is not None:
         clipping.check_maximum(clip_gelu)
     listener = CalibrationListener() if listener is None else listener
-    data = _Told(batches, listener)
+    inner = unwrapped(model)
+    data = _Told(batches_of(batches, tokenizer, model, inner), listener)
     with ExitStack() as stack:
-        stack.enter_context(_quantized(model, config))
+        stack.enter_context(_quantized(inner, config))
         changed: list[nn.Parameter] = []
         if smooth:
-            changed += smoothing.changed_parameters(smoothing.attentions_to_smooth(model))
+            changed += smoothing.changed_parameters(smoothing.attentions_to_smooth(inner))
         if shift:
-            changed += shifting.changed_parameters(shifting.shifts_to_make(model))
+            changed += shifting.changed_parameters(shifting.shifts_to_make(inner))
         if refine:
-            refining.check_can_refine(model)
+            refining.check_can_refine(inner)
         if fuse_qkv:
-            fusing.groups_to_fuse(model)
+            fusing.groups_to_fuse(inner)
         if clip_gelu is not None:
-            clipping.inputs_to_clip(model)
+            clipping.inputs_to_clip(inner)
         if correct_biases:
-            bias_correction.linears_to_correct(model)
-        stack.enter_context(restored_if_raised(model, changed))
+            bias_correction.linears_to_correct(inner)
+        stack.enter_context(restored_if_raised(inner, changed))
 
         if smooth:
             listener.say("Smoothing")
-            smoothing.smooth(model, data, padding_aware=padding_aware)
+            smoothing.smooth(inner, data, padding_aware=padding_aware)
         if shift:
             listener.say("Shifting")
-            shifting.shift(model, data, padding_aware)
+            shifting.shift(inner, data, padding_aware)
         listener.say("Calibrating")
-        statistics = collect(model, data, padding_aware, compare=method == "auto")
-        calibrate(model, statistics, method, percentile, weight_method=weight_method)
+        statistics = collect(inner, data, padding_aware, compare=method == "auto")
+        calibrate(inner, statistics, method, percentile, weight_method=weight_method)
         if refine:
             listener.say("Refining the ranges")
-            refining.refine_ranges(model, data.batches, refine, padding_aware, listener.step)
+            refining.refine_ranges(inner, data.batches, refine, padding_aware, listener.step)
         if fuse_qkv:
-            fusing.fuse_qkv(model)
+            fusing.fuse_qkv(inner)
         if clip_gelu is not None:
-            clipping.clip_gelu(model, clip_gelu)
+            clipping.clip_gelu(inner, clip_gelu)
         if correct_biases:
             listener.say("Correcting biases")
-            bias_correction.correct_biases(model, data, padding_aware)
+            bias_correction.correct_biases(inner, data, padding_aware)
         listener.collected(statistics)
     return model
 

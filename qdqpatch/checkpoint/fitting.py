@@ -62,11 +62,11 @@ def check_fit(
     """
     name, kind = request.name, type(model).__name__
     missing = missing_in_encoder(model, info["missing_keys"])
-    if len(missing) * 2 > sum(_is_encoder(model, each) for each in model.state_dict()):
+    if len(missing) * 2 > sum(_is_encoder(model, key) for key in model.state_dict()):
         raise CheckpointError(f"{name} holds next to no weights of {kind}: {_instead(model, names)}")
     if info["mismatched_keys"]:
         raise CheckpointError(_mismatch(model, sorted(info["mismatched_keys"]), request))
-    leftover = sorted(each for each in info["unexpected_keys"] if not NOT_WEIGHTS.search(each))
+    leftover = sorted(key for key in info["unexpected_keys"] if not NOT_WEIGHTS.search(key))
     if strange := _strange(model, leftover, request):
         raise CheckpointError(_left_over(kind, strange, request))
     if missing:

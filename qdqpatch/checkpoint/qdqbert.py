@@ -7,8 +7,6 @@ with a BERT config that says it is quantized, and all the rest is the ordinary w
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +23,7 @@ from qdqpatch.choices import QDQBERT, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.learned import update_ranges
+from qdqpatch.output.folder import OutputFolder
 from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.hf_quantizer import NOT_SAVED
@@ -45,6 +44,9 @@ ARCHITECTURES = (
 
 SPECIAL_TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 """Defaults of `QDQBertConfig` that differ from BERT's."""
+
+FILES = ("model.safetensors", "config.json")
+"""What a checkpoint consists of."""
 
 NOT_WRITTEN = ("quantization_config", KEY, "transformers_version", "dtype", "_name_or_path")
 """What a config of today holds and the old class would not understand."""
@@ -102,7 +104,8 @@ def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
 def save_qdqbert(model: PreTrainedModel, directory: str | Path) -> None:
     """Write a checkpoint that the original QDQBERT classes of transformers 4.40.2 load.
 
-    Writes `config.json` and `model.safetensors`; files of other names in the folder stay.
+    Writes `model.safetensors` and `config.json`, which replace those of an earlier call, and
+    `qdqpatch.json`, which tells these from a user's; files of other names in the folder stay.
 
     Args:
         model: A quantized BERT with QDQBERT's placement.
@@ -110,24 +113,22 @@ def save_qdqbert(model: PreTrainedModel, directory: str | Path) -> None:
 
     Raises:
         NotQuantizedError: If the model is a float model.
-        CheckpointError: If the model holds NaN or infinity.
+        CheckpointError: If the model holds NaN or infinity, the folder cannot be written, or it has files of
+            these names that `save_qdqbert` did not write. They stay as they are.
         UnsupportedModelError: If there was no QDQBERT class for this class.
         ConfigError: If the placement is not QDQBERT's, which its classes cannot be told.
     """
     architecture = _check_expressible(model)
+    output = OutputFolder.open(directory, force=True, only=FILES)
     update_ranges(model)
     check_finite(model, f"This {type(model).__name__}", NOT_SAVED)
     config = {key: value for key, value in model.config.to_dict().items() if key not in NOT_WRITTEN}
     config |= {"model_type": QDQBERT, "architectures": [architecture]}
     config["torch_dtype"] = str(model.dtype).removeprefix("torch.")
-    out = Path(directory)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as staging:  # written beside, then renamed
-        save_file(_untied(model.state_dict()), Path(staging) / "model.safetensors", {"format": "pt"})
+    with output.staged() as staging:
+        save_file(_untied(model.state_dict()), staging / FILES[0], {"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (Path(staging) / "config.json").write_text(text, encoding="utf-8")
-        for name in ("model.safetensors", "config.json"):
-            os.replace(Path(staging) / name, out / name)
+        (staging / FILES[1]).write_text(text, encoding="utf-8")
 
 
 def _as_bert(config_dict: Mapping[str, Any]) -> dict[str, Any]:

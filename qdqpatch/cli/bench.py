@@ -76,9 +76,9 @@ def command(
 ) -> None:
     """Measure MODELs side by side: latency, throughput, load time, size and memory.
 
-    A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported model.onnx or
-    openvino_model.xml; or an .onnx or .xml file. Speed-ups are over the first one, in the first engine that
-    runs it.
+    A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported onnx/model.onnx or
+    openvino/openvino_model.xml; or an .onnx or .xml file. Speed-ups are over the first one, in the first
+    engine that runs it.
 
     All of them run in one process and in turns, so that a machine that is slow for a while is slow for all.
     Inputs are random tokens without padding. p50 is the median latency of a run, and 9 of 10 runs stay
@@ -107,8 +107,8 @@ def command(
             rounds=rounds,
             step=show,
         )
-    for each in report.skipped:
-        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
+    for refusal in report.skipped:
+        console.print(f"Skipped {refusal.model} in {refusal.engine}: {refusal.reason}")
     if plot is not None:
         write_chart(plot, report)
         console.print(f"Wrote {plot}.")

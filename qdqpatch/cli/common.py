@@ -8,13 +8,14 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qdqpatch.choices import AUTO_CLASSES, PRESETS
-from qdqpatch.errors import CalibrationWarning, ConfigError, OccupiedError, QdqError
+from qdqpatch.errors import CalibrationWarning, ConfigError, InterruptedRunError, OccupiedError, QdqError
 from qdqpatch.output.signals import ended_by_signals
 
 if TYPE_CHECKING:
@@ -35,6 +36,32 @@ task_option = click.option(
 """For commands whose data has no labels; `data_options` has a `--task` for the others."""
 
 
+@dataclass(frozen=True)
+class Placement:
+    """What the options say of what is quantized.
+
+    Attributes:
+        preset: The name of a preset.
+        file: A configuration.
+        overrides: What is changed of either.
+    """
+
+    preset: str | None
+    file: Path | None
+    overrides: tuple[Override, ...]
+
+    def __call__(self) -> QDQConfig | None:
+        """Return the configuration; None if there was no such option."""
+        if not self.preset and not self.file and not self.overrides:
+            return None
+        from qdqpatch.config.config import QDQConfig
+
+        read = (
+            QDQConfig.from_json_file(self.file) if self.file else QDQConfig.preset(self.preset or "qdqbert")
+        )
+        return dataclasses.replace(read, overrides=(*read.overrides, *self.overrides))
+
+
 def placement_options(command: Command) -> Command:
     """Add the options that say what is quantized; the command gets them as one `placement`."""
 
@@ -44,7 +71,7 @@ def placement_options(command: Command) -> Command:
     ) -> None:
         if preset and config_file:
             raise click.UsageError("--preset and --config exclude each other: a file says everything.")
-        command(placement=functools.partial(_placement, preset, config_file, override), **arguments)
+        command(placement=Placement(preset, config_file, override), **arguments)
 
     for option in (
         click.option(
@@ -87,18 +114,6 @@ def _parse_overrides(
         raise click.BadParameter(str(error), context, parameter) from error
 
 
-def _placement(
-    preset: str | None, config_file: Path | None, overrides: tuple[Override, ...]
-) -> QDQConfig | None:
-    """Return the configuration that the options describe; None if there was no such option."""
-    if not preset and not config_file and not overrides:
-        return None
-    from qdqpatch.config.config import QDQConfig
-
-    config = QDQConfig.from_json_file(config_file) if config_file else QDQConfig.preset(preset or "qdqbert")
-    return dataclasses.replace(config, overrides=(*config.overrides, *overrides))
-
-
 def verbosity_options(command: Command) -> Command:
     """Add -q and -v, give the command a `console` for messages, and turn our errors into exit code 1."""
 
@@ -116,6 +131,10 @@ def verbosity_options(command: Command) -> Command:
             _silence_transformers()
             try:
                 command(console=console, **arguments)
+            except InterruptedRunError as error:
+                raise click.ClickException(
+                    f"{error} To go on with it: --resume. To begin anew: --force."
+                ) from error
             except OccupiedError as error:
                 raise click.ClickException(f"{error} To replace what is there: --force.") from error
             except QdqError as error:
@@ -144,11 +163,15 @@ def _warnings_on(console: Console, others: bool) -> Iterator[None]:
     """Print our own warnings as lines of the console; those of other libraries as Python does, or not."""
     with warnings.catch_warnings():
         show = warnings.showwarning
+        printed = set()
 
         def print_ours(
             message: Warning | str, category: type[Warning], *where: Any, **more: Any
         ) -> None:  # the signature that warnings.showwarning is called with
             if issubclass(category, CalibrationWarning):
+                if str(message) in printed:  # a checkpoint's files are read more than once
+                    return
+                printed.add(str(message))
                 console.print(f"Warning: {message}")
             else:
                 show(message, category, *where, **more)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +10,13 @@ import click
 
 from qdqpatch.choices import TARGETS
 from qdqpatch.cli.calibration import Calibration, calibration_options
-from qdqpatch.cli.common import placement_options, task_option, verbosity_options
+from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.errors import QuantizedError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from qdqpatch.config.config import QDQConfig
 
 
 @click.command("convert", cls=SectionCommand)
@@ -35,7 +31,8 @@ if TYPE_CHECKING:
     "targets",
     type=click.Choice(TARGETS),
     multiple=True,
-    help="Also write the model for this engine, into a folder of its name in OUT. Can be repeated.",
+    help="Also write the model for this engine: OUT/onnx/model.onnx, or OUT/openvino/openvino_model.xml. Can "
+    "be repeated, but for tensorrt and onnxruntime, whose files have the same name.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
@@ -43,7 +40,7 @@ def command(
     ckpt: str,
     out: Path,
     task: str | None,
-    placement: Callable[[], QDQConfig | None],
+    placement: Placement,
     calibration: Calibration | None,
     targets: tuple[str, ...],
     force: bool,
@@ -57,13 +54,19 @@ def command(
     from qdqpatch.checkpoint.companions import read_companions
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.engines.device import to_fastest_device
-    from qdqpatch.exporter.export import export as export_model
+    from qdqpatch.exporter.export import prepare_export
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.patching.apply import named_quantizers
     from qdqpatch.patching.quantize import quantize
     from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
 
     started = time.perf_counter()
+    targets = tuple(dict.fromkeys(targets))
+    if {"onnxruntime", "tensorrt"} <= {*targets}:
+        raise click.UsageError(
+            "--export onnxruntime and --export tensorrt both write onnx/model.onnx: leave one out, and "
+            "write it to another folder with qdqpatch export."
+        )
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
         companions = read_companions(ckpt)
@@ -75,6 +78,7 @@ def command(
         )
     inputs = {
         "the checkpoint": ckpt,
+        "the configuration": placement.file,
         "the calibration data": None if calibration is None else calibration.source,
     }
     output = OutputFolder.open(out, inputs, force)
@@ -88,14 +92,13 @@ def command(
     if source.quantization is None:
         quantize(model, config)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
+    writers = [prepare_export(model, name, tokenizer=tokenizer(ckpt), source=ckpt) for name in targets]
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
             statistics.save(folder / STATISTICS_FILE)
         companions.copy(folder)
-        exports = [
-            export_model(model, folder / target, target, tokenizer=tokenizer(ckpt)) for target in targets
-        ]
+        exports = [write(folder, out) for write in writers]
     enabled = [quantizer for _, quantizer in named_quantizers(model) if quantizer.is_enabled]
     calibrated = [quantizer.amax is not None for quantizer in enabled]
     console.print(
@@ -104,6 +107,6 @@ def command(
         f"({time.perf_counter() - started:.1f} s)."
     )
     for export in exports:
-        print_export(dataclasses.replace(export, file=out / export.target / export.file.name), console)
+        print_export(export, console)
     if not any(calibrated):
         console.print("To set the ranges, convert again with --calib FILE.")

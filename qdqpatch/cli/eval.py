@@ -82,8 +82,8 @@ def command(
 ) -> None:
     """Compute the same metrics of all MODELs on the same data, and their differences to the first one.
 
-    A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported model.onnx or
-    openvino_model.xml; or an .onnx or .xml file. A folder with several of these gives several rows.
+    A MODEL is a checkpoint, float or quantized (runs in torch); a folder with an exported onnx/model.onnx or
+    openvino/openvino_model.xml; or an .onnx or .xml file. A folder with several of these gives several rows.
 
     All models get the same tokens. Labels and tokenizer are those of the first MODEL that has them; an
     exported folder has them beside the file. Differences are in the metric's own units and come with a 95%
@@ -109,8 +109,8 @@ def command(
             threads=threads,
             step=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )
-    for each in evaluation.skipped:
-        console.print(f"Skipped {each.model} in {each.engine}: {each.reason}")
+    for refusal in evaluation.skipped:
+        console.print(f"Skipped {refusal.model} in {refusal.engine}: {refusal.reason}")
     if not evaluation.labelled and len(evaluation.rows) > 1:
         console.print(f"Without labels, models are compared with {evaluation.rows[0].name}.")
     if as_json:

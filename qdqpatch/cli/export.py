@@ -92,8 +92,9 @@ def command(
 ) -> None:
     """Write the calibrated checkpoint CKPT to the folder OUT, for TensorRT, ONNX Runtime or OpenVINO.
 
-    OUT gets model.onnx, or openvino_model.xml for OpenVINO, with config.json and the tokenizer. The file is
-    run on texts of several lengths and compared with the model first: OUT is right or is not there.
+    OUT gets onnx/model.onnx, or openvino/openvino_model.xml for OpenVINO, with config.json, the tokenizer and
+    what sentence-transformers needs, as servers look for them. The file is run on texts of several lengths
+    and compared with the model first: OUT is right or is not there.
     """
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.exporter.export import export as export_model
@@ -124,6 +125,7 @@ def command(
             opset=opset,
             check=check,
             tokenizer=tokenizer(ckpt),
+            source=ckpt,
             force=force,
             build=capabilities,
             progress=status.update,
@@ -156,16 +158,21 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
             f"{len(result.operations) - len(left)} of {len(result.operations)} matmuls run as integer kernels"
             + (". Float:" if left else ".")
         )
-        for path, _, reason in fold((each.name, "", each.reason) for each in left):
+        for path, _, reason in fold((kernel.name, "", kernel.reason) for kernel in left):
             console.print(f"  {path}: {reason}")
     if result.comparisons is None:
         engine = "onnxruntime" if result.target == "tensorrt" else result.target
         console.print(f"Not compared with the model: --no-check, or {engine} is not installed.")
-    for each in result.comparisons or ():
+    for comparison in result.comparisons or ():
         console.print(
-            f"Compared with the model in {result.engine}: {each.output} differs by {each.mean:.2f} steps in "
-            f"the mean and {each.largest:.1f} at most (a step is 1/127 of its range)"
-            + (f"; {each.changed} of {each.predictions} predictions differ." if each.predictions else ".")
+            f"Compared with the model in {result.engine}: {comparison.output} differs by "
+            f"{comparison.mean:.2f} steps in the mean and {comparison.largest:.1f} at most (a step is 1/127 "
+            "of its range)"
+            + (
+                f"; {comparison.changed} of {comparison.predictions} predictions differ."
+                if comparison.predictions
+                else "."
+            )
         )
     if result.float_matmuls:
         console.print(

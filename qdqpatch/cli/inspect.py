@@ -130,9 +130,9 @@ def _print_quantizers(reports: Sequence[QuantizerReport], quantized: bool, every
     worst = [report for report in worst_first(reports) if report.sqnr_db is not None]
     if everything:
         print_table("Quantizers", columns, map(_row, reports))
-        for each in worst[:3]:
-            click.echo(f"Lowest SQNR: {each.path}, {decibels_text(each)} dB")
-    elif any(not is_weight(each.path) for each in worst):
+        for quantizer in worst[:3]:
+            click.echo(f"Lowest SQNR: {quantizer.path}, {decibels_text(quantizer)} dB")
+    elif any(not is_weight(quantizer.path) for quantizer in worst):
         title = f"The {min(WORST, len(worst))} quantizers of the lowest SQNR; --ranges lists all"
         print_table(title, columns, map(_row, worst[:WORST]))
 

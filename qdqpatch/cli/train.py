@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from qdqpatch.choices import METHODS, ActivationRanges, Method, WeightRanges
-from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
+from qdqpatch.cli.common import Placement, placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.options import EPOCHS, SEED
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
+from qdqpatch.errors import CheckpointError
 from qdqpatch.listening import TrainingListener
 from qdqpatch.training.job import Job, TrainingReport
 from qdqpatch.training.schedule import Schedule
@@ -22,8 +22,6 @@ from qdqpatch.training.schedule import Schedule
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
-
-    from qdqpatch.config.config import QDQConfig
 
 _schedule = functools.partial(click.option, cls=SectionOption, section="Schedule", show_default=True)
 _teacher = functools.partial(click.option, cls=SectionOption, section="Distillation")
@@ -154,7 +152,7 @@ def command(
     method: Method,
     shift: bool,
     refine: int,
-    placement: Callable[[], QDQConfig | None],
+    placement: Placement,
     resume: bool,
     force: bool,
     console: Console,
@@ -193,12 +191,15 @@ def command(
         activations=activation_ranges,
         weights=weight_ranges,
     )
+    was_there = can_resume(out)
     bar = progress_bar(console)
     with bar:
         try:
-            report = run_job(job, out, resume, force, _Bar(bar, console))
-        except (KeyboardInterrupt, SystemExit):
-            if can_resume(out):
+            report = run_job(
+                job, out, resume, force, _Bar(bar, console), {"the configuration": placement.file}
+            )
+        except (KeyboardInterrupt, SystemExit, CheckpointError) as error:
+            if can_resume(out) and not (was_there and isinstance(error, CheckpointError)):
                 console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")
             raise
     _print_report(report)

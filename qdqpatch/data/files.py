@@ -50,6 +50,8 @@ def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
             f"{path} is damaged, or is not gzipped at all ({error}). Copy or download it again."
         ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not {error.encoding.upper()} text ({error}).") from error
+        raise DataError(
+            f"{path} is not {error.encoding.upper()} text ({error}). Save it as UTF-8."
+        ) from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error

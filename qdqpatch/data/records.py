@@ -108,7 +108,7 @@ def _read_rows(reader: Any, delimiter: str) -> Iterator[Record]:
 
 
 def _checked_header(names: list[str], delimiter: str) -> list[str]:
-    other = next((each for each in ",;\t|" if each != delimiter and each in names[0]), None)
+    other = next((sign for sign in ",;\t|" if sign != delimiter and sign in names[0]), None)
     if len(names) == 1 and other is not None:
         raise csv.Error(
             f"{names[0]!r} is one column, which {delimiter!r} would separate and {other!r} does not"

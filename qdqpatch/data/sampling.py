@@ -31,7 +31,7 @@ def reservoir(items: Iterable[Item], samples: int | None, seed: int) -> tuple[li
         elif (place := generator.randrange(count + 1)) < samples:
             kept[place] = (count, item)
         count += 1
-    return [item for _, item in sorted(kept, key=lambda each: each[0])], count
+    return [item for _, item in sorted(kept, key=lambda pair: pair[0])], count
 
 
 def random_order(count: int, seed: int) -> Iterator[int]:

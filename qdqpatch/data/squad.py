@@ -40,7 +40,9 @@ def read_squad(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, article in enumerate(articles):
         try:
             questions = [
-                {"context": part["context"], **each} for part in article["paragraphs"] for each in part["qas"]
+                {"context": part["context"], **question}
+                for part in article["paragraphs"]
+                for question in part["qas"]
             ]
         except (KeyError, TypeError) as error:
             raise DataError(

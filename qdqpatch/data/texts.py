@@ -115,7 +115,7 @@ def _from_rows(data: Any, source: str, columns: Columns | None, samples: int | N
     if samples is not None:
         order = itertools.islice(order, 2 * samples)  # if fewer than half of these can be read, few can
     drawn = itertools.islice(reading.texts(_records(data, order)), samples)
-    return _finished(reading, sorted(drawn, key=lambda each: each[0]), len(data))
+    return _finished(reading, sorted(drawn, key=lambda pair: pair[0]), len(data))
 
 
 def _records(data: Any, order: Iterable[int]) -> Iterator[Record]:

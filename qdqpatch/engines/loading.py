@@ -47,12 +47,12 @@ def load_each(
         try:
             loaded[contender] = load(contender)
         except QdqError as error:
-            if strict or sum(each.model == contender.model for each in contenders) == 1:
+            if strict or sum(candidate.model == contender.model for candidate in contenders) == 1:
                 raise
             skipped.append(Skipped(contender.model, contender.engine, str(error)))
     running = {contender.model for contender in loaded}
     for refused in skipped:
         if refused.model not in running:
-            reasons = (each.reason for each in skipped if each.model == refused.model)
+            reasons = (refusal.reason for refusal in skipped if refusal.model == refused.model)
             raise EngineError(f"{refused.model} runs in no engine. {' '.join(reasons)}")
     return list(loaded.values()), skipped

@@ -91,8 +91,8 @@ def find_contenders(models: Sequence[str], engines: Collection[str] = ()) -> lis
             packages = " or ".join(ENGINES[file].package for file in files)
             raise EngineError(f"Nothing that runs {name} is installed: pip install {packages}")
         facts = _facts(name)
-        contenders += [Contender(label, each, files[each], facts) for each in usable]
-    if idle := [each for each in engines if each not in {found.engine for found in contenders}]:
+        contenders += [Contender(label, runner, files[runner], facts) for runner in usable]
+    if idle := [runner for runner in engines if runner not in {found.engine for found in contenders}]:
         raise ConfigError(f"{' and '.join(idle)} can run none of these models; leave out --engine {idle[0]}.")
     return contenders
 
@@ -170,7 +170,7 @@ def _labels(models: Sequence[str]) -> list[str]:
     for own in parts:
         others = {part for part in parts if part != own}
         sizes = range(1, len(own) + 1)
-        size = next((n for n in sizes if all(each[-n:] != own[-n:] for each in others)), len(own))
+        size = next((n for n in sizes if all(other[-n:] != own[-n:] for other in others)), len(own))
         label = str(PurePath(*own[-size:])) if own else "."
         before = sum(part == own for part in parts[: len(labels)])
         labels.append(f"{label} ({before + 1})" if before else label)

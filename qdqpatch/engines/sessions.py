@@ -87,7 +87,7 @@ class Session:
         """
         missing = [name for name in self.input_names if name not in inputs]
         if missing:
-            raise EngineError(f"The model takes {', '.join(missing)}, which the inputs have not.")
+            raise EngineError(f"The model needs the inputs {', '.join(missing)}, which were not given.")
         try:
             return self._run({name: inputs[name] for name in self.input_names})
         except Exception as error:  # engines raise types of their own
@@ -158,11 +158,11 @@ def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) ->
     return Session(
         tuple(
             Input(
-                each.name,
-                tuple(size if isinstance(size, int) else None for size in each.shape),
-                _dtype(each.type.removeprefix("tensor(").removesuffix(")")),
+                value.name,
+                tuple(size if isinstance(size, int) else None for size in value.shape),
+                _dtype(value.type.removeprefix("tensor(").removesuffix(")")),
             )
-            for each in session.get_inputs()
+            for value in session.get_inputs()
         ),
         lambda inputs: dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True)),
         _saturated=lambda: not exact and saturates() and has_signed_products(path),
@@ -180,7 +180,7 @@ def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) 
         settings["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     model = core.read_model(path)
-    is_quantized = any(each.get_type_name() == "FakeQuantize" for each in model.get_ops())
+    is_quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
     compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 

@@ -145,7 +145,10 @@ def _run_all(
 def _check_numbers(outputs: Sequence[Arrays], model: Model) -> None:
     broken = sum(any(np.isnan(value).any() for value in output.values()) for output in outputs)
     if broken:
-        raise EngineError(f"{model.contender} gives NaN for {broken} of {len(outputs)} sequences.")
+        raise EngineError(
+            f"{model.contender} gives NaN for {broken} of {len(outputs)} sequences: check "
+            "its weights and ranges."
+        )
 
 
 def _check_shapes(outputs: Arrays, model: Model, expected: Arrays, first: Model) -> None:

@@ -43,7 +43,7 @@ def predict(
     outputs: list[Arrays] = [{} for _ in features]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = task.collate([_inputs(features[each]) for each in chosen])
+        batch = task.collate([_inputs(features[index]) for index in chosen])
         found = run(batch)
         values = {name: _array(found[name]) for name in task.logits}
         for place, number in enumerate(chosen):

@@ -64,12 +64,12 @@ def settle(
         ConfigError: If there is none, the task is not clear, or the models differ in head, labels or words.
     """
     described = [_describe(name) for name in dict.fromkeys(models)]
-    config = next((each.config for each in described if each.config is not None), None)
-    tokenizer = next((each.tokenizer for each in described if each.tokenizer is not None), None)
+    config = next((model.config for model in described if model.config is not None), None)
+    tokenizer = next((model.tokenizer for model in described if model.tokenizer is not None), None)
     for found, file in ((config, "config.json"), (tokenizer, "tokenizer (tokenizer.json, vocab.txt)")):
         if found is None:
             raise ConfigError(
-                f"There is no {file} beside {' or '.join(each.name for each in described)}. Name a model "
+                f"There is no {file} beside {' or '.join(model.name for model in described)}. Name a model "
                 "that has one as well, such as the checkpoint that the file was exported from."
             )
     assert config is not None
@@ -79,8 +79,8 @@ def settle(
     if kind.name in CLASSES:
         _check_labels(described)
     _check_vocabularies(described)
-    limits = (config_limit(each.config) for each in described if each.config is not None)
-    companions = next((each.companions for each in described if each.companions is not None), None)
+    limits = (config_limit(model.config) for model in described if model.config is not None)
+    companions = next((model.companions for model in described if model.companions is not None), None)
     length = min(max_length or default_length(kind, companions), *limits)
     return make_task(kind.name, tokenizer, config, length, options, companions)
 
@@ -102,10 +102,10 @@ def _describe(name: str) -> Described:
 def _check_heads(described: Sequence[Described], kind: type[Task[Any]]) -> None:
     if kind is FeatureExtraction:  # what is below a head has embeddings too
         return
-    for each in described:
-        own = None if each.config is None else _task_or_none(each.config)
+    for model in described:
+        own = None if model.config is None else _task_or_none(model.config)
         if own is not None and own is not kind:
-            raise ConfigError(f"{each.name} is a model for {own.name}, not for {kind.name}.")
+            raise ConfigError(f"{model.name} is a model for {own.name}, not for {kind.name}.")
 
 
 def _task_or_none(config: PreTrainedConfig) -> type[Task[Any]] | None:
@@ -116,7 +116,7 @@ def _task_or_none(config: PreTrainedConfig) -> type[Task[Any]] | None:
 
 
 def _check_labels(described: Sequence[Described]) -> None:
-    labelled = ((each.name, _labels(each.config)) for each in described if each.config is not None)
+    labelled = ((model.name, _labels(model.config)) for model in described if model.config is not None)
     for (first, labels), (name, others) in _with_first(labelled):
         if labels.keys() != others.keys():
             raise ConfigError(
@@ -139,12 +139,12 @@ def _labels(config: PreTrainedConfig) -> dict[int, str]:
 
 
 def _check_vocabularies(described: Sequence[Described]) -> None:
-    known = ((each.name, each.tokenizer.get_vocab()) for each in described if each.tokenizer is not None)
+    known = ((model.name, model.tokenizer.get_vocab()) for model in described if model.tokenizer is not None)
     for (first, words), (name, others) in _with_first(known):
         if words != others:
             raise ConfigError(
-                f"{name} has another vocabulary than {first}, and all models get the same tokens: evaluate "
-                "each by itself."
+                f"{name} has another vocabulary than {first}, and all models get the same tokens. Name "
+                "models of one vocabulary."
             )
 
 

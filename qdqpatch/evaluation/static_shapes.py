@@ -33,9 +33,9 @@ def filled(run: Run, size: int | None, length: int | None, task: Task[Any]) -> R
         copies = 0 if size is None else size - rows
         full = {name: _filled(tensor, padding, copies, _value(name, task)) for name, tensor in batch.items()}
         return {
-            name: each[:rows, :tokens] if name in task.by_token else each[:rows]
-            for name, each in run(full).items()
-            if each.ndim
+            name: output[:rows, :tokens] if name in task.by_token else output[:rows]
+            for name, output in run(full).items()
+            if output.ndim
         }
 
     return run_filled

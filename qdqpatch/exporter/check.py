@@ -93,7 +93,10 @@ def compare(
     for batch in batches:
         expected, found = reference(batch), other(batch)
         if found.keys() != expected.keys():
-            raise ExportError(f"The file has the outputs {sorted(found)}, the model {sorted(expected)}.")
+            raise ExportError(
+                f"The file gives {', '.join(sorted(found)) or 'no output'}, and the model "
+                f"{', '.join(sorted(expected))}. Nothing was written."
+            )
         for name, array in expected.items():
             if found[name].shape != array.shape or not np.isfinite(found[name]).all():
                 raise ExportError(
@@ -196,7 +199,8 @@ def require_equal(
                 f"The file does not compute what the model does: {comparison.output} is off by "
                 f"{comparison.mean:.2f} steps of 1/{STEPS} of its range in the mean (allowed: {mean:.2f}), "
                 f"and {comparison.changed} of {comparison.predictions} predictions differ "
-                f"(allowed: {changed:.0f}). Nothing was written."
+                f"(allowed: {changed:.0f}). Nothing was written. To have the file all the same, and measure "
+                "it by eval: check=False (--no-check)."
             )
 
 

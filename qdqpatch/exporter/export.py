@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch.checkpoint.companions import MODULES, Companions, read_companions
+from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.choices import TARGETS
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
+from qdqpatch.exporter.held import held
 from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.packages import pip_install
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
+from qdqpatch.patching.finite import check_finite
 
 if TYPE_CHECKING:  # these need packages that are not always installed
     from qdqpatch.exporter.precision import Precision
@@ -29,7 +33,7 @@ PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 
 
 def export(
-    model: PreTrainedModel,
+    model: nn.Module,
     out: str | Path,
     target: str = "onnxruntime",
     *,
@@ -44,6 +48,7 @@ def export(
     check: bool = True,
     batches: Iterable[dict[str, Tensor]] | None = None,
     tokenizer: Any = None,
+    source: str | Path | None = None,
     force: bool = False,
     build: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
@@ -56,9 +61,12 @@ def export(
     integer kernels saturate: there its file is compared with products in fp32 in their place.
 
     Args:
-        model: A quantized model with a range on every enabled quantizer. It is not changed.
-        out: The folder to write: `model.onnx` (with `model.onnx.data`), or for OpenVINO
-            `openvino_model.xml` and `.bin`; `config.json` and the tokenizer beside it.
+        model: A quantized model with a range on every enabled quantizer; or a `SentenceTransformer` or
+            `CrossEncoder` with one inside, whose pooling and files go along. It is not changed.
+        out: The folder to write, as servers expect it: `onnx/model.onnx`, and the same file as
+            `onnx/model_quantized.onnx`, or for OpenVINO `openvino/openvino_model.xml` and `.bin`; with
+            `config.json`, the tokenizer and `export.json`, which transformers' `ExportedModel` reads. More
+            than 1.8 GB of weights go into `onnx/model.onnx_data`.
         target: `tensorrt`, `onnxruntime` or `openvino`.
         shape: Batch and sequence length, if the file shall take no other; None for any.
         float_weights: For TensorRT: store the weights in fp32 and quantize them in the graph.
@@ -76,6 +84,9 @@ def export(
         batches: Keyword arguments of `forward` to compare on; None for sentences of several lengths, or
             random tokens where there is no tokenizer.
         tokenizer: Saved beside the model.
+        source: The folder or hub name whose companion files go along: tokenizer, and what
+            sentence-transformers needs. If it pools, the file has an output `sentence_embedding` too. None
+            for the local folder that the model was loaded from, if sentence-transformers wrote it.
         force: Whether `out` may be replaced if it holds an earlier export; a folder with other files may not.
         build: For TensorRT: compute capabilities, such as `SM89`, to compile the file for. TensorRT for RTX
             has to be installed for that, and needs no GPU. A file that it refuses is not kept.
@@ -86,9 +97,57 @@ def export(
 
     Raises:
         NotQuantizedError: If the model has no enabled quantizer.
-        ExportError: If a range is missing, the target cannot have what was asked for, or the file does
-            something else than the model. Nothing is left behind.
+        ExportError: If a range is missing, a weight is NaN or infinite, the target cannot have what was asked
+            for, or the file does something else than the model. Nothing is left behind.
         CheckpointError: If the folder cannot be written.
+    """
+    with held(model, source, tokenizer) as (inner, folder_of_it, its_tokenizer):
+        write = prepare_export(
+            inner,
+            target,
+            shape=shape,
+            float_weights=float_weights,
+            vnni=vnni,
+            int8_embeddings=int8_embeddings,
+            dtype=dtype,
+            int32_inputs=int32_inputs,
+            float32_outputs=float32_outputs,
+            opset=opset,
+            check=check,
+            batches=batches,
+            tokenizer=its_tokenizer,
+            source=folder_of_it,
+            build=build,
+            progress=progress or (lambda _: None),
+        )
+        output = OutputFolder.open(out, force=force)
+        with output.staged() as folder:
+            return write(folder, output.given)
+
+
+def prepare_export(
+    model: PreTrainedModel,
+    target: str,
+    *,
+    shape: tuple[int, int] | None = None,
+    float_weights: bool = False,
+    vnni: bool | None = None,
+    int8_embeddings: bool = False,
+    dtype: str | None = None,
+    int32_inputs: bool = False,
+    float32_outputs: bool = False,
+    opset: int | None = None,
+    check: bool = True,
+    batches: Iterable[dict[str, Tensor]] | None = None,
+    tokenizer: Any = None,
+    source: str | Path | None = None,
+    build: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> Callable[[Path, Path], Export]:
+    """Refuse what can be refused without work, and return what does the rest.
+
+    Arguments and errors are those of `export`. What is returned takes a folder to write to, whose other files
+    stay, and the place that this folder gets in the end.
     """
     _require(PACKAGES)
     if not hasattr(torch.onnx, "ops"):
@@ -103,13 +162,30 @@ def export(
     if target != "tensorrt" and (int32_inputs or float32_outputs):
         raise ExportError(f"int32_inputs and float32_outputs are for TensorRT, not for {target}.")
     _check_ranges(model)
+    check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
-    folder = OutputFolder.open(out, force=force)
-    with prepared(model, int8_embeddings) as cpu_model:
-        ends = Ends(int32_inputs, float32_outputs)
-        pipeline = Pipeline(cpu_model, engine_target, inputs, progress or (lambda _: None), precision, ends)
-        return pipeline.run(folder, opset, tokenizer, check, batches, build)
+    companions = _companions(model, source)
+    head = None
+    if companions is not None and type(model).__name__.endswith("Model"):
+        head = load_sentence_head(companions)
+    ends = Ends(int32_inputs, float32_outputs)
+
+    def write(folder: Path, out: Path) -> Export:
+        with prepared(model, int8_embeddings) as cpu_model:
+            pipeline = Pipeline(cpu_model, engine_target, inputs, progress, companions, head, precision, ends)
+            return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
+
+    return write
+
+
+def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions | None:
+    """Return what goes along with a file; None where nothing is known of a folder."""
+    if source is not None:
+        return read_companions(str(source))
+    loaded_from = getattr(model, "name_or_path", "")
+    is_embedder = bool(loaded_from) and (Path(loaded_from) / MODULES).is_file()
+    return read_companions(loaded_from) if is_embedder else None
 
 
 def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> Target:

@@ -48,9 +48,15 @@ def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
     if quantizer.amax is None:
         raise ExportError(no_range([path]))
     if quantizer.amax.dim():
-        raise ExportError(f"{path} has a range per channel, which no engine's integer matmul takes.")
+        raise ExportError(
+            f"{path} has a range per channel, which no engine's integer matmul takes. "
+            "Quantize it with axis=None."
+        )
     if quantizer.bounds[0] == -127:
-        raise ExportError(f"{path} has a narrow range, -127 to 127, which QuantizeLinear does not clip to.")
+        raise ExportError(
+            f"{path} has a narrow range, -127 to 127, which QuantizeLinear does not clip to. "
+            "Quantize it with narrow_range=False."
+        )
     return Grid(_scale(quantizer, quantizer.range_of(quantizer.amax), path), unsigned=quantizer.unsigned)
 
 
@@ -63,7 +69,9 @@ def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[
     weight = weight.detach()
     amax = quantizer.range_of(weight).detach()
     if amax.dim() and not amax.numel() == amax.shape[0] == weight.shape[0]:
-        raise ExportError(f"{path} has a range per column; integer matmuls take one per row (axis 0).")
+        raise ExportError(
+            f"{path} has a range per column; integer matmuls take one per row. Quantize weights with axis=0."
+        )
     scale = _scale(quantizer, amax.flatten() if amax.dim() else amax, path)
     levels = quantizer.integers(weight)
     integers = levels.to(torch.uint8 if quantizer.unsigned else torch.int8).numpy()
@@ -83,7 +91,10 @@ def check_grids(model: nn.Module, signed: bool) -> None:
     for path, quantizer in enabled_quantizers(model).items():
         owner, _, name = path.rpartition(".")
         if signed and quantizer.unsigned:
-            raise ExportError(f"{path} is unsigned; TensorRT quantizes symmetrically, to signed int8 alone.")
+            raise ExportError(
+                f"{path} is unsigned; TensorRT quantizes symmetrically, to signed int8 alone. "
+                "Quantize it with unsigned=False."
+            )
         if name == WEIGHT:
             weight_grid(quantizer, model.get_parameter(f"{owner}.weight"), path)
         else:

@@ -198,8 +198,8 @@ def _float_in(model: nn.Module, name: str) -> str:
         return "not quantized: its part of the model is off in the QDQConfig"
     children = {quantizer: module._modules.get(quantizer) for quantizer in quantizers}
     off = [
-        each
-        for each, child in children.items()
+        name_
+        for name_, child in children.items()
         if not isinstance(child, TensorQuantizer) or not child.is_enabled
     ]
     return f"not quantized: {' and '.join(off)} off" if off else ""

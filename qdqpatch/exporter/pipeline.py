@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qdqpatch.checkpoint.companions import Companions
 from qdqpatch.data.arrays import Array
 from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
 from qdqpatch.engines.shapes import cut
@@ -23,13 +24,14 @@ from qdqpatch.exporter.graph import Rewriter
 from qdqpatch.exporter.grids import check_grids
 from qdqpatch.exporter.inputs import Inputs
 from qdqpatch.exporter.kernels import match, matmuls, name_after_modules, name_products, number_runs
+from qdqpatch.exporter.layout import link_quantized, size_of, write_beside, write_export_json
 from qdqpatch.exporter.precision import OPSET, PRECISIONS, Precision, check_fits, convert_ends, lower
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import outputs_of, trace
-from qdqpatch.output.folder import OutputFolder
+from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.tasks.head import classifier_of
 
 
@@ -55,6 +57,8 @@ class Pipeline:
         target: What to export for.
         inputs: Makes batches for the model.
         say: Called with what begins.
+        companions: What goes along with the file; None for nothing.
+        head: What makes a text's embedding; None for a model that has none.
         precision: The type of what stays float.
         ends: What the file takes and gives.
     """
@@ -63,6 +67,8 @@ class Pipeline:
     target: Target
     inputs: Inputs
     say: Callable[[str], None]
+    companions: Companions | None = None
+    head: SentenceHead | None = None
     precision: Precision = PRECISIONS["float32"]
     ends: Ends = Ends()
 
@@ -73,14 +79,15 @@ class Pipeline:
 
     def run(
         self,
-        output: OutputFolder,
+        folder: Path,
+        out: Path,
         opset: int | None,
         tokenizer: Any,
         check: bool,
         batches: Iterable[dict[str, Tensor]] | None,
         build: Sequence[str] = (),
     ) -> Export:
-        """Export to a folder that is kept only if all succeeds; the arguments are those of `export`."""
+        """Export to a folder that becomes `out` in the end; the other arguments are those of `export`."""
         check_grids(self.model, self.target.signed)
         kept = list(self.inputs.batches(tokenizer) if batches is None else batches)
         if self.precision.name != "float32":
@@ -88,39 +95,46 @@ class Pipeline:
             check_fits(self.model, kept, self.precision)
         self.say("Tracing the model")
         graph = self._graph(opset)
-        out = output.given
+        file, place = folder / self.target.file, out / self.target.file
         comparisons, operations, float_matmuls = None, None, False
         check = check and self.engine.version is not None
         if check and not self.precision.is_run:
             with tempfile.TemporaryDirectory() as exact:
-                self.target.write(graph, Path(exact))
-                comparisons, float_matmuls = self._compared(Path(exact) / self.target.file, out, kept)
-        with output.staged() as folder:
-            self.say(f"Writing {self.target.file}")
-            lower(graph, self.precision)
-            convert_ends(graph, self.ends.int32_inputs, self.ends.float32_outputs)
-            self.target.write(graph, folder)
-            names = matmuls(graph.graph)
-            del graph
-            files = folder.glob(f"{Path(self.target.file).stem}.*")
-            size = sum(each.stat().st_size for each in files)
-            self.model.config.save_pretrained(folder)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-            file = folder / self.target.file
-            if check and self.precision.is_run:
-                self.say(f"Comparing with the model in {self.engine.name}")
-                comparisons, float_matmuls = self._compared(file, out, kept)
-            if self.target.kernels is not None and self.engine.version is not None:
-                self.say("Counting integer kernels")
-                operations = match(self.model, names, self.target.kernels(file))
-            builds = self._compiled(file, out, build)
+                self.target.write(graph, Path(exact) / self.target.file)
+                comparisons, float_matmuls = self._compared(Path(exact) / self.target.file, place, kept)
+        self.say(f"Writing {self.target.file}")
+        lower(graph, self.precision)
+        convert_ends(graph, self.ends.int32_inputs, self.ends.float32_outputs)
+        self.target.write(graph, file)
+        outputs = [str(value.name) for value in graph.graph.outputs]
+        names = matmuls(graph.graph)
+        del graph
+        size = size_of(file)
+        link_quantized(file)
+        runs = self.target.engine is not None
+        write_beside(self.model, folder, self.companions, tokenizer, runs)
+        write_export_json(self.model, folder, self.target.file, self.inputs.example(), outputs)
+        if check and self.precision.is_run:
+            self.say(f"Comparing with the model in {self.engine.name}")
+            comparisons, float_matmuls = self._compared(file, place, kept)
+        if self.target.kernels is not None and self.engine.version is not None:
+            self.say("Counting integer kernels")
+            operations = match(self.model, names, self.target.kernels(file))
+        builds = self._compiled(file, place, build)
         ran = f"{self.engine.name} {self.engine.version}" if comparisons is not None else None
         return Export(
-            out, out / file.name, self.target.name, size, operations, comparisons, ran, float_matmuls, builds
+            folder=out,
+            file=out / self.target.file,
+            target=self.target.name,
+            size=size,
+            operations=operations,
+            comparisons=comparisons,
+            engine=ran,
+            float_matmuls=float_matmuls,
+            builds=builds,
         )
 
-    def _compiled(self, file: Path, out: Path, capabilities: Sequence[str]) -> tuple[Build, ...]:
+    def _compiled(self, file: Path, place: Path, capabilities: Sequence[str]) -> tuple[Build, ...]:
         """Return the file as TensorRT for RTX compiles it for some compute capabilities."""
         if not capabilities:
             return ()
@@ -128,7 +142,7 @@ class Pipeline:
         try:
             return tuple(build_all(file, capabilities, shape, self.say))
         except EngineError as error:
-            reason = str(error).replace(str(file.parent), str(out))
+            reason = str(error).replace(str(file), str(place))
             raise ExportError(f"{reason} Nothing was written.") from error
 
     @property
@@ -142,6 +156,7 @@ class Pipeline:
             self.inputs.example(),
             self.inputs.axes(),
             self._opset if opset is None else opset,
+            self.head,
         )
         name_products(graph.graph)
         rewriter = Rewriter(graph, self.model)
@@ -156,7 +171,7 @@ class Pipeline:
         return graph
 
     def _compared(
-        self, file: Path, out: Path, batches: list[dict[str, Tensor]]
+        self, file: Path, place: Path, batches: list[dict[str, Tensor]]
     ) -> tuple[list[OutputComparison], bool]:
         """Return the differences between file and model, if they are small enough, and `float_matmuls`."""
         # A file for ONNX Runtime is to be exact as its users run it, without settings of ours.
@@ -164,9 +179,9 @@ class Pipeline:
         try:
             session = self.engine.load(file, exact=exact)
         except EngineError as error:
-            reason = str(error).replace(str(file.parent), str(out))
+            reason = str(error).replace(str(file), str(place))
             raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
-        reference = outputs_of(self.model)
+        reference = outputs_of(self.model, self.head)
         classifier = classifier_of(self.model)
         given = {value.name: value.dtype for value in session.inputs}
 

@@ -16,13 +16,20 @@ from transformers import PreTrainedModel
 
 from qdqpatch.data.arrays import Array
 from qdqpatch.exporter import symbolic_operators as operators
+from qdqpatch.nn.pooling import SentenceHead, mask_of
 from qdqpatch.nn.quantizer import TensorQuantizer
 
 Batch = dict[str, Tensor]
 
+HIDDEN, SENTENCE = "last_hidden_state", "sentence_embedding"
+
 
 def trace(
-    model: PreTrainedModel, inputs: Batch, axes: Mapping[str, Mapping[int, str]], opset: int
+    model: PreTrainedModel,
+    inputs: Batch,
+    axes: Mapping[str, Mapping[int, str]],
+    opset: int,
+    head: SentenceHead | None = None,
 ) -> ir.Model:
     """Return the model's graph, with operators of the domain `qdqpatch` where it is quantized.
 
@@ -31,9 +38,10 @@ def trace(
         inputs: Keyword arguments of its `forward`, each with at least 2 along every dynamic axis.
         axes: The dynamic axes of each input: number and name.
         opset: Version of the standard operators.
+        head: Makes the output `sentence_embedding` of the hidden states; None for no such output.
     """
     operators.register()
-    whole = _Outputs(model)
+    whole = _Outputs(model, head)
     shapes = {name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in inputs}
     with torch.no_grad():
         names = list(whole.named(inputs))
@@ -83,9 +91,11 @@ def _is_enabled(module: nn.Module) -> bool:
     return isinstance(module, TensorQuantizer) and module.is_enabled
 
 
-def outputs_of(model: PreTrainedModel) -> Callable[[Batch], dict[str, Array]]:
+def outputs_of(
+    model: PreTrainedModel, head: SentenceHead | None = None
+) -> Callable[[Batch], dict[str, Array]]:
     """Return a function from a batch to the model's outputs by name, as an exported file has them."""
-    whole = _Outputs(model)
+    whole = _Outputs(model, head)
 
     def outputs(batch: Batch) -> dict[str, Array]:
         with torch.inference_mode():
@@ -97,9 +107,9 @@ def outputs_of(model: PreTrainedModel) -> Callable[[Batch], dict[str, Array]]:
 class _Outputs(nn.Module):
     """A model whose inputs are one dict and whose outputs are tensors alone."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, head: SentenceHead | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.head = model, head
         self._unread = unread_outputs(model)
 
     def forward(self, inputs: Batch) -> tuple[Tensor, ...]:
@@ -110,7 +120,10 @@ class _Outputs(nn.Module):
         takes_cache = "use_cache" in inspect.signature(self.model.forward).parameters
         cache = {"use_cache": False} if takes_cache else {}
         found = named_outputs(self.model(**inputs, **cache))
-        return {name: tensor for name, tensor in found.items() if name not in self._unread}
+        named = {name: tensor for name, tensor in found.items() if name not in self._unread}
+        if self.head is not None:  # last: some servers take the first output, whatever its name
+            named[SENTENCE] = self.head(named[HIDDEN], mask_of(inputs))
+        return named
 
 
 def _name_axes(graph: ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None:

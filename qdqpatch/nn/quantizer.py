@@ -124,7 +124,9 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         if amax is not None:
             self.amax = amax
         elif strict:
-            raise CalibrationError("The calibrator has not seen a tensor, so it has no range to give.")
+            raise CalibrationError(
+                "The calibrator has not seen a tensor, so it has no range: run the model on data first."
+            )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `inputs` rounded to the quantizer's levels; shape and dtype stay."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from qdqpatch.errors import CheckpointError, OccupiedError, QdqError
-from qdqpatch.output.manifest import foreign, some, write_manifest
+from qdqpatch.output.manifest import MANIFEST, foreign, some, write_manifest
 from qdqpatch.output.moves import Move
 from qdqpatch.output.places import must_stay
 from qdqpatch.output.work import Work, clean_up, is_work, prefix
@@ -35,6 +35,7 @@ class OutputFolder:
         inputs: What is read and must stay, by what it is called: files, folders, or names on the hub.
         force: Whether what we wrote there before may be replaced.
         also: Matches paths in it that are ours though its manifest does not list them, as `foreign` does.
+        only: The names that are written, where other files in the folder stay; None if all is replaced.
     """
 
     given: Path
@@ -42,6 +43,7 @@ class OutputFolder:
     inputs: Mapping[str, tuple[Path, ...]]
     force: bool = False
     also: re.Pattern[str] | None = None
+    only: tuple[str, ...] | None = None
 
     @classmethod
     def open(
@@ -50,6 +52,7 @@ class OutputFolder:
         inputs: Mapping[str, str | Path | None] | None = None,
         force: bool = False,
         also: re.Pattern[str] | None = None,
+        only: tuple[str, ...] | None = None,
     ) -> OutputFolder:
         """Find out before the work whether the folder can be written; arguments as the attributes.
 
@@ -63,7 +66,7 @@ class OutputFolder:
             places = {name: _places(place) for name, place in (inputs or {}).items() if place is not None}
         except (OSError, RuntimeError) as error:  # a loop of links, or a current folder that is gone
             raise CheckpointError(f"Cannot write to {given}: {_reason(error)}.") from error
-        folder = cls(given, path, places, force, also)
+        folder = cls(given, path, places, force, also, only)
         with _failures(given):
             folder.check()
         return folder
@@ -104,7 +107,7 @@ class OutputFolder:
         """
         with _failures(self.given), self._work() as work:
             yield work.new
-            write_manifest(work.new)
+            write_manifest(work.new, None if self.only is None else self.path)
             work.give_usual_modes()
             work.move(lambda: self._moves(work), lambda: self._verify(work))
 
@@ -137,15 +140,17 @@ class OutputFolder:
 
     @property
     def _stays(self) -> bool:
-        return self.path.is_dir() and (not self._content() or must_stay(self.path))
+        return self.path.is_dir() and (self.only is not None or not self._content() or must_stay(self.path))
 
     def _content(self) -> list[str]:
-        """Return the names of what is in the folder, without what runs are writing there."""
+        """Return the names of what would be replaced, without what runs are writing there."""
         start = prefix()
         return [
             name
             for name in sorted(os.listdir(self.path))
-            if name not in NOT_CONTENT and not (name.startswith(start) and is_work(self.path / name))
+            if name not in NOT_CONTENT
+            and (self.only is None or name in {MANIFEST, *self.only})
+            and not (name.startswith(start) and is_work(self.path / name))
         ]
 
     def _check_content(self) -> None:

@@ -22,11 +22,18 @@ NAMED = 5
 """So many names are listed in a message."""
 
 
-def write_manifest(folder: Path) -> None:
-    """List the files of a folder in its manifest; other sections of one that is there stay."""
-    data = _read(folder / MANIFEST) or {}
+def write_manifest(folder: Path, joins: Path | None = None) -> None:
+    """List the files of a folder in its manifest; other sections of one that is there stay.
+
+    Args:
+        folder: The folder.
+        joins: The folder that the files will join; what its manifest says of others is taken over.
+    """
+    data = {} if joins is None else _read(joins / MANIFEST) or {}
+    data |= _read(folder / MANIFEST) or {}
+    before = {} if joins is None else data.get(SECTION, {})
     files = sorted(path for path in _files(folder) if path != MANIFEST)
-    data[SECTION] = {path: _digest(folder / path) for path in files}
+    data[SECTION] = before | {path: _digest(folder / path) for path in files}
     (folder / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 

@@ -5,20 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdqpatch.errors import CheckpointError
+from qdqpatch.errors import CheckpointError, QdqError
 
 
-def check_finite(model: nn.Module, subject: str, advice: str = "") -> None:
+def check_finite(
+    model: nn.Module, subject: str, advice: str = "", error: type[QdqError] = CheckpointError
+) -> None:
     """Find out whether all numbers of a model are numbers.
 
     Args:
         model: Any model.
         subject: What the message calls it.
         advice: What to do, as a sentence.
+        error: What is raised.
 
     Raises:
-        CheckpointError: If a parameter, a buffer that is saved or a range holds NaN or infinity.
+        QdqError: If a parameter, a buffer that is saved or a range holds NaN or infinity.
     """
+    if bad := not_finite(model):
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise error(
+            f"{subject} holds NaN or infinity in {len(bad)} of {len(model.state_dict())} tensors: "
+            f"{', '.join(bad[:3])}{more}.{f' {advice}' if advice else ''}"
+        )
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Return the names of the parameters, saved buffers and ranges that hold NaN or infinity."""
     tensors = {
         name: tensor
         for name, tensor in model.state_dict().items()
@@ -28,13 +41,7 @@ def check_finite(model: nn.Module, subject: str, advice: str = "") -> None:
         and tensor.numel()
         and not tensor.is_meta
     }
-    bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise CheckpointError(
-            f"{subject} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors: "
-            f"{', '.join(bad[:3])}{more}.{f' {advice}' if advice else ''}"
-        )
+    return [name for name, tensor in tensors.items() if not _is_finite(tensor)]
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -18,6 +18,7 @@ from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.patching.positions import check_positions
 from qdqpatch.patching.recorded import HEAD, KEY, Recorded, describe, recorded_rules
+from qdqpatch.patching.wrapped import refusal
 from qdqpatch.rules import has_rules, rules_of
 from qdqpatch.rules.base import Match, Miss, Rule
 
@@ -257,10 +258,7 @@ class _Aliases:
 def _known_models(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
     """Return the outermost models that rules are for: the model itself, or the parts of a composite one."""
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"Expected a transformers model such as AutoModel.from_pretrained(...) gives, not a "
-            f"{type(model).__name__}. Of a pipeline or wrapper, pass the model inside it."
-        )
+        raise UnsupportedModelError(refusal(model))
     parts = [(path, module) for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
     known = _outermost([(path, module) for path, module in parts if has_rules(module)])
     between = {

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from qdqpatch.config.config import QDQConfig
@@ -15,9 +16,10 @@ from qdqpatch.patching.apply import is_quantized, own_config, set_fixed_ranges
 from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.recorded import KEY
+from qdqpatch.patching.wrapped import unwrapped
 from qdqpatch.rules.base import Rule
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def plan(model: PreTrainedModel, config: QDQConfig | None = None, rules: Sequence[Rule] = ()) -> Plan:
@@ -38,6 +40,7 @@ def plan(model: PreTrainedModel, config: QDQConfig | None = None, rules: Sequenc
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
     """
+    model = unwrapped(model)
     if not isinstance(model, PreTrainedModel) or not is_quantized(model):
         return find_sites(model, config, rules=rules)
     twin = float_twin(model)
@@ -54,7 +57,8 @@ def quantize(model: Model, config: QDQConfig | None = None, rules: Sequence[Rule
     are computed from each tensor it sees until it is calibrated (`qdqpatch.calibrate`).
 
     Args:
-        model: A float transformers model, on any device and in any floating-point dtype.
+        model: A float transformers model, on any device and in any floating-point dtype; or a
+            `SentenceTransformer` or `CrossEncoder`, for the one inside it.
         config: What to quantize and how; None for QDQBERT's placement.
         rules: Rules of your own (`qdqpatch.rules.base.Rule`), which come before the architecture's.
 
@@ -76,17 +80,18 @@ def quantize(model: Model, config: QDQConfig | None = None, rules: Sequence[Rule
         >>> type(model).__name__, type(model.bert.encoder.layer[0].output.dense).__name__
         ('BertForMaskedLM', 'QuantLinear')
     """
-    if isinstance(model, PreTrainedModel) and is_quantized(model):
+    inner = unwrapped(model)
+    if isinstance(inner, PreTrainedModel) and is_quantized(inner):
         raise QuantizedError(
-            f"This {type(model).__name__} is quantized already. To quantize it otherwise, call "
+            f"This {type(inner).__name__} is quantized already. To quantize it otherwise, call "
             "qdqpatch.dequantize(model) first."
         )
-    sites = find_sites(model, config, rules=rules)
+    sites = find_sites(inner, config, rules=rules)
     if shortfall := sites.shortfall():
         warnings.warn(shortfall, QuantizationWarning, stacklevel=2)
-    with own_config(model):
-        QDQHfQuantizer(sites.config).patch(model, sites)
-    set_fixed_ranges(model, sites)
+    with own_config(inner):
+        QDQHfQuantizer(sites.config).patch(inner, sites)
+    set_fixed_ranges(inner, sites)
     return model
 
 
@@ -102,10 +107,11 @@ def dequantize(model: Model) -> Model:
     Raises:
         NotQuantizedError: If the model has no quantizer.
     """
-    if not isinstance(getattr(model, "hf_quantizer", None), QDQHfQuantizer):
-        raise NotQuantizedError(f"This {type(model).__name__} was not quantized by qdqpatch.")
-    # transformers' method, which asks our QDQQuantizer; mypy does not see that it may be called untyped.
-    model.dequantize()  # type: ignore[no-untyped-call]
+    inner = unwrapped(model)
+    if not isinstance(getattr(inner, "hf_quantizer", None), QDQHfQuantizer):
+        raise NotQuantizedError(f"This {type(inner).__name__} was not quantized by qdqpatch.")
+    # transformers' method, which asks our QDQHfQuantizer
+    inner.dequantize()
     return model
 
 

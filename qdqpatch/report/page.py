@@ -44,8 +44,8 @@ class Picture:
         assert seen is not None, "only what was seen is drawn"
         least = min(seen.errors.values(), default=0.0)
         return [
-            (each, error / least if least else 1.0, bool(amax == each))
-            for each, error in sorted(seen.errors.items())
+            (candidate, error / least if least else 1.0, bool(amax == candidate))
+            for candidate, error in sorted(seen.errors.items())
         ]
 
 
@@ -97,7 +97,7 @@ def render_page(title: str, model: str, reports: Sequence[QuantizerReport]) -> s
     )
     ordered = worst_first(reports)
     pictures = _draw(ordered)
-    known = [each.sqnr_db for each in ordered if each.sqnr_db is not None]
+    known = [quantizer.sqnr_db for quantizer in ordered if quantizer.sqnr_db is not None]
     template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         title=title,
@@ -166,4 +166,4 @@ def _color(sqnr_db: float) -> str:
     second = stops[1] if place < 0.5 else stops[2]
     part = 2 * place - (place >= 0.5)
     mixed = (round(a + part * (b - a)) for a, b in zip(first, second, strict=True))
-    return "#" + "".join(f"{each:02x}" for each in mixed)
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)

@@ -51,7 +51,7 @@ def view_box() -> str:
     """Return the part of a picture that the histogram fills, as an SVG `viewBox`."""
     left, bottom, width, height = AXES
     box = (left * WIDTH, (1 - bottom - height) * HEIGHT, width * WIDTH, height * HEIGHT)
-    return " ".join(f"{72 * each:.1f}" for each in box)
+    return " ".join(f"{72 * edge:.1f}" for edge in box)
 
 
 class Painter:
@@ -70,8 +70,8 @@ class Painter:
             self._clipped = axes.stairs([1], [0, 1], fill=True, color=CLIPPED, lw=0, gid="clipped")
             (self._line,) = axes.plot([0, 0], [0, 1], color=LINE, lw=1.3, transform=whole, gid="line")
             self._label = axes.text(0, 1, "", transform=whole, color=LINE, va="top", weight="bold")
-            for each in (self._inside, self._clipped, self._line):
-                each.set_clip_on(False)
+            for artist in (self._inside, self._clipped, self._line):
+                artist.set_clip_on(False)
             self._axes = axes
 
     def draw(self, name: str, description: str, seen: TensorStatistics, low: float, high: float) -> str:
@@ -92,7 +92,7 @@ class Painter:
             self._axes.set_xlim(0, end * 1.01)
             self._axes.set_ylim(-0.3, top * 1.15)
             powers = range(0, int(top) + 1, 1 if top < 3 else 2 if top < 7 else 3)
-            self._axes.set_yticks(list(powers), [_power(each) for each in powers])
+            self._axes.set_yticks(list(powers), [_power(power) for power in powers])
             for patch, (heights, limits) in ((self._inside, inside), (self._clipped, clipped)):
                 patch.set_visible(len(heights) > 0)
                 if len(heights):
@@ -167,7 +167,7 @@ def _short_path(data: str) -> str:
         if command == "z":
             parts.append("z")
             continue
-        new_x, new_y = (f"{float(each):.1f}".removesuffix(".0") for each in point)
+        new_x, new_y = (f"{float(coordinate):.1f}".removesuffix(".0") for coordinate in point)
         if command == "L" and new_y == y:
             parts.append(f"H{new_x}" if new_x != x else "")
         elif command == "L" and new_x == x:

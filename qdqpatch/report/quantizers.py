@@ -115,7 +115,7 @@ def report_quantizers(
 
 def worst_first(reports: Iterable[QuantizerReport]) -> list[QuantizerReport]:
     """Sort by rising SQNR; where that is not known comes last, and else the order stays."""
-    return sorted(reports, key=lambda each: float("inf") if each.sqnr_db is None else each.sqnr_db)
+    return sorted(reports, key=lambda report: float("inf") if report.sqnr_db is None else report.sqnr_db)
 
 
 def _effective(amax: Tensor, settings: QuantizerConfig) -> Tensor:

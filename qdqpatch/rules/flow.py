@@ -92,7 +92,9 @@ class _Flow:
         self.passed = 0
         self.numbers = 0
         arguments = function.args
-        names = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        names = [
+            argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+        ]
         self.values = {name: self.new(is_argument=True) for name in names[1:]}
         self.values[names[0]] = self.new(is_tensor=False)
         self.run(function.body)

@@ -165,8 +165,8 @@ def _replace(node: ast.AST, old: ast.expr, new: ast.expr) -> None:
             if value is old:
                 setattr(parent, field, new)
                 return
-            if isinstance(value, list) and any(each is old for each in value):
-                value[next(place for place, each in enumerate(value) if each is old)] = new
+            if isinstance(value, list) and any(item is old for item in value):
+                value[next(place for place, item in enumerate(value) if item is old)] = new
                 return
 
 

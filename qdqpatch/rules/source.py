@@ -39,7 +39,7 @@ class Method:
         Raises:
             SourceError: If it cannot be read, or is not what the function was compiled from.
         """
-        self.owner = next((each for each in cls.__mro__ if name in vars(each)), cls)
+        self.owner = next((base for base in cls.__mro__ if name in vars(base)), cls)
         self.plain = inspect.unwrap(getattr(cls, name, None))  # type: ignore[arg-type]  # None has no code
         if not isinstance(self.plain, types.FunctionType):
             raise SourceError(f"{cls.__name__} has no method {name} that is written in Python")
@@ -118,7 +118,9 @@ class Method:
         )
         for name in ("outside", self.owner.__name__, tree.name):
             code = next(
-                each for each in code.co_consts if isinstance(each, types.CodeType) and each.co_name == name
+                constant
+                for constant in code.co_consts
+                if isinstance(constant, types.CodeType) and constant.co_name == name
             )
         changes: dict[str, Any] = {"co_firstlineno": plain.__code__.co_firstlineno}
         if hasattr(code, "co_qualname"):  # Python 3.11

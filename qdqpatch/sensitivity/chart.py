@@ -44,8 +44,8 @@ def _draw(sensitivity: Sensitivity, found: MixedPrecision | None) -> Any:
 
 
 def _bars(axes: Any, sensitivity: Sensitivity, float_units: tuple[str, ...]) -> None:
-    names = [each.unit.name for each in sensitivity.costs]
-    costs = [each.cost for each in sensitivity.costs]
+    names = [entry.unit.name for entry in sensitivity.costs]
+    costs = [entry.cost for entry in sensitivity.costs]
     colors = [FLOAT if name in float_units else INT8 for name in names]
     drawn = axes.barh(range(len(names)), costs, height=0.7, color=colors)
     axes.bar_label(drawn, labels=[number(cost) for cost in costs], padding=4, fontsize=8)
@@ -65,7 +65,7 @@ def _bars(axes: Any, sensitivity: Sensitivity, float_units: tuple[str, ...]) -> 
 def _curve(axes: Any, sensitivity: Sensitivity, found: MixedPrecision) -> None:
     names = tuple(cost.unit.name for cost in sensitivity.costs)
     in_order = [trial for trial in found.trials if trial.float_units == names[: len(trial.float_units)]]
-    points = sorted((len(each.float_units), each.value) for each in in_order)
+    points = sorted((len(point.float_units), point.value) for point in in_order)
     points.append((found.units, found.float_value))
     others = [(len(trial.float_units), trial.value) for trial in found.trials if trial not in in_order]
     axes.axhline(found.float_value, color=LINE, linewidth=1)

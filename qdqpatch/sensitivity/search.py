@@ -194,7 +194,7 @@ def _smaller(tries: _Tries, chosen: Sequence[Unit], max_drop: float, attempts: i
     for unit in reversed(chosen):
         if len(tries.all) - before >= attempts:
             break
-        others = [each for each in kept if each is not unit]
+        others = [other for other in kept if other is not unit]
         if tries.of(others).drop <= max_drop:
             kept = others
     return kept

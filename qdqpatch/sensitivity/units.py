@@ -99,7 +99,10 @@ def _instances(twin: PreTrainedModel, kind: type[Linears | AttentionMatmuls]) ->
     models = (module for module in twin.modules() if isinstance(module, PreTrainedModel))
     rules = {rule for model in models for rule in rules_of(model)}
     classes = tuple(
-        each for rule in rules if isinstance(rule, kind) and rule.part in IN_LAYERS for each in rule.inside
+        inside
+        for rule in rules
+        if isinstance(rule, kind) and rule.part in IN_LAYERS
+        for inside in rule.inside
     )
     for path, module in twin.named_modules():
         if isinstance(module, classes):
@@ -108,7 +111,7 @@ def _instances(twin: PreTrainedModel, kind: type[Linears | AttentionMatmuls]) ->
 
 def _place(path: str, part: str, layers: tuple[str, ...], attentions: tuple[str, ...]) -> tuple[str, Kind]:
     """Return name and kind of the unit that a quantizer belongs to."""
-    layer = next((each for each in layers if path.startswith(f"{each}.")), None)
+    layer = next((prefix for prefix in layers if path.startswith(f"{prefix}.")), None)
     if layer is None:
         return OUTSIDE[part], OUTSIDE[part]
     inner = path.removeprefix(f"{layer}.")
@@ -141,5 +144,5 @@ def _add_name(inner: str, block: str) -> str:
 def _layer_name(layer: str, layers: tuple[str, ...]) -> str:
     """Return `layer 3`, or the whole path where the model has several stacks of layers."""
     stack, _, number = layer.rpartition(".")
-    alone = all(each.rpartition(".")[0] == stack for each in layers)
+    alone = all(prefix.rpartition(".")[0] == stack for prefix in layers)
     return f"layer {number}" if alone else layer

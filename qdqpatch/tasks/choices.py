@@ -53,7 +53,7 @@ def endings_of(row: LabelledRow, names: Endings) -> list[str]:
     value = row.value(names[0])
     if not isinstance(value, (list, tuple)):
         raise DataError(f"{row.where} has {type(value).__name__} in {names[0]!r}, where a list is needed.")
-    elements = {f"{names[0]}[{number}]": each for number, each in enumerate(value)}
+    elements = {f"{names[0]}[{number}]": text for number, text in enumerate(value)}
     return [LabelledRow(row.where, elements).text(name) for name in elements]
 
 

@@ -49,7 +49,7 @@ def read_conll(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
 
 
 def _word(line: str, where: str, labelled: bool) -> Word:
-    columns = [each.strip() for each in (line.split("\t") if "\t" in line else line.split())]
+    columns = [column.strip() for column in (line.split("\t") if "\t" in line else line.split())]
     if labelled and (len(columns) < 2 or not columns[-1]):
         raise DataError(
             f"{where} has the word {columns[0]!r} without a tag, which a tab or a blank separates."

@@ -9,6 +9,7 @@ loss on logits is Hinton's (arXiv 1503.02531), those on hidden states and attent
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Distillation:
             it learned from, and 1 where there is one for each token or over positions.
 
     Raises:
-        ConfigError: If a weight is negative, all of them are 0, or the temperature is not positive.
+        ConfigError: If a weight is negative or no number, all are 0, or the temperature is not positive.
     """
 
     logits: float = 1.0
@@ -51,10 +52,10 @@ class Distillation:
 
     def __post_init__(self) -> None:
         weights = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:-1]}
-        if min(weights.values()) < 0 or not any(weights.values()):
-            raise ConfigError(f"The weights must not be negative, nor all of them 0: {weights}.")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ConfigError(f"temperature must be positive, not {self.temperature}.")
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+            raise ConfigError(f"The weights must be numbers of at least 0, and not all of them 0: {weights}.")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature must be a number above 0, not {self.temperature}.")
 
     @property
     def needs_teacher(self) -> bool:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
+from qdqpatch.errors import TrainingError
+from qdqpatch.patching.finite import not_finite
 from qdqpatch.tasks.base import Batch, Feature
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.sampling import LengthGroupedSampler
@@ -54,6 +56,9 @@ def fit(
 
     Returns:
         The mean loss.
+
+    Raises:
+        TrainingError: If it diverges.
     """
     steps = schedule.steps(len(features))
     arguments = TrainingArguments(
@@ -89,6 +94,7 @@ def fit(
     with dropout(model, schedule.dropout):
         result = trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     model.eval()
+    _check_weights(model, trainer.state, schedule.lr)
     return float(result.training_loss)
 
 
@@ -99,7 +105,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         for path in folder.glob("checkpoint-*")
         if path.name.rpartition("-")[2].isdecimal() and (path / "trainer_state.json").is_file()
     ]
-    return max(found, key=lambda each: int(each.name.rpartition("-")[2]), default=None)
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
 @contextmanager
@@ -116,8 +122,28 @@ def dropout(model: nn.Module, on: bool) -> Iterator[None]:
             layer.p = p
 
 
+def _check_weights(model: nn.Module, state: TrainerState, lr: float) -> None:
+    if bad := not_finite(model):
+        place = f"step {state.global_step} of {state.max_steps}"
+        raise _diverged(f"{bad[0]} holds NaN or infinity after {place}", lr)
+
+
+def _diverged(how: str, lr: float) -> TrainingError:
+    return TrainingError(
+        f"Training diverged: {how}. Lower the learning rate, which is {lr:g} (--lr). Nothing was written."
+    )
+
+
 class _Trainer(DistillationTrainer):
-    """Takes sequences of like length together."""
+    """Takes sequences of like length together, and stops where the loss is no number."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss of a batch, whose gradients are added up."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            step = f"at step {self.state.global_step + 1} of {self.state.max_steps}"
+            raise _diverged(f"the loss is {loss.item():g} {step}", self.args.learning_rate)
+        return loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of an epoch."""
@@ -140,7 +166,7 @@ def _length(ids: list[Any]) -> int:
 
 
 class _Progress(TrainerCallback):
-    """Passes on what the Trainer would print."""
+    """Passes on what the Trainer would print, and stops it where it would save what is no model."""
 
     def __init__(self, step: Step | None) -> None:
         self._step = step
@@ -150,7 +176,9 @@ class _Progress(TrainerCallback):
         """Remember the loss."""
         self._loss = (logs or {}).get("loss", self._loss)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say how far it is."""
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Say how far it is; before a checkpoint is written, see that the weights are numbers."""
+        if control.should_save:
+            _check_weights(model, state, args.learning_rate)
         if self._step is not None:
             self._step(state.global_step, state.max_steps, self._loss)

@@ -15,10 +15,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from qdqpatch.errors import CheckpointError, ConfigError, OccupiedError
+from qdqpatch.errors import CheckpointError, ConfigError, InterruptedRunError
 from qdqpatch.output.folder import OutputFolder, failures_of_writing
 from qdqpatch.output.locks import acquire
 from qdqpatch.output.manifest import has_manifest
+from qdqpatch.output.work import clean_up
 from qdqpatch.training.fit import last_checkpoint
 from qdqpatch.training.job import Job, Stage, TrainingReport
 
@@ -70,14 +71,17 @@ class RunFolder:
         """Find out before the work whether the run can begin, or go on.
 
         Raises:
-            OccupiedError: If there is an interrupted run, and neither `resume` nor `force` is set.
+            InterruptedRunError: If there is an interrupted run, and neither `resume` nor `force` is set.
             CheckpointError: If the folder is not that of a run, is another process's, or cannot be written.
             ConfigError: If the interrupted run was another job.
         """
         name = folder_of(out)
+        with failures_of_writing(name):
+            path = name.resolve()
+            clean_up(path.parent, path.name)  # puts a run back that was killed while it was removed
         is_run = _is_run(name)
         if not is_run and resume:
-            raise CheckpointError(f"There is no interrupted run in {name}: leave out --resume.")
+            raise CheckpointError(f"There is no interrupted run in {name} to go on with.")
         also = WRITTEN if is_run else None
         output = OutputFolder.open(name, inputs, force=True, also=also)
         new = cls(job, out, name, secrets.token_hex(8), None, output)
@@ -85,7 +89,7 @@ class RunFolder:
             return new
         with new.held():
             if not resume and not force:
-                raise OccupiedError(f"{name} holds a run that was interrupted. Go on with it by --resume.")
+                raise InterruptedRunError(f"{name} holds a run that was interrupted.")
             return new._resumed() if resume else new
 
     def _resumed(self) -> RunFolder:
@@ -96,11 +100,13 @@ class RunFolder:
             stages = [Stage(**stage) for stage in state["stages"]]
             given, wanted = dict(state["job"]), self.job.to_dict()
         except (ValueError, LookupError, TypeError) as error:
-            raise CheckpointError(f"{file} is damaged ({error}): begin anew, without --resume.") from error
+            raise CheckpointError(
+                f"{file} is damaged ({error}), so that the run cannot go on: begin anew."
+            ) from error
         if differing := [name for name in wanted if given.get(name) != wanted[name]]:
             raise ConfigError(
-                f"The run in {self.name} was another one: it differs in {', '.join(differing)}. Give the "
-                "same options, or begin anew, without --resume."
+                f"The run in {self.name} was another one: it differs in {', '.join(differing)}. Ask for the "
+                "same, or begin anew."
             )
         if self.checkpoint is None and not (self.name / CALIBRATED / "config.json").is_file():
             return self

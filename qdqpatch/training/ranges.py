@@ -77,7 +77,8 @@ def train_ranges(
             raise CalibrationError(no_range([path]))
         if issubclass(cls, LearnedQuantizer) and quantizer.amax.dim() > 0:
             raise ConfigError(
-                f"{path} has a range for each channel; those of activations are learned one per tensor."
+                f"{path} has a range for each channel; those of activations are learned one per tensor. "
+                "Train with activations='frozen' (--activation-ranges), or quantize it with axis=None."
             )
     for _, quantizer, cls in changes:
         _become(quantizer, cls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.device import to_fastest_device
-from qdqpatch.errors import ConfigError, NoLabelsError, no_range
+from qdqpatch.errors import ConfigError, NoLabelsError, TrainingError, no_range
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
+from qdqpatch.evaluation.shared_task import settle
 from qdqpatch.listening import TrainingListener
 from qdqpatch.output.folder import OutputFolder, failures_of_writing
 from qdqpatch.patching.apply import enabled_quantizers, without_range
@@ -40,7 +42,12 @@ HELD_OUT = 1000
 
 
 def run_job(
-    job: Job, out: Path, resume: bool = False, force: bool = False, listener: TrainingListener | None = None
+    job: Job,
+    out: Path,
+    resume: bool = False,
+    force: bool = False,
+    listener: TrainingListener | None = None,
+    inputs: Mapping[str, Path | None] | None = None,
 ) -> TrainingReport:
     """Train a checkpoint and save the trained one, with a report of what each stage gained.
 
@@ -52,22 +59,24 @@ def run_job(
         resume: Whether to go on with an interrupted run of the same job.
         force: Whether `out`, or an interrupted run, may be replaced.
         listener: Is told how it goes on.
+        inputs: What else must stay, by what it is called, such as the file that `job.config` is from.
 
     Raises:
         CheckpointError: If a checkpoint cannot be read or `out` not be written, or there is nothing to go on
             with.
         ConfigError: If the job's parts do not fit each other, or the interrupted run was another job.
         DataError: If something is wrong in the data.
+        TrainingError: If it diverges. Then nothing of the run is kept.
     """
-    inputs = _inputs(job)
+    read = {**_inputs(job), **(inputs or {})}
     folder = None
     if resume:
-        folder = RunFolder.open(job, out, inputs, resume, force)
+        folder = RunFolder.open(job, out, read, resume, force)
         if (report := folder.finished()) is not None:
             folder.remove()
             return report
-    output = OutputFolder.open(out, inputs, force)
-    folder = folder or RunFolder.open(job, out, inputs, resume, force)
+    output = OutputFolder.open(out, read, force)
+    folder = folder or RunFolder.open(job, out, read, resume, force)
     listener = TrainingListener() if listener is None else listener
     companions = read_companions(job.ckpt)
     source, task = _open(job, companions)
@@ -87,8 +96,12 @@ def run_job(
             run.report.stages = folder.stages
             checkpoint = folder.checkpoint
             run.load(checkpoint or folder.calibrated)
-        with failures_of_writing(folder.name):
-            run.train(checkpoint)
+        try:
+            with failures_of_writing(folder.name):
+                run.train(checkpoint)
+        except TrainingError:
+            folder.remove()  # a lower rate is another job, which could not go on with it
+            raise
         with output.staged() as staging:
             run.model.save_pretrained(staging)
             companions.copy(staging)
@@ -116,11 +129,25 @@ def _open(job: Job, companions: Companions) -> tuple[Checkpoint, Task[Any]]:
         raise ConfigError(
             f"{job.ckpt} is quantized already: leave out what is to be quantized, or train the float one."
         )
+    if job.teacher is not None:
+        _check_teacher(job, job.teacher, source)
     tokenizer = load_tokenizer(job.ckpt)
     task = make_task(job.task, tokenizer, source.config, job.max_length, job.options, companions)
     if job.distillation is None and not task.has_loss:
         raise ConfigError(f"A model for {task.name} has no loss: train it with --distill.")
     return source, task
+
+
+def _check_teacher(job: Job, teacher: str, student: Checkpoint) -> None:
+    source = open_checkpoint(teacher, job.task)
+    if source.quantization is not None:
+        raise ConfigError(f"The teacher {teacher} is quantized: name the float checkpoint.")
+    ours, theirs = (each.model_class.__name__ for each in (student, source))
+    if ours != theirs:
+        raise ConfigError(
+            f"The teacher {teacher} is a {theirs} and {job.ckpt} a {ours}: both need the same head."
+        )
+    settle([job.ckpt, teacher], job.task)  # they need the same labels and vocabulary, too
 
 
 @dataclass(frozen=True)
@@ -175,7 +202,7 @@ def _build(
     if missing and has_loss:
         listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if job.teacher is not None:
-        teacher = _load_teacher(job.teacher, job.task)
+        teacher = to_fastest_device(open_checkpoint(job.teacher, job.task).load()[0])
     else:
         twin = copy.deepcopy(model)
         teacher = twin if source.quantization is None else dequantize(twin)
@@ -185,13 +212,6 @@ def _build(
         remedy = "Convert it again with --calib, or train the float checkpoint."
         raise ConfigError(f"{job.ckpt} is not calibrated: {no_range(unset, remedy)}")
     return model, teacher.eval()
-
-
-def _load_teacher(ckpt: str, task: str | None) -> PreTrainedModel:
-    source = open_checkpoint(ckpt, task)
-    if source.quantization is not None:
-        raise ConfigError(f"The teacher {ckpt} is quantized: name the float checkpoint.")
-    return to_fastest_device(source.load()[0])
 
 
 class _Run:

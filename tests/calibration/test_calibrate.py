@@ -285,3 +285,13 @@ def test_a_model_with_every_quantizer_disabled_is_refused(uncalibrated) -> None:
         quantizer.disable()
     with pytest.raises(NotQuantizedError):
         calibrate(model, nvidia.batches())
+
+
+def test_nan_that_no_quantizer_sees_is_told(uncalibrated) -> None:
+    model = uncalibrated("BertForSequenceClassification")
+    torch.nn.init.constant_(model.classifier.weight, float("nan"))
+    with pytest.raises(
+        CalibrationError, match=r"holds NaN or infinity in 1 of \d+ tensors: classifier\.weight"
+    ):
+        calibrate(model, [models.inputs("BertForSequenceClassification")])
+    assert all(quantizer.amax is None for _, quantizer in named_quantizers(model))

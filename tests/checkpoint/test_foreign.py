@@ -358,17 +358,25 @@ def test_dequantizing_to_another_dtype(calibrated) -> None:
     assert calibrated().dequantize(dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_resized_embeddings_are_to_be_calibrated_again() -> None:
-    config = QDQConfig(embeddings=True)
-    model = calibrate(quantize(models.float_model(), config), [models.inputs()])
-    model.resize_token_embeddings(60)
+def test_resized_embeddings_keep_their_ranges_and_get_new_ones() -> None:
+    model = calibrate(quantize(models.float_model(), QDQConfig(embeddings=True)), [models.inputs()])
+    before = model.get_input_embeddings()._weight_quantizer.amax
+    model.resize_token_embeddings(60, mean_resizing=False)
+    embeddings = model.get_input_embeddings()
+    amax = embeddings._weight_quantizer.amax
+    assert torch.equal(amax[:48], before)
+    assert torch.equal(amax[48:], embeddings.weight.abs().amax(1, keepdim=True)[48:])
+    models.outputs(model)
+
+
+def test_a_weight_of_another_size_is_to_be_calibrated_again(calibrated) -> None:
+    model = calibrated()
+    linear = model.encoder.layer[0].output.dense
+    linear.weight = torch.nn.Parameter(torch.ones(23, 48))
     with pytest.raises(
-        CalibrationError, match=r"shape \(48, 1\) for a tensor of shape \(60, 24\).*calibrate"
+        CalibrationError, match=r"shape \(24, 1\) for a tensor of shape \(23, 48\).*calibrate"
     ):
         models.outputs(model)
-    calibrate(model, [models.inputs()])
-    assert model.get_input_embeddings()._weight_quantizer.amax.shape == (60, 1)
-    models.outputs(model)
 
 
 def test_a_model_of_which_all_quantizers_are_off_is_told_so(calibrated) -> None:

@@ -3,6 +3,9 @@
 import functools
 import json
 import os
+import re
+import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +35,7 @@ from qdqpatch.errors import (
     QuantizationWarning,
     UnsupportedModelError,
 )
+from qdqpatch.output.folder import OutputFolder
 
 AUTO = {
     "QDQBertForSequenceClassification": AutoModelForSequenceClassification,
@@ -258,15 +262,51 @@ def test_half_precision_is_written_as_such(calibrated, tmp_path: Path) -> None:
 
 def test_other_files_in_the_folder_stay_and_nothing_else_is_left(calibrated, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]")
-    (tmp_path / "config.json").write_text("old")
-    save_qdqbert(calibrated(), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "config.json",
-        "model.safetensors",
-        "vocab.txt",
-    ]
+    (tmp_path / ".hidden").mkdir()
+    for _ in range(2):  # the second time what it wrote itself is there
+        save_qdqbert(calibrated(), tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            ".hidden",
+            "config.json",
+            "model.safetensors",
+            "qdqpatch.json",
+            "vocab.txt",
+        ]
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["QDQBertModel"]
     assert (tmp_path / "vocab.txt").read_text() == "[PAD]"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "qdqpatch.json"])
+def test_a_users_files_of_these_names_are_kept(name: str, calibrated, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("5 years")
+    with pytest.raises(
+        CheckpointError, match=rf"did not write all that is in it: {re.escape(name)}\. Choose"
+    ):
+        save_qdqbert(calibrated(), tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "5 years"}
+
+
+def test_the_checkpoint_that_was_loaded_is_not_overwritten(tmp_path: Path) -> None:
+    folder = shutil.copytree(folder_of("QDQBertForSequenceClassification"), tmp_path / "ckpt")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(CheckpointError, match=r"config\.json, model\.safetensors"):
+        save_qdqbert(load_qdqbert(folder), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_convert_wrote_there_stays_listed(calibrated, tmp_path: Path) -> None:
+    with OutputFolder.open(tmp_path / "out").staged() as folder:
+        for name in ("config.json", "vocab.txt"):
+            (folder / name).write_text("old")
+    save_qdqbert(calibrated(), tmp_path / "out")
+    assert (tmp_path / "out" / "vocab.txt").read_text() == "old"
+    OutputFolder.open(tmp_path / "out", force=True)  # all of it is ours
+
+
+def test_files_have_the_usual_permissions(calibrated, tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    save_qdqbert(calibrated(), tmp_path)
+    assert len({stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}) == 1
 
 
 def test_saving_changes_nothing(calibrated, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_from_float_to_exported(here: Path) -> None:
     names = ["float", "int8", "ort"]
     expected = {("int8", "torch"), ("ort", "onnxruntime")}
     if not saturates():  # OpenVINO's own kernels do where ONNX Runtime's do, and its accuracy falls by that
-        names.append("ov/openvino_model.xml")
+        names.append("ov/openvino/openvino_model.xml")
         expected.add(("openvino_model.xml", "openvino"))
     result = invoke("eval", *names, *DATA, "--json", "--max-drop", 25)
     assert result.exit_code == 0, result.output
@@ -253,5 +253,5 @@ def test_from_float_to_exported(here: Path) -> None:
     # Labels of another order are those of a model that is wrong everywhere.
     write_data(*[(label + 1) % 3 for label in labels])
     options = ("--engine", "onnxruntime", "--json")
-    (wrong,) = json.loads(invoke("eval", "ort/model.onnx", *DATA, *options).stdout)["results"]
+    (wrong,) = json.loads(invoke("eval", "ort/onnx/model.onnx", *DATA, *options).stdout)["results"]
     assert wrong["metrics"]["accuracy"] <= 25

@@ -47,15 +47,15 @@ def test_onnx_runtime_is_the_default(export: Export) -> None:
     result = export("calibrated", "deep/out")
     assert result.exit_code == 0, result.output
     output = " ".join(result.output.split())
-    size = sum(path.stat().st_size for path in Path("deep/out").glob("model.onnx*")) / 1e6
-    assert output.startswith(f"Wrote deep/out/model.onnx: {size:.1f} MB for onnxruntime (")
+    size = sum(path.stat().st_size for path in Path("deep/out/onnx").glob("model.onnx*")) / 1e6
+    assert output.startswith(f"Wrote deep/out/onnx/model.onnx: {size:.1f} MB for onnxruntime (")
     assert "16 of 18 matmuls run as integer kernels. Float:" in output
     reason = "not quantized: its part of the model is off in the QDQConfig"
     assert f"cls.predictions.transform.dense: {reason}" in output
     assert f"cls.predictions.decoder: {reason}" in output
     assert "Compared with the model in onnxruntime " in output
     assert "predictions differ." in output
-    assert sorted(path.name for path in Path("deep/out").iterdir()) >= ["config.json", "model.onnx"]
+    assert sorted(path.name for path in Path("deep/out").iterdir()) >= ["config.json", "export.json", "onnx"]
     config = json.loads(Path("deep/out/config.json").read_text(encoding="utf-8"))
     assert config["quantization_config"]["quant_method"] == "qdqpatch"
     assert AutoTokenizer.from_pretrained("deep/out")("the cat")["input_ids"] == [2, 10, 6, 3]
@@ -81,7 +81,7 @@ def test_options_reach_the_export(export: Export) -> None:
     assert "MB for tensorrt (" in output
     assert output.endswith("Not compared with the model: --no-check, or onnxruntime is not installed.")
     assert "integer kernels" not in output
-    model = onnx.load("out/model.onnx")
+    model = onnx.load("out/onnx/model.onnx")
     assert [opset.version for opset in model.opset_import if not opset.domain] == [19]
     stored = {initializer.name: initializer.data_type for initializer in model.graph.initializer}
     assert stored["encoder.layer.0.output.dense.weight"] == onnx.TensorProto.FLOAT
@@ -99,7 +99,7 @@ def test_processors_without_vnni_get_uint8(export: Export, monkeypatch: pytest.M
         assert result.exit_code == 0, result.output
         stored = {
             initializer.name: initializer.data_type
-            for initializer in onnx.load("out/model.onnx").graph.initializer
+            for initializer in onnx.load("out/onnx/model.onnx").graph.initializer
         }
         assert stored["bert.encoder.layer.0.output.dense.weight_quantized"] == expected
         assert "It was compared with products in fp32" not in result.output
@@ -198,10 +198,10 @@ def test_convert_exports_in_one_go(export: Export, folder: Path) -> None:
     result = invoke("convert", folder / "float", "out", *data, "--export", "onnxruntime")
     assert result.exit_code == 0, result.output
     output = " ".join(result.output.split())
-    assert "Wrote out/onnxruntime/model.onnx: " in output
+    assert "Wrote out/onnx/model.onnx: " in output
     assert "16 of 18 matmuls run as integer kernels" in output
-    assert {path.name for path in Path("out").iterdir()} >= {"model.safetensors", "onnxruntime"}
-    assert Path("out/onnxruntime/tokenizer_config.json").exists()
+    assert {path.name for path in Path("out").iterdir()} >= {"model.safetensors", "onnx"}
+    assert Path("out/tokenizer_config.json").exists()
 
 
 def test_convert_leaves_nothing_if_the_export_fails(export: Export, folder: Path) -> None:

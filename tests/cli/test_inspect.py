@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import SENTENCES, write_checkpoint
 from click.testing import Result
 from commands import invoke
+from safetensors.torch import load_file, save_file
 
 from qdqpatch.calibration import Statistics
 from qdqpatch.report.quantizers import STATISTICS_FILE
@@ -154,3 +156,14 @@ def test_html_fails_in_one_line(inspect, monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.exit_code == 1
     assert "pip install jinja2 matplotlib" in result.stderr
     assert sorted(path.name for path in Path().iterdir()) == ["file", "folder"]
+
+
+def test_a_range_of_zero_is_told_once(folder: Path, tmp_path: Path) -> None:
+    ckpt = shutil.copytree(folder / "calibrated", tmp_path / "ckpt")
+    tensors = load_file(ckpt / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("_input_quantizer._amax"))
+    save_file({**tensors, name: torch.zeros(())}, ckpt / "model.safetensors", {"format": "pt"})
+    for command in (["inspect", ckpt], ["convert", ckpt, tmp_path / "out"]):
+        result = invoke(*command)
+        assert result.exit_code == 0
+        assert result.stderr.count(f"The stored range of {name.removesuffix('._amax')} is 0") == 1

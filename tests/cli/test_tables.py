@@ -77,12 +77,12 @@ def test_inspect(folder: Path, name: str, options: tuple[str, ...]) -> None:
 
 
 def test_lint(folder: Path) -> None:
-    result = invoke("lint", folder / "int8[/b]" / "onnxruntime" / "model.onnx", "--target", "openvino")
+    result = invoke("lint", folder / "int8[/b]" / "onnx" / "model.onnx", "--target", "openvino")
     assert_narrow(result)
 
 
 def test_bench(folder: Path) -> None:
-    model = folder / "int8[/b]" / "onnxruntime" / "model.onnx"
+    model = folder / "int8[/b]" / "onnx" / "model.onnx"
     result = invoke("bench", model, "--engine", "onnxruntime", "--shape", "1x8", "--rounds", 1)
     assert_narrow(result)
 

@@ -8,6 +8,8 @@ import pytest
 from checkpoints import write_tokenizer
 from commands import invoke
 
+from qdqpatch.errors import CheckpointError
+from qdqpatch.output.folder import OutputFolder
 from qdqpatch.training import run
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.job import Job, Stage, TrainingReport
@@ -120,7 +122,7 @@ def test_without_options_it_is_the_librarys_defaults(job: list[Job]) -> None:
     [
         (["--temperature", 2], "--temperature is for learning from the float model: add --distill.", 2),
         (["--teacher", "x"], "--teacher is for learning from the float model: add --distill.", 2),
-        (["--resume"], "There is no interrupted run in out.training: leave out --resume.", 1),
+        (["--resume"], "There is no interrupted run in out.training to go on with.", 1),
         (["--label-column", "stars"], "train.tsv has no column 'stars'; it has sentence, label.", 1),
         (["--doc-stride", 9], "stride is for question-answering, not for text-classification.", 1),
         (["--null-threshold", 1], "is for questions that may have no answer: add --no-answer.", 2),
@@ -138,21 +140,48 @@ def test_mistakes(ckpt: Path, data: Path, arguments: list, message: str, code: i
     assert [path.name for path in Path().iterdir()] == ["train.tsv"]
 
 
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(143), CheckpointError("The disk is full.")]
+)
 @pytest.mark.parametrize("in_training", [True, False])
 def test_an_interrupt_says_how_to_go_on(
-    in_training: bool, here: Path, monkeypatch: pytest.MonkeyPatch
+    in_training: bool, error: BaseException, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: object) -> TrainingReport:
         if in_training:
             Path("out.training").mkdir()
             Path("out.training/job.json").write_text("{}")
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(run, "run_job", interrupted)
     result = invoke("train", "ckpt", "out", "--data", "a.tsv")
-    assert result.exit_code == 1
+    assert result.exit_code == getattr(error, "code", 1)
     message = "Interrupted. The same command with --resume goes on from the last checkpoint."
     assert (message in result.stderr) == in_training
+
+
+def test_a_run_that_is_there_can_go_on_or_be_replaced(ckpt: Path, data: Path) -> None:
+    with OutputFolder.open("out.training").staged() as folder:
+        (folder / "job.json").write_text('{"job": {}, "stages": []}')
+    result = invoke("train", ckpt, "out", "--data", data.name)
+    message = (
+        "out.training holds a run that was interrupted. To go on with it: --resume. To begin anew: --force."
+    )
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {message}\n"
+
+
+@pytest.mark.parametrize("command", ["convert", "train"])
+@pytest.mark.parametrize("place", ["out", "out.training"])
+def test_a_configuration_is_kept_that_lies_in_out(command: str, place: str, ckpt: Path, data: Path) -> None:
+    with OutputFolder.open(place).staged() as folder:
+        (folder / "mine.json").write_text("{}")
+    options = ("--data", data.name) if command == "train" else ()
+    result = invoke(command, ckpt, "out", "--force", "--config", f"{place}/mine.json", *options)
+    if (command, place) != ("convert", "out.training"):  # which convert does not touch
+        assert f"Error: {place} holds the configuration that is read" in result.stderr
+        assert result.exit_code == 1
+    assert Path(place, "mine.json").is_file()
 
 
 def test_metrics_below_one_have_four_digits(

@@ -78,7 +78,9 @@ def test_a_fixed_size_is_told(tmp_path: Path) -> None:
 
 def test_a_missing_input_is_named(engine: Engine, file: Path) -> None:
     session = engine.load(file)
-    with pytest.raises(EngineError, match=r"^The model takes attention_mask, which the inputs have not\.$"):
+    with pytest.raises(
+        EngineError, match=r"^The model needs the inputs attention_mask, which were not given\.$"
+    ):
         session.run_tensors({"input_ids": BATCH["input_ids"]})
 
 

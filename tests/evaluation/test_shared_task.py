@@ -103,7 +103,7 @@ def test_another_vocabulary(make: Make) -> None:
     words = [*checkpoints.SPECIAL, "cat", "a", *checkpoints.WORDS[7:]]
     Path("b/vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     problem = "b has another vocabulary than a, and all models get the same tokens"
-    assert error("a", "b") == f"{problem}: evaluate each by itself."
+    assert error("a", "b") == f"{problem}. Name models of one vocabulary."
 
 
 def test_another_head(make: Make) -> None:

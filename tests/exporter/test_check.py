@@ -66,9 +66,9 @@ def test_outputs_of_zeros_alone() -> None:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (giving(other=[[1.0]]), r"The file has the outputs \['other'\], the model \['hidden'\]"),
-        (giving(), r"The file has the outputs \[\], the model \['hidden'\]"),
-        (giving(hidden=[[1.0]], more=[1.0]), r"\['hidden', 'more'\], the model \['hidden'\]"),
+        (giving(other=[[1.0]]), r"^The file gives other, and the model hidden\. Nothing was written"),
+        (giving(), "The file gives no output, and the model hidden"),
+        (giving(hidden=[[1.0]], more=[1.0]), "The file gives hidden, more, and the model hidden"),
         (giving(hidden=[[1.0, 2.0]]), r"hidden has the shape \(1, 2\) .* the model's has the shape \(1, 1\)"),
         (giving(hidden=[[np.nan]]), "or is not finite"),
         (giving(hidden=[[np.inf]]), "or is not finite"),

@@ -13,6 +13,7 @@ from exports import constant, made, types
 
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.targets import onnxruntime, openvino, tensorrt
+from qdqpatch.exporter.targets.base import write_onnx
 from qdqpatch.lint import check_file
 from qdqpatch.nn.linear import QuantLinear
 
@@ -36,7 +37,9 @@ def linears() -> dict[str, QuantLinear]:
 def test_a_file_is_valid_and_says_nothing_of_the_machine(variant: str, target: str) -> None:
     file = made(variant, target).result.file
     onnx.checker.check_model(file)
-    content = file.read_bytes()
+    without_weights = onnx.load(file)
+    del without_weights.graph.initializer[:]
+    content = without_weights.SerializeToString()
     root = str(Path(__file__).parents[2]).encode()
     for secret in (root, b"site-packages", b"stack_trace", b".py", socket.gethostname().encode()):
         assert secret not in content
@@ -117,22 +120,35 @@ def test_weights_are_the_quantizers_integers(variant: str, target: str) -> None:
         assert (scale == amax / np.float32(127)).all()
 
 
-def test_large_tensors_are_in_a_file_of_their_own() -> None:
+def test_weights_are_in_the_file() -> None:
     for variant, target in FILES:
         result = made(variant, target).result
-        data, file = result.folder / "model.onnx.data", result.folder / "model.onnx"
-        assert sorted(each.name for each in result.folder.iterdir()) == [
+        assert {each.relative_to(result.folder).as_posix() for each in result.folder.rglob("*.*")} == {
             "config.json",
-            "model.onnx",
-            "model.onnx.data",
-        ]
-        assert result.file == file
-        assert result.size == data.stat().st_size + file.stat().st_size
+            "export.json",
+            "onnx/model.onnx",
+            "onnx/model.onnx.data",
+            "onnx/model_quantized.onnx",
+            "qdqpatch.json",
+        }
+        assert result.file == result.folder / "onnx/model.onnx"
+        assert result.size == result.file.stat().st_size
+        assert result.file.with_name("model.onnx.data").stat().st_size == 0  # ExportedModel asks for it
+        assert result.file.with_name("model_quantized.onnx").samefile(result.file)
         config = json.loads((result.folder / "config.json").read_text())
         assert config["quantization_config"]["quant_method"] == "qdqpatch"
     stored = onnx.load(made(TOKENS).result.file, load_external_data=False).graph.initializer
-    outside = {each.name for each in stored if each.data_location == onnx.TensorProto.EXTERNAL}
-    assert {f"{path}.weight_quantized" for path in linears()} <= outside
+    assert {each.data_location for each in stored} == {onnx.TensorProto.DEFAULT}
+
+
+def test_large_tensors_are_in_a_file_of_their_own(tmp_path: Path) -> None:
+    model = ir.load(made(TOKENS).result.file)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    for largest, names in ((size, ["model.onnx"]), (size - 1, ["model.onnx", "model.onnx_data"])):
+        write_onnx(model, tmp_path / str(largest) / "model.onnx", largest)
+        assert sorted(each.name for each in (tmp_path / str(largest)).iterdir()) == names
+    stored = onnx.load(tmp_path / str(size - 1) / "model.onnx", load_external_data=False).graph.initializer
+    assert onnx.TensorProto.EXTERNAL in {each.data_location for each in stored}
 
 
 def test_onnx_runtime_adds_with_sum_before_a_norm() -> None:

@@ -28,10 +28,10 @@ def test_the_file_computes_what_the_model_does(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written(case: str) -> None:
     result = made(case, "openvino").result
-    files = ["config.json", "openvino_model.bin", "openvino_model.xml"]
-    assert sorted(path.name for path in result.folder.iterdir()) == files
-    assert result.file == result.folder / "openvino_model.xml"
-    assert result.size == sum(path.stat().st_size for path in result.folder.glob("openvino_model.*"))
+    files = {"config.json", "export.json", "openvino_model.bin", "openvino_model.xml", "qdqpatch.json"}
+    assert {path.name for path in result.folder.rglob("*.*")} == files
+    assert result.file == result.folder / "openvino/openvino_model.xml"
+    assert result.size == sum(path.stat().st_size for path in result.folder.glob("openvino/*.*"))
     assert result.engine == f"openvino {OPENVINO.version}"
     graph = result.file.read_text(encoding="utf-8")
     assert "stack_trace" not in graph

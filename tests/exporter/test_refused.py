@@ -10,6 +10,7 @@ import models
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from exports import calibrated
 from transformers import PreTrainedModel
 
@@ -23,6 +24,7 @@ from qdqpatch.exporter.rules import integer_linear
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
 from qdqpatch.exporter.targets import onnxruntime
+from qdqpatch.output.folder import OutputFolder
 
 TOKENS = "BertForTokenClassification"
 ORIGINAL = onnxruntime.TARGET
@@ -33,7 +35,7 @@ def overridden(*overrides: str) -> PreTrainedModel:
 
 
 REFUSED: list[tuple[Callable[[], PreTrainedModel], dict[str, Any], type[Exception], str]] = [
-    (models.float_model, {}, NotQuantizedError, r"no enabled quantizer: call qdqpatch\.quantize"),
+    (models.float_model, {}, NotQuantizedError, r"is a float model: call qdqpatch\.quantize"),
     (
         models.uncalibrated,
         {},
@@ -181,15 +183,15 @@ def test_a_wrong_file_is_not_kept(
     rule: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "TARGET", target(rule))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("text")
+    with OutputFolder.open(tmp_path / "out").staged() as folder:
+        (folder / "old.txt").write_text("text")
     batches = None
     if isinstance(rule, WithoutMask):  # attention of a tiny model is near the mean, so that little would show
         batches = [models.inputs(length=8)]
         batches[0]["attention_mask"][:, 2:] = 0
     with pytest.raises(ExportError, match=f"{message}.*Nothing was written"):
         small(tmp_path / "out", force=True, batches=batches)
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["old.txt", "out", "qdqpatch.json"]
 
 
 @pytest.mark.slow
@@ -212,24 +214,26 @@ def test_swapped_scales_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_right_file_replaces_the_folder(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("text")
+    with OutputFolder.open(tmp_path / "out").staged() as folder:
+        (folder / "old.txt").write_text("text")
     said: list[str] = []
     batches = [models.inputs(length=8)]
     result = small(tmp_path / "out", force=True, batches=batches, progress=said.append)
     assert result.comparisons[0].predictions == 16  # of the batch that was given
     assert said == [
         "Tracing the model",
-        "Writing model.onnx",
+        "Writing onnx/model.onnx",
         "Comparing with the model in onnxruntime",
         "Counting integer kernels",
     ]
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "config.json",
-        "model.onnx",
-        "model.onnx.data",
-        "out",
-    ]
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == {
+        "out/config.json",
+        "out/export.json",
+        "out/onnx/model.onnx",
+        "out/onnx/model.onnx.data",
+        "out/onnx/model_quantized.onnx",
+        "out/qdqpatch.json",
+    }
 
 
 @pytest.mark.slow
@@ -252,3 +256,14 @@ def test_tensorrt_has_signed_levels_alone(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"matmul_a_input_quantizer is unsigned; TensorRT quantizes symm"):
         export(calibrated(TOKENS, config), tmp_path / "out", "tensorrt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_nan_is_not_exported(tmp_path: Path) -> None:
+    model = models.calibrated(TOKENS)
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    message = (
+        r"^This BertForTokenClassification holds NaN or infinity in 1 of \d+ tensors: classifier\.bias\."
+    )
+    with pytest.raises(ExportError, match=message):
+        export(model, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

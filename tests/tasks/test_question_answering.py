@@ -232,7 +232,8 @@ def test_reads_rows_of_the_hub_and_other_names_of_columns(task: QuestionAnswerin
         ),
         (
             b'{"data": "\xff"}',
-            "is not UTF-8 text ('utf-8' codec can't decode byte 0xff in position 10: invalid start byte).",
+            "is not UTF-8 text ('utf-8' codec can't decode byte 0xff in position 10: invalid start byte). "
+            "Save it as UTF-8.",
         ),
     ],
 )

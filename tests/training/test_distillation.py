@@ -1,6 +1,7 @@
 """The losses of distillation against their formulas, and the Trainer that uses them."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,12 @@ def test_padding_is_not_pooled() -> None:
 
 def test_what_cannot_be_distilled_is_an_error() -> None:
     for settings, message in (
-        ({"logits": -1.0}, "The weights must not be negative, nor all of them 0: "),
-        ({"logits": 0.0}, "The weights must not be negative, nor all of them 0: "),
-        ({"temperature": 0.0}, "temperature must be positive, not 0.0."),
+        ({"logits": -1.0}, "The weights must be numbers of at least 0, and not all of them 0: "),
+        ({"logits": 0.0}, "The weights must be numbers of at least 0, and not all of them 0: "),
+        ({"labels": math.nan}, "The weights must be numbers of at least 0, and not all of them 0: "),
+        ({"hidden_states": math.inf}, "The weights must be numbers of at least 0, and not all of them 0: "),
+        ({"temperature": 0.0}, "temperature must be a number above 0, not 0.0."),
+        ({"temperature": math.nan}, "temperature must be a number above 0, not nan."),
     ):
         with pytest.raises(ConfigError) as raised:
             Distillation(**settings)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 
 import models
@@ -12,8 +14,10 @@ from training_jobs import NAME, SCHEDULE, TEXTS, Recording, job, write_data, wri
 from transformers import AutoModelForSequenceClassification
 
 import qdqpatch
-from qdqpatch.errors import CheckpointError, ConfigError
+from qdqpatch.errors import CheckpointError, ConfigError, TrainingError
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.output.folder import OutputFolder
+from qdqpatch.output.work import Work
 from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.training.distillation import Distillation
@@ -110,7 +114,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: DataSource
     folder = tmp_path / "out.training"
     assert last_checkpoint(folder).name == "checkpoint-12"
     (folder / "checkpoint-14").mkdir()  # one that was being written
-    with pytest.raises(CheckpointError, match=r"out.training holds a run that was interrupted.*--resume"):
+    with pytest.raises(CheckpointError, match=r"out.training holds a run that was interrupted\.$"):
         run_job(wanted, tmp_path / "out")
     with pytest.raises(ConfigError, match=r"was another one: it differs in schedule, method"):
         run_job(dataclasses.replace(wanted, schedule=Schedule(), method="max"), tmp_path / "out", resume=True)
@@ -131,7 +135,9 @@ def test_a_run_that_was_interrupted_can_be_replaced(ckpt: str, data: DataSource,
     with pytest.raises(KeyboardInterrupt):
         run_job(job(ckpt, data), tmp_path / "out", listener=Recording(stop_at=1))
     (tmp_path / "out.training" / "job.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"job\.json is damaged \(.*\): begin anew, without --resume\."):
+    with pytest.raises(
+        CheckpointError, match=r"job\.json is damaged \(.*\), so that the run cannot go on: begin"
+    ):
         run_job(job(ckpt, data), tmp_path / "out", resume=True)
     listener = Recording()
     run_job(job(ckpt, data), tmp_path / "out", force=True, listener=listener)
@@ -173,9 +179,14 @@ def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: DataSourc
     headless = tmp_path / "headless"
     models.build().save_pretrained(headless)
     write_tokenizer(headless)
+    other_head, other_labels, other_words = (tmp_path / name for name in ("qa", "labels", "words"))
+    models.build("BertForQuestionAnswering").save_pretrained(other_head)
+    models.build(NAME, num_labels=7).save_pretrained(other_labels)
+    shutil.copytree(ckpt, other_words)
+    (other_words / "vocab.txt").write_text((other_words / "vocab.txt").read_text() + "more\n")
     out = tmp_path / "out"
     for wanted, resume, message in (
-        (job(ckpt, data), True, f"There is no interrupted run in {out}.training: leave out --resume."),
+        (job(ckpt, data), True, f"There is no interrupted run in {out}.training to go on with."),
         (
             job(str(quantized), data),
             False,
@@ -199,6 +210,23 @@ def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: DataSourc
             f"The teacher {quantized} is quantized: name the float checkpoint.",
         ),
         (
+            job(ckpt, data, teacher=str(other_head), distillation=Distillation()),
+            False,
+            f"The teacher {other_head} is a BertForQuestionAnswering and {ckpt} a {NAME}: both need the same "
+            "head.",
+        ),
+        (
+            job(ckpt, data, teacher=str(other_labels), distillation=Distillation()),
+            False,
+            f"{ckpt} has 3 labels and {other_labels} has 7: they cannot be compared.",
+        ),
+        (
+            job(ckpt, data, teacher=str(other_words), distillation=Distillation()),
+            False,
+            f"{other_words} has another vocabulary than {ckpt}, and all models get the same tokens. Name "
+            "models of one vocabulary.",
+        ),
+        (
             job(ckpt, DataSource(data.name, Columns(label="stars"))),
             False,
             f"{data.name} has no column 'stars'; it has sentence, label.",
@@ -208,6 +236,39 @@ def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: DataSourc
             run_job(wanted, out, resume)
         assert str(raised.value) == message
         assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("distillation", [None, Distillation()])
+@pytest.mark.parametrize(
+    ("epochs", "lr", "how"),
+    [
+        (3, 1e30, "the loss is nan at step 3 of 24"),
+        (0.25, 1e39, r"bert\.[\w.]+ holds NaN or infinity after step 2 of 2"),
+    ],
+)
+def test_training_that_diverges_is_stopped(
+    epochs: float,
+    lr: float,
+    how: str,
+    distillation: Distillation | None,
+    ckpt: str,
+    data: DataSource,
+    tmp_path: Path,
+) -> None:
+    schedule = dataclasses.replace(SCHEDULE, epochs=epochs, lr=lr)
+    wanted = job(ckpt, data, schedule=schedule, distillation=distillation)
+    message = rf"^Training diverged: {how}\. Lower the learning rate, which is .* \(--lr\)\. Nothing was"
+    with pytest.raises(TrainingError, match=message):
+        run_job(wanted, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]  # and so a lower rate can be tried
+
+
+def test_what_else_is_read_is_kept(ckpt: str, data: DataSource, tmp_path: Path) -> None:
+    with OutputFolder.open(tmp_path / "out").staged() as folder:
+        (folder / "config.json").write_text("{}")
+    inputs = {"the configuration": tmp_path / "out" / "config.json"}
+    with pytest.raises(CheckpointError, match="out holds the configuration that is read"):
+        run_job(job(ckpt, data), tmp_path / "out", force=True, inputs=inputs)
 
 
 def test_an_embedding_model_is_distilled_without_labels(ckpt: str, tmp_path: Path) -> None:
@@ -253,6 +314,28 @@ def test_a_users_file_in_the_folder_of_a_run_is_kept(ckpt: str, data: DataSource
     assert (tmp_path / "out" / "training.json").is_file()
     with pytest.raises(CheckpointError, match=r"did not write all that is in it: .*notes\.txt"):
         run_job(wanted, tmp_path / "out", force=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_run_that_was_killed_while_its_folder_was_removed_can_go_on_or_be_replaced(
+    resume: bool, ckpt: str, data: DataSource, tmp_path: Path
+) -> None:
+    wanted, folder = job(ckpt, data), tmp_path / "out.training"
+    with pytest.raises(KeyboardInterrupt):
+        run_job(wanted, tmp_path / "out", listener=Recording(stop_at=3))
+    assert (folder / "checkpoint-2").is_dir()  # which the manifest does not list
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    work = Work(tmp_path, folder.name)
+    with pytest.raises(KeyboardInterrupt):
+        work.move(lambda: ([(folder, work.old / folder.name)], ()), killed)
+    os.close(work._lock)
+    assert not folder.exists()
+    run = RunFolder.open(wanted, tmp_path / "out", {}, resume, force=not resume)
+    assert (run.stages is not None) == resume
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.training", "train.tsv"]
 
 
 def test_a_run_that_was_killed_when_all_was_written_is_done(

@@ -126,7 +126,7 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_changed() -> None:
     refused(
         models.float_model(NAME),
         NotQuantizedError,
-        "The model has no enabled quantizer: call qdqpatch.quantize(model) first.",
+        "This BertForSequenceClassification is a float model: call qdqpatch.quantize(model) first.",
     )
     config = qdqpatch.QDQConfig(overrides={"*.layer.1.*query._input_quantizer": {"axis": 2}})
     model = qdqpatch.quantize(models.build(NAME), config)
@@ -135,7 +135,8 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_changed() -> None:
         model,
         ConfigError,
         "bert.encoder.layer.1.attention.self.query._input_quantizer has a range for each channel; those of "
-        "activations are learned one per tensor.",
+        "activations are learned one per tensor. Train with activations='frozen' (--activation-ranges), or "
+        "quantize it with axis=None.",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qdqpatch.engines.models import ONNX_FOLDER
 from qdqpatch.engines.sessions import Engine
 from qdqpatch.exporter.kernels import Kernel
 from qdqpatch.exporter.rules.base import RewriteRule
@@ -21,8 +22,8 @@ class Target:
         name: As `export(target=...)` takes it.
         opset: Version of ONNX's operators.
         passes: Rules, in the order in which they are applied; those of one pass together.
-        file: The file that the engine loads.
-        write: Writes the graph to a folder, as that file and what belongs to it.
+        file: The file that the engine loads, by its path in a folder.
+        write: Writes the graph as that file, with what belongs to it.
         engine: Where the file is checked; None if that cannot be.
         kernels: Lists the kernels with matmuls that the engine makes of a file; None if it cannot say.
         signed: Whether it has signed levels alone.
@@ -41,8 +42,15 @@ class Target:
 
 
 ONNX_FILE = "model.onnx"
+ONNX_PATH = f"{ONNX_FOLDER}/{ONNX_FILE}"
+
+LARGEST = 1_800_000_000
+"""So many bytes of weights go into the file: protobuf ends at 2 GB, and the graph needs some of it."""
 
 
-def write_onnx(model: ir.Model, folder: Path) -> None:
-    """Write model.onnx, with its large tensors in model.onnx.data beside it."""
-    ir.save(model, folder / ONNX_FILE, external_data=f"{ONNX_FILE}.data")
+def write_onnx(model: ir.Model, file: Path, largest: int = LARGEST) -> None:
+    """Write an ONNX file; more than `largest` bytes of weights go into `NAME.onnx_data` beside it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    constants = (value.const_value for value in model.graph.initializers.values())
+    size = sum(constant.nbytes for constant in constants if constant is not None)
+    ir.save(model, file, external_data=f"{file.name}_data" if size > largest else None)

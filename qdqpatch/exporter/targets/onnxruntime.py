@@ -21,7 +21,7 @@ from qdqpatch.exporter.rules.integer_product import IntegerProduct
 from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
-from qdqpatch.exporter.targets.base import ONNX_FILE, Target, write_onnx
+from qdqpatch.exporter.targets.base import ONNX_PATH, Target, write_onnx
 
 INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul")
 FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm")
@@ -64,7 +64,7 @@ TARGET = Target(
         ),
         (SumBeforeNorm(),),
     ),
-    file=ONNX_FILE,
+    file=ONNX_PATH,
     write=write_onnx,
     engine=ONNX_RUNTIME,
     kernels=kernels,

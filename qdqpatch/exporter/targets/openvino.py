@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qdqpatch.engines.models import IR_FOLDER
 from qdqpatch.engines.sessions import OPENVINO
 from qdqpatch.exporter.kernels import Kernel
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
@@ -16,18 +17,19 @@ from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
 from qdqpatch.exporter.targets.base import Target, write_onnx
 
-IR_FILE = "openvino_model.xml"
+IR_FILE = f"{IR_FOLDER}/openvino_model.xml"
 KERNELS = ("FullyConnected", "MatMul", "Subgraph")
 """Layer types that hold matmuls; a Subgraph can be a whole attention."""
 
 
-def write(model: ir.Model, folder: Path) -> None:
-    """Write openvino_model.xml and openvino_model.bin."""
+def write(model: ir.Model, file: Path) -> None:
+    """Write the graph, an .xml file, and its weights, a .bin file beside it."""
     openvino = importlib.import_module("openvino")
-    with tempfile.TemporaryDirectory(dir=folder) as staging:
-        write_onnx(model, Path(staging))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as staging:
+        write_onnx(model, Path(staging) / "model.onnx")
         converted = openvino.convert_model(Path(staging) / "model.onnx")
-        openvino.save_model(converted, folder / IR_FILE, compress_to_fp16=False)
+        openvino.save_model(converted, file, compress_to_fp16=False)
         del converted
 
 

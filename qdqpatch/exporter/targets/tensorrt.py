@@ -10,7 +10,7 @@ from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
-from qdqpatch.exporter.targets.base import ONNX_FILE, Target, write_onnx
+from qdqpatch.exporter.targets.base import ONNX_PATH, Target, write_onnx
 
 
 def target(float_weights: bool = False) -> Target:
@@ -26,7 +26,7 @@ def target(float_weights: bool = False) -> Target:
                 LookUpIntegers(),
             ),
         ),
-        file=ONNX_FILE,
+        file=ONNX_PATH,
         write=write_onnx,
         signed=True,
     )

@@ -1,0 +1,54 @@
+"""The transformers model inside what people hold: a `SentenceTransformer`, a `CrossEncoder`, a pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from qdqpatch.errors import UnsupportedModelError
+
+LIBRARY = "sentence_transformers."
+INSIDE = "transformers_model"
+"""What the models of sentence-transformers call the model inside them."""
+
+ATTRIBUTES = (INSIDE, "model", "module", "auto_model", "base_model", "_orig_mod")
+"""Where wrappers have a model: those of pipelines, of torch's parallel modules, of peft and torch.compile."""
+
+
+def is_sentence_model(model: object) -> bool:
+    """Whether an object is a `SentenceTransformer`, a `CrossEncoder` or another model of that library."""
+    return any(one.__module__.startswith(LIBRARY) for one in type(model).__mro__) and hasattr(model, INSIDE)
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the transformers model inside a model of sentence-transformers; any other module as it is.
+
+    Raises:
+        UnsupportedModelError: If it is no module, or holds no transformers model.
+    """
+    if is_sentence_model(model):
+        inner = getattr(model, INSIDE)
+        if isinstance(inner, PreTrainedModel):
+            return inner
+        kind = "none" if inner is None else f"a {type(inner).__name__}"
+        raise UnsupportedModelError(
+            f"The transformers model inside this {type(model).__name__} (.{INSIDE}) is {kind}: load it in "
+            "torch."
+        )
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(refusal(model))
+    return model
+
+
+def refusal(model: object) -> str:
+    """Say that an object is no transformers model, and where in it there is one."""
+    expected = (
+        "Expected a transformers model such as AutoModel.from_pretrained(...) gives, not a "
+        f"{type(model).__name__}."
+    )
+    for name in ATTRIBUTES:
+        if isinstance(getattr(model, name, None), PreTrainedModel):
+            return f"{expected} Pass the model inside it, which is its attribute .{name}."
+    return f"{expected} Of a pipeline or wrapper, pass the model inside it."

@@ -1,0 +1,173 @@
+"""One folder, unchanged, in everything that loads such folders; and int8 runs, not the float model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import invoke
+from embedders import DENSE, TEXTS, write_embedder
+from transformers import AutoModel, AutoTokenizer
+
+from qdqpatch.checkpoint.companions import read_companions
+from qdqpatch.checkpoint.sentence_head import load_sentence_head
+from qdqpatch.engines.sessions import ENGINES
+from qdqpatch.errors import CheckpointError, ConfigError, EngineError
+from qdqpatch.patching.apply import is_quantized
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float embedder, and one folder with its int8 form for torch, ONNX Runtime and OpenVINO."""
+    root = tmp_path_factory.mktemp("layout")
+    write_embedder(root / "float", dense=True, prompts={"query": "a "})
+    (root / "texts.txt").write_text("\n".join(TEXTS))
+    result = invoke(
+        "convert", root / "float", root / "out", "--calib", root / "texts.txt", "--method", "max",
+        "--export", "onnxruntime", "--export", "openvino",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(root: Path) -> torch.Tensor:
+    """The float model's embeddings."""
+    return embeddings(root / "float")
+
+
+def tokens(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt"))
+
+
+def embeddings(folder: Path) -> torch.Tensor:
+    """Run the folder in transformers, and pool as it says."""
+    head = load_sentence_head(read_companions(str(folder)))
+    batch = tokens(folder)
+    with torch.no_grad():
+        return head(AutoModel.from_pretrained(folder)(**batch).last_hidden_state, batch["attention_mask"])
+
+
+def assert_int8(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """See that embeddings are close to the float ones, and not the float ones."""
+    assert found.shape == expected.shape == (len(TEXTS), DENSE)
+    cosine = torch.nn.functional.cosine_similarity(found, expected)
+    assert cosine.min() > 0.98
+    assert cosine.max() < 1 - 1e-6
+
+
+def test_auto_model(root: Path, expected: torch.Tensor) -> None:
+    assert_int8(embeddings(root / "out"), expected)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines(engine: str, root: Path, expected: torch.Tensor) -> None:
+    file = {"onnxruntime": "onnx/model.onnx", "openvino": "openvino/openvino_model.xml"}[engine]
+    session = ENGINES[engine].load(root / "out" / file, threads=1, exact=True)
+    outputs = session.run_tensors(tokens(root / "out"))
+    assert list(outputs) == ["last_hidden_state", "sentence_embedding"]
+    found = torch.from_numpy(outputs["sentence_embedding"])
+    assert_int8(found, expected)
+    # an engine rounds to a neighbouring level here and there
+    assert torch.nn.functional.cosine_similarity(found, embeddings(root / "out")).min() > 0.999
+
+
+def test_exported_model_of_transformers(root: Path, expected: torch.Tensor) -> None:
+    exporters = pytest.importorskip("transformers.exporters")
+    outputs = exporters.ExportedModel.from_pretrained(root / "out")(**tokens(root / "out"))
+    assert_int8(outputs.text_embeds, expected)
+    assert outputs.last_hidden_state.shape[:2] == tokens(root / "out")["input_ids"].shape
+
+
+def test_companions_and_weights_are_there(root: Path) -> None:
+    names = {path.relative_to(root / "out").as_posix() for path in (root / "out").rglob("*.*")}
+    assert names >= {
+        "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+        "config.json",
+        "config_sentence_transformers.json",
+        "export.json",
+        "model.safetensors",
+        "modules.json",
+        "onnx/model.onnx",
+        "onnx/model_quantized.onnx",
+        "openvino/openvino_model.bin",
+        "openvino/openvino_model.xml",
+        "sentence_bert_config.json",
+        "vocab.txt",
+    }
+    assert (root / "out/onnx/model_quantized.onnx").samefile(root / "out/onnx/model.onnx")
+    files = json.loads((root / "out/qdqpatch.json").read_text())["files"]
+    assert "onnx/model_quantized.onnx" in files
+
+
+def test_our_own_folder_may_be_replaced(root: Path) -> None:
+    result = invoke(
+        "export", root / "out", root / "other", "--target", "openvino", "--no-check", "--shape", "1x8"
+    )
+    assert result.exit_code == 0, result.output
+    result = invoke("export", root / "out", root / "other", "--no-check", "--shape", "1x8", "--force")
+    assert result.exit_code == 0, result.output
+    assert not (root / "other/openvino").exists()
+    assert (root / "other/1_Pooling/config.json").exists()
+    assert json.loads((root / "other/export.json").read_text())["export_format"] == "onnx"
+
+
+def test_eval_pools_as_the_folder_says(root: Path, expected: torch.Tensor) -> None:
+    result = invoke(
+        "eval", root / "float", root / "out", "--engine", "torch", "--data", root / "texts.txt", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["results"]
+    cosine = torch.nn.functional.cosine_similarity(embeddings(root / "out"), expected).mean()
+    assert np.isclose(rows[1]["metrics"]["cosine"], float(cosine), atol=1e-5)
+
+
+def test_two_targets_with_one_file_name_are_refused(root: Path) -> None:
+    result = invoke("convert", root / "float", root / "x", "--export", "onnxruntime", "--export", "tensorrt")
+    assert result.exit_code == 2
+    assert "both write onnx/model.onnx: leave one out" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [
+        ({}, "onnxruntime"),
+        ({"backend": "onnx"}, "onnxruntime"),
+        ({"backend": "openvino"}, "openvino"),
+        ({"model_kwargs": {"engine": "openvino"}}, "openvino"),
+        ({"model_kwargs": {"engine": "torch"}}, "torch"),
+    ],
+)
+def test_sentence_transformers(
+    options: dict[str, object], engine: str, root: Path, expected: torch.Tensor
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    folder = str(root / "out")
+    model = library.SentenceTransformer(folder, device="cpu", trust_remote_code=True, **options)
+    assert_int8(model.encode(TEXTS, convert_to_tensor=True), expected)
+    inner = model[0].model
+    assert model.max_seq_length == 12
+    if engine == "torch":
+        assert is_quantized(inner)
+    else:
+        assert type(inner).__name__ == "EngineModel"
+        with pytest.raises(EngineError, match="copy the folder that it is from"):
+            model[0].save(folder)
+
+
+def test_sentence_transformers_never_loads_the_float_model(root: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        library.SentenceTransformer(str(root / "out"), device="cpu")
+    folder = str(shutil.copytree(root / "out", tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out/openvino")
+    options = {"device": "cpu", "trust_remote_code": True}
+    with pytest.raises(CheckpointError, match=r"has no file for openvino\. Write one: qdqpatch export"):
+        library.SentenceTransformer(folder, backend="openvino", **options)
+    with pytest.raises(ConfigError, match="There is no engine 'tpu'; there are torch, onnxruntime, openvino"):
+        library.SentenceTransformer(folder, model_kwargs={"engine": "tpu"}, **options)
