@@ -151,7 +151,7 @@ def matmuls(graph: ir.Graph) -> dict[str, list[str]]:
             names = [node.name, node.outputs[0].name]
             readers = [use.node for use in node.outputs[0].uses()]
             while len(readers) == 1 and readers[0].op_type in FOLLOWERS:
-                names.append(readers[0].outputs[0].name)
+                names += [readers[0].name, readers[0].outputs[0].name]
                 readers = [use.node for use in readers[0].outputs[0].uses()]
             found[node.name] = [name for name in names if name]
     return found

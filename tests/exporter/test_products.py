@@ -74,4 +74,5 @@ def test_a_matmul_goes_by_what_scales_it_too_and_constants_are_none() -> None:
     graph = ir.from_onnx_text(text).graph
     for number, node in enumerate(node for node in graph if node.op_type == "MatMul"):
         node.name = f"product {number}"
-    assert matmuls(graph) == {"product 0": ["product 0", "scores", "scaled", "out"]}
+    next(node for node in graph if node.op_type == "Div").name = "division"
+    assert matmuls(graph) == {"product 0": ["product 0", "scores", "division", "scaled", "out"]}
