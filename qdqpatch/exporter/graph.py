@@ -23,9 +23,6 @@ class Rewriter:
     Args:
         model: The graph, changed in place.
         torch_model: The model that it was traced from.
-
-    Attributes:
-        weights: The values of quantized weights that are in the graph already, by the path of their module.
     """
 
     def __init__(self, model: ir.Model, torch_model: nn.Module) -> None:
@@ -33,7 +30,6 @@ class Rewriter:
         self.torch_model = torch_model
         self._tape = Tape()
         self._quantized: dict[tuple[ir.Value, str | None, str | None], ir.Value] = {}
-        self.weights: dict[str, ir.Value] = {}
 
     @property
     def graph(self) -> ir.Graph:

@@ -37,7 +37,7 @@ class QDQLinear:
         linear = rewriter.torch_model.get_submodule(name)
         assert isinstance(linear, QuantLinear)
         inputs = quantized_input(rewriter, node, linear)
-        weight = rewriter.weights.get(name) or self._weight(rewriter, linear, name)
+        weight = self._weight(rewriter, linear, name)
         product = rewriter.op("MatMul", [inputs, weight], name=name)
         rewriter.replace(node, [add_bias(rewriter, product, linear, name)])
 
@@ -66,11 +66,7 @@ class QDQLinear:
         else:
             quantized = rewriter.constant(stored, f"{name}.weight_quantized")
         values = rewriter.dequantize(quantized, grid, name=f"{name}.weight")
-        if self.transposed:
-            return values
-        # One Transpose for a layer that runs several times: ONNX Runtime folds each into a tensor of one name.
-        rewriter.weights[name] = rewriter.op("Transpose", [values], {"perm": [1, 0]})
-        return rewriter.weights[name]
+        return values if self.transposed else rewriter.op("Transpose", [values], {"perm": [1, 0]})
 
 
 def quantized_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> ir.Value | None:
