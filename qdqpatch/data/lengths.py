@@ -85,5 +85,6 @@ def positions_for_tokens(config: Mapping[str, Any]) -> int | None:
     if not isinstance(limit, int):
         return None
     padding = config.get("pad_token_id")
-    counted = config.get("model_type") in AFTER_PADDING and isinstance(padding, int)
-    return limit - padding - 1 if counted else limit
+    if config.get("model_type") in AFTER_PADDING and isinstance(padding, int):
+        return limit - padding - 1
+    return limit
