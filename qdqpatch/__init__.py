@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qdqpatch.config.quantizer import Override, QuantizerConfig
     from qdqpatch.errors import QdqError
     from qdqpatch.exporter.export import export
+    from qdqpatch.patching.audit import audit
     from qdqpatch.patching.quantize import dequantize, plan, quantize
 else:
     __getattr__ = lazy.attributes(
@@ -22,6 +23,7 @@ else:
             "QDQConfig": "config.config",
             "QdqError": "errors",
             "QuantizerConfig": "config.quantizer",
+            "audit": "patching.audit",
             "calibrate": "calibration.calibrate",
             "dequantize": "patching.quantize",
             "export": "exporter.export",
@@ -41,6 +43,7 @@ __all__ = [
     "QdqError",
     "QuantizerConfig",
     "__version__",
+    "audit",
     "calibrate",
     "dequantize",
     "export",

@@ -16,7 +16,11 @@ NO_RANGE = "no range"
 LEARNED = "learns its range"
 REFUSED: dict[tuple[str, str], str] = {
     **{("quantize", state): "quantized already" for state in verbs.STATES},
-    **{(verb, state): LEARNED for verb in ("smooth", "shift", "switch off") for state in ("lsq", "pact")},
+    **{
+        (verb, state): LEARNED
+        for verb in ("smooth", "shift", "smooth_inputs", "switch off")
+        for state in ("lsq", "pact")
+    },
     **{
         (verb, "uncalibrated"): NO_RANGE
         for verb in (
@@ -32,6 +36,7 @@ REFUSED: dict[tuple[str, str], str] = {
         )
     },
     ("clip_gelu", "fixed"): "fixes the range",
+    ("smooth_inputs", "fixed"): "no input to smooth",
     ("refine_ranges", "fixed"): "no layer with a range to refine",
     ("ptq", "fixed"): "no layer with a range to refine",
     ("train_ranges lsq", "per channel"): "one per tensor",

@@ -6,6 +6,7 @@ from qdqpatch.calibration.clipping import clip_gelu
 from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.fusing import fuse_qkv
 from qdqpatch.calibration.granularity import expand_amax
+from qdqpatch.calibration.input_smoothing import smooth_inputs
 from qdqpatch.calibration.ptq import ptq
 from qdqpatch.calibration.refining import refine_ranges
 from qdqpatch.calibration.shifting import shift
@@ -29,6 +30,7 @@ __all__ = [
     "set_ranges",
     "shift",
     "smooth",
+    "smooth_inputs",
     "switch_quantizers",
     "text_batches",
 ]

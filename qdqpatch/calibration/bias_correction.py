@@ -92,6 +92,7 @@ class Sums(Observer):
     """
 
     def __init__(self, linear: QuantLinear, device: torch.device) -> None:
+        self._linear = linear
         self.quantizer: TensorQuantizer = linear._input_quantizer
         super().__init__("", self.quantizer, device)
         self.inputs = torch.zeros(3, linear.in_features, dtype=torch.float64, device=device)
@@ -99,6 +100,7 @@ class Sums(Observer):
     def collect(self, inputs: Tensor) -> None:
         """Take an input of shape `(..., in_features)` into account."""
         self.was_reached = True
+        inputs = self._linear.scaled(inputs)
         counts = self.batch.shown(torch.ones_like(inputs[..., :1]), "")
         quantized = inputs
         if self.quantizer.is_enabled:

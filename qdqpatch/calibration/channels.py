@@ -1,4 +1,4 @@
-"""What each channel of a module's output reaches from and to, and its mean."""
+"""What each channel of what a module returns or reads reaches from and to, and its mean."""
 
 from __future__ import annotations
 
@@ -42,20 +42,24 @@ def collect_channels(
     modules: Mapping[str, nn.Module],
     batches: Iterable[Mapping[str, Any]],
     padding_aware: bool,
+    inputs: bool = False,
+    held_back: list[Mapping[str, Any]] | None = None,
 ) -> dict[str, Channels]:
-    """Run the float model on the batches of all processes, and look at the channels of modules' outputs.
+    """Run the float model on the batches of all processes, and look at the channels of modules' tensors.
 
     Args:
         model: A quantized model.
-        modules: By path; what each returns is of shape `(batch, positions, channels)`.
+        modules: By path; what is looked at is of shape `(batch, positions, channels)`.
         batches: Keyword arguments for the model.
         padding_aware: Whether positions that the attention mask hides are left out.
+        inputs: Whether to look at what the modules read, not at what they return.
+        held_back: Gets some batches, cut, that are left out (`feed_batches`); None to leave out none.
 
     Raises:
         CalibrationError: If there is no batch, or a tensor saw no data, NaN or infinity.
     """
     observers = {path: _ChannelObserver(model.device) for path in modules}
-    count = feed_watched(model, modules, observers, batches, padding_aware)
+    count = feed_watched(model, modules, observers, batches, padding_aware, inputs, held_back)
     bounds = [observer.bounds for observer in observers.values()]
     sums = [observer.sums for observer in observers.values()]
     if distributed.is_distributed():

@@ -161,6 +161,7 @@ def feed_watched(
     batches: Iterable[Mapping[str, Any]],
     padding_aware: bool,
     inputs: bool = False,
+    held_back: list[Mapping[str, Any]] | None = None,
 ) -> int:
     """Run the float model on the batches, and show each observer what its module computes.
 
@@ -171,6 +172,7 @@ def feed_watched(
         batches: Keyword arguments for the model.
         padding_aware: Whether observers are told which positions the attention mask hides.
         inputs: Whether they are shown what the modules read, not what they return.
+        held_back: Gets batches that are not run, as in `feed_batches`; None to run all.
 
     Returns:
         How many batches there were in this process; it fails if another one does.
@@ -184,7 +186,7 @@ def feed_watched(
 
             stack.callback(module.register_forward_hook(show).remove)
         return distributed.together(
-            lambda: feed_batches(model, batches, observers, padding_aware), model.device
+            lambda: feed_batches(model, batches, observers, padding_aware, held_back), model.device
         )
 
 

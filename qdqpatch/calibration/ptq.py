@@ -4,7 +4,8 @@ The order of the steps, and why:
 
 1. Quantize, where the model is float: the quantizers say what there is to calibrate.
 2. Smooth, then shift: they change what the quantizers see, so they come before anything is measured. Smooth
-   first, because a channel's middle moves with its factor, and its factor hardly with its middle.
+   first, because a channel's middle moves with its factor, and its factor hardly with its middle. What
+   Linears read is smoothed last, as it comes out of both.
 3. Calibrate: collect what the quantizers see, and choose each range by itself.
 4. Refine: the ranges learn together, from good ones.
 5. Fuse query, key and value, and clip GELU: what an engine or a user demands of ranges is the last word on
@@ -21,7 +22,15 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import bias_correction, clipping, fusing, refining, shifting, smoothing
+from qdqpatch.calibration import (
+    bias_correction,
+    clipping,
+    fusing,
+    input_smoothing,
+    refining,
+    shifting,
+    smoothing,
+)
 from qdqpatch.calibration.calibrate import calibrate
 from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.methods import check_method, check_weight_method, method_for
@@ -49,6 +58,7 @@ def ptq(
     weight_method: WeightMethod = "max",
     smooth: bool = False,
     shift: bool = False,
+    smooth_inputs: bool = False,
     refine: int = 0,
     fuse_qkv: bool = False,
     clip_gelu: float | None = None,
@@ -76,6 +86,8 @@ def ptq(
             (`qdqpatch.calibration.smooth`).
         shift: Whether channels of values and LayerNorms are moved around zero first
             (`qdqpatch.calibration.shift`).
+        smooth_inputs: Whether outlier channels of what the Linears read are rescaled away next, at the price
+            of a product in front of them (`qdqpatch.calibration.smooth_inputs`).
         refine: For how many epochs all ranges learn together to keep the layers' outputs
             (`qdqpatch.calibration.refine_ranges`); 0 for none, and 2 to 4 are enough.
         fuse_qkv: Whether query, key and value get one range (`qdqpatch.calibration.fuse_qkv`).
@@ -118,6 +130,9 @@ def ptq(
             changed += smoothing.changed_parameters(smoothing.attentions_to_smooth(inner))
         if shift:
             changed += shifting.changed_parameters(shifting.shifts_to_make(inner))
+        if smooth_inputs:
+            linears = input_smoothing.linears_to_smooth(inner)
+            changed += input_smoothing.changed_parameters(linears)
         if refine:
             refining.check_can_refine(inner)
         if fuse_qkv:
@@ -134,6 +149,9 @@ def ptq(
         if shift:
             listener.say("Shifting")
             shifting.shift(inner, data, padding_aware)
+        if smooth_inputs:
+            listener.say("Smoothing inputs")
+            input_smoothing.smooth_inputs(inner, data, padding_aware)
         listener.say("Calibrating")
         statistics = collect(inner, data, padding_aware, compare=method == "auto")
         calibrate(inner, statistics, method, percentile, weight_method=weight_method)

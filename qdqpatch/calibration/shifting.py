@@ -211,6 +211,7 @@ def _changes(place: Shift, channels: Channels) -> Iterator[tuple[nn.Parameter, T
     constant = constant.to(place.source.bias.device)
     yield place.source.bias, -constant
     for reader in place.readers:
-        yield reader.bias, reader.weight.detach().double() @ constant
+        weight = reader.float_weight if isinstance(reader, QuantLinear) else reader.weight.detach()
+        yield reader.bias, weight.double() @ constant
     for linear in place.added:
         yield linear.bias, constant

@@ -208,8 +208,8 @@ def _changes(
     """Return every parameter that changes, with its new values."""
     query, key, value, output = attention.query, attention.key, attention.value, attention.output
     weights = output.weight.detach().abs().amax(0)
-    to_key = _powers_of_two((maxima[key] / maxima[query]).sqrt())
-    to_output = _powers_of_two(maxima[value] ** strength / weights.float() ** (1 - strength))
+    to_key = powers_of_two((maxima[key] / maxima[query]).sqrt())
+    to_output = powers_of_two(maxima[value] ** strength / weights.float() ** (1 - strength))
     rows = [(query, to_key), (key, 1 / to_key), (value, 1 / to_output)]
     changes = [
         (linear.weight, linear.weight * factor[:, None].to(linear.weight.dtype)) for linear, factor in rows
@@ -220,7 +220,7 @@ def _changes(
     return [*changes, (output.weight, output.weight * to_output.to(output.weight.dtype))]
 
 
-def _powers_of_two(factors: Tensor) -> Tensor:
+def powers_of_two(factors: Tensor) -> Tensor:
     """Return the nearest powers of two, around 1; 1 for a channel that is 0 on one side."""
     exponents = factors.log2()
     is_there = exponents.isfinite()

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.patching.apply import named_quantizers
 
 
 @contextmanager
 def restored_if_raised(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Put parameters and every range back if the block raises, whatever it raises.
+    """Put parameters, every range and the factors of inputs back if the block raises, whatever it raises.
 
     Args:
         model: The model, quantized or not; its quantizers must stay the same objects.
@@ -22,6 +23,7 @@ def restored_if_raised(model: nn.Module, parameters: Iterable[nn.Parameter]) -> 
     values = {parameter: parameter.detach().clone() for parameter in parameters}
     quantizers = [quantizer for _, quantizer in named_quantizers(model)]
     ranges = [None if quantizer.amax is None else quantizer.amax.clone() for quantizer in quantizers]
+    scales = {linear: linear.input_scale for linear in model.modules() if isinstance(linear, QuantLinear)}
     learned = [quantizer.is_learned for quantizer in quantizers]
     try:
         yield
@@ -29,6 +31,8 @@ def restored_if_raised(model: nn.Module, parameters: Iterable[nn.Parameter]) -> 
         with torch.no_grad():
             for parameter, value in values.items():
                 parameter.copy_(value)
+        for linear, scale in scales.items():
+            linear.load_input_scale(scale)
         for quantizer, amax, was_learned in zip(quantizers, ranges, learned, strict=True):
             if amax is not None:
                 quantizer.load_range(amax)

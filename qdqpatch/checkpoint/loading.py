@@ -11,6 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qdqpatch.checkpoint.fitting import Request, check_fit
 from qdqpatch.errors import CheckpointError, QdqError, one_line
+from qdqpatch.nn.names import INPUT_SCALE
+
+STATE = ("._amax", f".{INPUT_SCALE}")
+"""How the names of what only a quantized model has end."""
 
 
 def load_fitting(
@@ -61,7 +65,7 @@ def check_unloaded(
     config = copy.deepcopy(model.config)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     if hasattr(config, "quantization_config"):
-        shapes = {name: shape for name, shape in shapes.items() if not name.endswith("._amax")}
+        shapes = {name: shape for name, shape in shapes.items() if not name.endswith(STATE)}
         del config.quantization_config
     # Memory that nothing is written to is only promised.
     state = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}

@@ -27,6 +27,7 @@ from qdqpatch.output.folder import OutputFolder
 from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.hf_quantizer import NOT_SAVED
+from qdqpatch.patching.input_scales import scaled_linears
 from qdqpatch.patching.plan import find_sites
 from qdqpatch.patching.recorded import KEY
 
@@ -149,6 +150,11 @@ def _check_expressible(model: PreTrainedModel) -> str:
     """Return the name of the QDQBERT class, or raise because it could not hold the model."""
     if not is_quantized(model):
         raise NotQuantizedError("The model is a float model: call qdqpatch.quantize(model) first.")
+    if scaled := next(scaled_linears(model), None):
+        raise ConfigError(
+            f"{scaled[0]} has a smoothed input (qdqpatch.calibration.smooth_inputs), which QDQBERT's "
+            "classes do not compute."
+        )
     architecture = f"QDQ{type(model).__name__}"
     if architecture not in ARCHITECTURES:
         raise UnsupportedModelError(f"There was no class {architecture}, only {', '.join(ARCHITECTURES)}.")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -123,6 +125,13 @@ OPTIONS = (
         "the biases. What the float model computes stays the same but for rounding.",
     ),
     _option(
+        "--smooth-inputs",
+        is_flag=True,
+        help="First multiply what the Linears read by powers of two, so that no channel is an outlier "
+        "(SmoothQuant), as much as texts held back say. What the float model computes stays the same; an "
+        "engine multiplies once more for each tensor.",
+    ),
+    _option(
         "--refine",
         default=0,
         type=EPOCHS,
@@ -159,6 +168,7 @@ class Calibration:
     clip_gelu: float | None
     smooth: bool
     shift: bool
+    smooth_inputs: bool
     refine: int
     correct_biases: bool
 
@@ -201,6 +211,16 @@ class Calibration:
             tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
         return functools.partial(settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console)
 
+    def record(self) -> dict[str, Any]:
+        """Return what the record of a folder says of its calibration."""
+        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
+        more = ("fuse_qkv", "clip_gelu", "correct_biases")
+        settings = {name: getattr(self, name) for name in (*names, *more)}
+        data: dict[str, Any] = {"name": Path(self.source).name}
+        if Path(self.source).is_file():
+            data["sha256"] = hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
+        return {"calibration": settings, "data": data}
+
     def _run(
         self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
     ) -> Statistics:
@@ -226,6 +246,7 @@ class Calibration:
                 percentile=self.percentile,
                 smooth=self.smooth,
                 shift=self.shift,
+                smooth_inputs=self.smooth_inputs,
                 refine=self.refine,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,

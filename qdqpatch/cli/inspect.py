@@ -17,7 +17,9 @@ from qdqpatch.errors import NotQuantizedError, QuantizedError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qdqpatch.checkpoint.source import Checkpoint
     from qdqpatch.config.config import QDQConfig
+    from qdqpatch.patching.audit import Audit
     from qdqpatch.patching.plan import Plan
     from qdqpatch.report.quantizers import QuantizerReport
 
@@ -31,6 +33,13 @@ WORST = 10
 @placement_options
 @click.option(
     "--ranges", "show_ranges", is_flag=True, help="List every quantizer by its path, with its range."
+)
+@click.option(
+    "--audit",
+    "with_audit",
+    is_flag=True,
+    help="Load the model, quantize it if it is a float one, trace it, and list every product and residual "
+    "add with an operand that no quantizer feeds.",
 )
 @json_option()
 @click.option(
@@ -46,6 +55,7 @@ def command(
     task: str | None,
     placement: Callable[[], QDQConfig | None],
     show_ranges: bool,
+    with_audit: bool,
     as_json: bool,
     html: Path | None,
     console: Console,
@@ -54,7 +64,7 @@ def command(
 
     Of a checkpoint that is quantized already, show what is, and of each quantizer the range, the share of
     the values that it clips, and the signal to quantization noise ratio (SQNR; 6 dB are one bit). No model
-    is built, and nothing but the page of --html is written.
+    is built but for --audit, and nothing but the page of --html is written.
     """
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.output.file import check_file
@@ -86,10 +96,17 @@ def command(
         with console.status(f"Drawing {html}"):
             write_page(html, ckpt, plan.model, reports)
         console.print(f"Wrote {html}: {len(reports)} quantizers, {html.stat().st_size / 1e6:.1f} MB.")
+    audited = None
+    if with_audit:
+        with console.status(f"Tracing {ckpt}"):
+            audited = _audit(source, config)
     if as_json:
-        click.echo(json.dumps(_with_reports(plan, reports, quantized), indent=2))
+        data = _with_reports(plan, reports, quantized)
+        click.echo(json.dumps(data if audited is None else {**data, "audit": audited.to_dict()}, indent=2))
         return
     print_plan(plan)
+    if audited is not None:
+        print_table(audited.title(), ["Module", "Operation", "Float operands"], audited.rows())
     _print_quantizers(reports, quantized, show_ranges)
     if not quantized:
         click.echo(f"{ckpt} is a float checkpoint: this is what `qdqpatch convert` would do.")
@@ -102,6 +119,18 @@ def command(
     ranges = sum(report.amax is not None for report in reports)
     hint = "" if html is not None or statistics is None else " To see them: --html FILE."
     click.echo(f"{ckpt} is quantized; {ranges} of its {len(reports)} quantizers have a range.{hint}")
+
+
+def _audit(source: Checkpoint, config: QDQConfig | None) -> Audit:
+    """Load the checkpoint, quantize it if it is a float one, and audit it on a batch made up."""
+    from qdqpatch.exporter.inputs import Inputs
+    from qdqpatch.patching.audit import audit
+    from qdqpatch.patching.quantize import quantize
+
+    model, _ = source.load()
+    if source.quantization is None:
+        quantize(model, config)
+    return audit(model, Inputs(model).example())
 
 
 def print_plan(plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class Rewriter:
         self.torch_model = torch_model
         self._tape = Tape()
         self._quantized: dict[tuple[ir.Value, str | None, str | None], ir.Value] = {}
+        self._scaled: dict[tuple[ir.Value, str | None], ir.Value] = {}
 
     @property
     def graph(self) -> ir.Graph:
@@ -74,6 +76,15 @@ class Rewriter:
             )
             self.graph.register_initializer(value)
         return value
+
+    def scaled(self, value: ir.Value, factors: npt.NDArray[np.float32]) -> ir.Value:
+        """Return a tensor times a factor for each index of its last axis; equal ones are computed once."""
+        digest = hashlib.sha256(factors.tobytes()).hexdigest()[:16]
+        constant = self.constant(factors, f"input_scale_{digest}")
+        key = (value, constant.name)
+        if key not in self._scaled:
+            self._scaled[key] = self.op("Mul", [value, constant])
+        return self._scaled[key]
 
     def quantize(self, value: ir.Value, grid: Grid, offset: bool = False) -> ir.Value:
         """Return the integers of a tensor; equal ones are computed once.

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qdqpatch.nn.names import WEIGHT
+from qdqpatch.nn.names import INPUT_SCALE, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
 from qdqpatch.nn.toolkit import quant_nn
 
@@ -41,7 +41,10 @@ def _rows(name: str) -> Any:
 
 
 class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit has no types
-    """A Linear whose input and weight are quantized: y = Q(x) Q(W)^T + b.
+    """A Linear whose input and weight are quantized: y = Q(x) Q(W)^T + b, or Q(x s) Q(W)^T + b.
+
+    The factors s of the input's channels, if `scale_input` gave it any, are powers of two in a buffer
+    `_input_scale` of shape `(in_features,)`; its weight is W / s then, and the float function that of W.
 
     A subclass of pytorch-quantization's `QuantLinear`, whose default descriptors it inherits.
 
@@ -67,6 +70,60 @@ class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit ha
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
         self._input_quantizer = TensorQuantizer(self.default_quant_desc_input)
         self._weight_quantizer = TensorQuantizer(self.default_quant_desc_weight)
+
+    @property
+    def input_scale(self) -> Tensor | None:
+        """The factors of the input's channels; None if it is taken as it comes."""
+        scale: Tensor | None = self._buffers.get(INPUT_SCALE)
+        return scale
+
+    @property
+    def float_weight(self) -> Tensor:
+        """The weight for an input without factors, detached, shape `(out_features, in_features)`."""
+        weight: Tensor = self.weight.detach()
+        scale = self.input_scale
+        return weight if scale is None else weight * scale.to(weight.dtype)
+
+    def scale_input(self, factors: Tensor | None) -> None:
+        """Multiply the input's channels by factors from now on, and divide the weight by them, in place.
+
+        Nothing of the float function changes: powers of two round nothing.
+
+        Args:
+            factors: Powers of two, shape `(in_features,)`; None for no factors.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            weight = self.float_weight
+            if factors is not None:
+                factors = factors.detach().to(weight, copy=True)
+                weight = weight / factors
+            self.weight.copy_(weight)
+            self.load_input_scale(factors)
+
+    def load_input_scale(self, factors: Tensor | None) -> None:
+        """Take factors over for the weight that there is, or belongs to them; None for no factors."""
+        self._buffers.pop(INPUT_SCALE, None)
+        if factors is not None:
+            self.register_buffer(INPUT_SCALE, factors)
+
+    def scaled(self, inputs: Tensor) -> Tensor:
+        """Return what the input's quantizer sees of an input of shape `(..., in_features)`."""
+        scale = self.input_scale
+        return inputs if scale is None else inputs * scale.to(inputs.dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the Linear's output, shape `(..., out_features)`."""
+        outputs: Tensor = super().forward(self.scaled(input))
+        return outputs
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Make room for factors that the state dict has and this Linear has not."""
+        stored = state_dict.get(prefix + INPUT_SCALE)
+        if stored is not None and self.input_scale is None:
+            self.load_input_scale(torch.empty_like(self.weight[0].detach()))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class QuantEmbedding(nn.Embedding):

@@ -11,6 +11,10 @@ WEIGHT = "_weight_quantizer"
 """Of the weight of a Linear or an Embedding."""
 
 
+INPUT_SCALE = "_input_scale"
+"""Of what a Linear multiplies the channels of its input by, before the quantizer; most have none."""
+
+
 def operand(letters: str) -> str:
     """Return the name for an operand of a matmul between two computed tensors."""
     return f"matmul_{letters}_input_quantizer"

@@ -18,6 +18,7 @@ from qdqpatch.errors import (
     no_range,
 )
 from qdqpatch.nn.attention import IMPLEMENTATION
+from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.plan import Plan, Site
 from qdqpatch.rules.rewriting import GUARD, combined
@@ -53,6 +54,8 @@ def revert(model: PreTrainedModel, attn_implementation: str | None) -> None:
         if isinstance(part, PreTrainedModel) and part.config._attn_implementation == IMPLEMENTATION:
             part.set_attn_implementation(attn_implementation or "sdpa")
     for module in model.modules():
+        if isinstance(module, QuantLinear) and module.input_scale is not None:
+            module.scale_input(None)
         module.__class__ = getattr(module, "float_class", type(module))
         for name, child in list(module.named_children()):
             if isinstance(child, TensorQuantizer):

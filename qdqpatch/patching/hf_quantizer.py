@@ -18,9 +18,10 @@ from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
 from qdqpatch.patching.finite import check_finite
+from qdqpatch.patching.input_scales import make_room_for_scales, read_input_scales
 from qdqpatch.patching.plan import Plan, find_sites
 from qdqpatch.patching.recorded import KEY
-from qdqpatch.patching.stored_ranges import make_room, read_ranges, weight_settings
+from qdqpatch.patching.stored_ranges import make_room, read_ranges, warn_of_missing, weight_settings
 
 CONVERSIONS = "_weight_conversions"
 """Where transformers keeps how a model's tensors are renamed and joined when it is saved."""
@@ -60,7 +61,7 @@ class QDQHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
-        ranges = read_ranges(checkpoint_files or [])
+        ranges, scales = read_ranges(checkpoint_files or []), read_input_scales(checkpoint_files or [])
         config = self.quantization_config
         if self.pre_quantized and config.weight is None:
             config = dataclasses.replace(config, weight=weight_settings(ranges))
@@ -70,6 +71,8 @@ class QDQHfQuantizer(HfQuantizer):
             warnings.warn(shortfall, QuantizationWarning, stacklevel=2)
         self.patch(model, self._plan)
         make_room(model, ranges, model.base_model_prefix)
+        make_room_for_scales(model, scales, model.base_model_prefix)
+        warn_of_missing(model, self._plan)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         assert self._plan is not None, "transformers calls the hook before loading first"

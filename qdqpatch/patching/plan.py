@@ -91,7 +91,8 @@ class Plan:
         if self.unknown:
             text = (
                 f"There are no rules for {', '.join(self.unknown)} made of these classes: what is quantized "
-                f"in {self.model} was found by its structure. "
+                f"in {self.model} was found by its structure. qdqpatch.audit(model, batch) lists what of its "
+                "products and residual adds no quantizer feeds. "
             )
         if rows:
             more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""

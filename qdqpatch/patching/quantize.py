@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import NotQuantizedError, QuantizationWarning, QuantizedError
+from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.patching.apply import is_quantized, own_config, set_fixed_ranges
 from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
 from qdqpatch.patching.plan import Plan, find_sites
@@ -107,7 +108,7 @@ def dequantize(model: Model) -> Model:
     Raises:
         NotQuantizedError: If the model has no quantizer.
     """
-    inner = unwrapped(model)
+    inner = unwrapped(model) if isinstance(model, nn.Module) else model
     if not isinstance(getattr(inner, "hf_quantizer", None), QDQHfQuantizer):
         raise NotQuantizedError(f"This {type(inner).__name__} was not quantized by qdqpatch.")
     # transformers' method, which asks our QDQHfQuantizer
@@ -122,6 +123,10 @@ def float_twin(model: Model) -> Model:
         NotQuantizedError: If the model was not quantized by qdqpatch.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = dequantize(copy.deepcopy(model, shared))
+    twin = copy.deepcopy(model, shared)
+    for module in twin.modules():
+        if isinstance(module, QuantLinear):
+            module.load_input_scale(None)  # the weight, which is the model's, is not to change
+    twin = dequantize(twin)
     setattr(twin.config, KEY, list(vars(model)["hf_quantizer"].record))
     return twin

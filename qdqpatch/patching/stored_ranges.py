@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.config.quantizer import QuantizerConfig
-from qdqpatch.errors import CalibrationWarning, CheckpointError
+from qdqpatch.errors import CALIBRATE, CalibrationWarning, CheckpointError, QuantizationWarning, no_range
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import is_weight
-from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.patching.apply import named_quantizers, without_range
+from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.tensor_files import open_tensors
 
 SUFFIX = "._amax"
@@ -125,15 +126,48 @@ def make_room(model: nn.Module, ranges: dict[str, Tensor], base_model_prefix: st
         base_model_prefix: As for `stored_name`.
 
     Raises:
-        CheckpointError: If a range has a shape that its quantizer cannot use.
+        CheckpointError: If a range has a shape that its quantizer cannot use, or none is one of this model's.
     """
-    for path, quantizer in named_quantizers(model):
-        name = stored_name(path, ranges, base_model_prefix)
+    quantizers = dict(named_quantizers(model))
+    names = {path: stored_name(path, ranges, base_model_prefix) for path in quantizers}
+    if ranges and names and not any(names.values()):
+        raise CheckpointError(
+            f"The checkpoint holds ranges of another model than this {type(model).__name__}: the first is "
+            f"of {next(iter(ranges))}, where {next(iter(names))} was looked for. If its names begin with "
+            "something that does not belong there, such as 'module.', take it off."
+        )
+    for path, quantizer in quantizers.items():
+        name = names[path]
         if name is None or quantizer.amax is not None:
             continue
         if quantizer.is_enabled:
             check_shape(path, ranges[name], quantizer.axis, weight_shape(model, path))
         quantizer.register_buffer("_amax", torch.empty_like(ranges[name], device=_device(model)))
+
+
+def warn_of_missing(model: nn.Module, plan: Plan) -> None:
+    """Warn if some quantizers got room for a stored range, and others neither that nor a fixed range.
+
+    Args:
+        model: The patched model, after `make_room`.
+        plan: What it was patched by.
+    """
+    quantizers = {path: quantizer for path, quantizer in named_quantizers(model) if quantizer.is_enabled}
+    fixed = {
+        f"{site.path}.{name}"
+        for site in plan.sites
+        for name, config in site.quantizers.items()
+        if config is not None and config.amax is not None
+    }
+    unset = without_range(quantizers)
+    missing = [path for path in unset if path not in fixed]
+    if missing and len(unset) < len(quantizers):
+        warnings.warn(
+            f"The checkpoint has ranges for only some of the {len(quantizers)} quantizers of this "
+            f"{type(model).__name__}, and the others take each tensor's own: {no_range(missing, CALIBRATE)}",
+            QuantizationWarning,
+            stacklevel=3,
+        )
 
 
 def weight_settings(ranges: dict[str, Tensor]) -> QuantizerConfig | None:

@@ -15,6 +15,7 @@ from qdqpatch.errors import ConfigError, OverrideError
 from qdqpatch.nn.learned import refuse_learned
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.patching.input_scales import scaled_linears
 from qdqpatch.patching.placement import Placement, extended, first_like, placement, record, without
 from qdqpatch.patching.quantize import float_twin
 
@@ -72,6 +73,13 @@ def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
             turn_off(quantizer)
         elif not quantizer.is_enabled:
             _turn_on(model, path, wanted[path])
+    for _, linear in scaled_linears(model):
+        of_linear = (linear._input_quantizer, linear._weight_quantizer)
+        if not any(quantizer.is_enabled for quantizer in of_linear):
+            # It is loaded as a float Linear, which multiplies nothing; and these ranges fit no other weight.
+            linear.scale_input(None)
+            for quantizer in of_linear:
+                quantizer.drop_range()
     return model
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig, calibration, ptq, quantize
-from qdqpatch.calibration import bias_correction, refining, shifting
+from qdqpatch.calibration import bias_correction, input_smoothing, refining, shifting
 from qdqpatch.errors import (
     CalibrationError,
     ConfigError,
@@ -24,6 +24,7 @@ FLOAT_ADDS = QDQConfig.preset("no-residual")
 EVERYTHING: dict[str, Any] = {
     "smooth": True,
     "shift": True,
+    "smooth_inputs": True,
     "refine": 2,
     "fuse_qkv": True,
     "clip_gelu": 0.25,
@@ -60,6 +61,7 @@ def by_hand(data: list[models.Tensors]) -> PreTrainedModel:
     model = quantize(models.float_model(), FLOAT_ADDS)
     calibration.smooth(model, data)
     calibration.shift(model, data)
+    calibration.smooth_inputs(model, data)
     qdqpatch.calibrate(model, data, "auto")
     calibration.refine_ranges(model, data, 2)
     calibration.fuse_qkv(model)
@@ -102,6 +104,8 @@ def test_padding_is_left_out_in_every_step(aware: bool, monkeypatch: pytest.Monk
     for module, name, place in (
         (shifting, "collect_channels", 3),
         (calibration.smoothing, "collect_channels", 3),
+        (input_smoothing, "collect_channels", 3),
+        (input_smoothing, "feed_watched", 4),
         (bias_correction, "feed_watched", 4),
         (refining, "_Reconstruction", 2),
     ):
@@ -113,7 +117,7 @@ def test_padding_is_left_out_in_every_step(aware: bool, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(module, name, spy)
     ptq(models.float_model(), batches(2), FLOAT_ADDS, **EVERYTHING, padding_aware=aware)
-    assert told == [aware] * 4
+    assert told == [aware] * 6
 
 
 def test_a_listener_is_told_of_every_step() -> None:
@@ -123,6 +127,7 @@ def test_a_listener_is_told_of_every_step() -> None:
     assert listener.said == [
         ("Smoothing", each_batch),
         ("Shifting", each_batch),
+        ("Smoothing inputs", each_batch),
         ("Calibrating", each_batch),
         ("Refining the ranges", [(done, 4) for done in (1, 2, 3, 4)]),
         ("Correcting biases", each_batch),

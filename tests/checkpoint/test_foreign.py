@@ -13,6 +13,7 @@ import torch
 from checkpoints import write_tokenizer
 from commands import invoke
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from qdqpatch import QDQConfig, calibrate, load_qdqbert, plan, quantize, save_qdqbert
 from qdqpatch.checkpoint.source import open_checkpoint
@@ -356,6 +357,19 @@ def test_half_precision_state_leaves_ranges_in_fp32(calibrated, uncalibrated) ->
 
 def test_dequantizing_to_another_dtype(calibrated) -> None:
     assert calibrated().dequantize(dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_ranges_of_other_names_are_refused_by_transformers_way_of_loading_too(
+    calibrated, tmp_path: Path
+) -> None:
+    calibrated(HEAD).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    save_file(named, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=rf"ranges of another model than this {HEAD}.*of module\.bert\."
+    ):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
 def test_resized_embeddings_keep_their_ranges_and_get_new_ones() -> None:

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, dequantize, load_qdqbert, quantize
-from qdqpatch.errors import ConfigError, OverrideError
+from qdqpatch.errors import ConfigError, OverrideError, QuantizationWarning
 from qdqpatch.patching.apply import is_quantized, named_quantizers
 
 AUTO = {
@@ -35,6 +36,9 @@ AUTO = {
     "BertForTokenClassification": "AutoModelForTokenClassification",
     "BertForQuestionAnswering": "AutoModelForQuestionAnswering",
 }
+pytestmark = pytest.mark.filterwarnings("ignore:The checkpoint has ranges for only some")
+"""Models of which every other quantizer has a range are among the states."""
+
 STATES = ["uncalibrated", "half-calibrated", "calibrated"]
 
 
@@ -100,6 +104,37 @@ def test_save_and_load_give_the_same_model(state: str, any_head: str, tmp_path: 
     loaded = load(auto(any_head), tmp_path)
     assert_same(loaded, model, any_head)
     assert not loaded.training
+
+
+def test_ranges_for_only_some_quantizers_are_told(tmp_path: Path) -> None:
+    model = models.calibrated()
+    quantizers = dict(named_quantizers(model))
+    for path in list(quantizers)[3:5]:
+        quantizers[path].drop_range()
+    model.save_pretrained(tmp_path)
+    first = list(quantizers)[3]
+    message = (
+        rf"only some of the {len(quantizers)} .*: 2 quantizers have no range yet, the first one {first}\."
+    )
+    with pytest.warns(QuantizationWarning, match=message) as told:
+        AutoModel.from_pretrained(tmp_path)
+    assert len(told) == 1
+
+
+def test_a_range_that_the_configuration_fixes_is_not_missed(tmp_path: Path) -> None:
+    fixed = QDQConfig(activation={"amax": 4.0})
+    model = quantize(models.float_model(), fixed)
+    for path, quantizer in named_quantizers(model):
+        if path.endswith("_weight_quantizer"):
+            quantizer.load_range(
+                model.get_parameter(path.replace("_weight_quantizer", "weight")).abs().amax()
+            )
+        else:
+            quantizer.drop_range()
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AutoModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS)

@@ -57,6 +57,18 @@ def test_a_linear_computes_the_same(rule: str, unsigned: bool, per_tensor: bool,
     np.testing.assert_allclose(found, expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("rule", COMPUTED)
+def test_a_smoothed_input_is_multiplied_first(rule: str) -> None:
+    module = model()
+    module["dense"].scale_input(torch.tensor([1, 2, 4, 0.5, 1, 0.25, 8, 1]))
+    graph = rewritten(LINEAR, module, (RULES[rule],))
+    assert types(graph.graph).count("Mul") == 1
+    (found,) = run(graph, values())
+    with torch.no_grad():
+        expected = module["dense"](values()["x"]).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("off", ["_input_quantizer", "_weight_quantizer"])
 def test_a_quantizer_that_is_off_leaves_that_operand_float(rule: str, off: str) -> None:

@@ -123,7 +123,7 @@ def test_layers_of_several_stacks_go_by_their_whole_path() -> None:
 
 
 def test_what_has_no_units() -> None:
-    with pytest.raises(NotQuantizedError, match="The model has no enabled quantizer"):
+    with pytest.raises(NotQuantizedError, match="This BertModel is a float model"):
         find_units(models.float_model())
     model = models.uncalibrated()
     model.encoder.layer[0].added = TensorQuantizer()

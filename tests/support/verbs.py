@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 import qdqpatch
 from qdqpatch import calibration, training
+from qdqpatch.calibration.input_smoothing import linears_to_smooth
 from qdqpatch.exporter.grids import check_grids
 from qdqpatch.exporter.preparing import prepared
 from qdqpatch.exporter.tracing import outputs_of
@@ -40,6 +41,14 @@ def calibrated(**config: object) -> PreTrainedModel:
     return qdqpatch.calibrate(quantized(**config), batches(), "max")
 
 
+def smoothed() -> PreTrainedModel:
+    """A calibrated model whose Linears multiply their inputs, each channel by another factor."""
+    model = quantized()
+    for linear in linears_to_smooth(model).values():
+        linear.scale_input(torch.exp2(torch.arange(linear.in_features) % 5 - 2.0))
+    return qdqpatch.calibrate(model, batches(), "max")
+
+
 STATES: dict[str, Callable[[], PreTrainedModel]] = {
     "calibrated": calibrated,
     "lsq": lambda: training.train_ranges(calibrated(), "lsq", "frozen"),
@@ -50,6 +59,7 @@ STATES: dict[str, Callable[[], PreTrainedModel]] = {
     "fixed": lambda: calibrated(activation={"amax": FIXED}),
     "per channel": lambda: calibrated(overrides={PER_CHANNEL: {"axis": 2}}),
     "per tensor": lambda: calibrated(weight={"axis": None}),
+    "smoothed": smoothed,
 }
 
 
@@ -115,6 +125,7 @@ VERBS: dict[str, Verb] = {
     "collect": on(calibration.collect, batches),
     "smooth": on(calibration.smooth, batches),
     "shift": on(calibration.shift, batches),
+    "smooth_inputs": on(calibration.smooth_inputs, batches),
     "refine_ranges": on(calibration.refine_ranges, batches, epochs=1),
     "correct_biases": on(calibration.correct_biases, batches),
     "fuse_qkv": on(calibration.fuse_qkv),

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from qdqpatch.exporter.graph import MICROSOFT, Rewriter, path
 from qdqpatch.exporter.grids import Grid, activation_grid, weight_grid
 from qdqpatch.exporter.rules.push_quantize import quantize_before_moves
-from qdqpatch.exporter.rules.qdq_linear import QDQLinear
+from qdqpatch.exporter.rules.qdq_linear import QDQLinear, scaled_input
 from qdqpatch.exporter.symbolic_operators import DOMAIN, LINEAR
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, WEIGHT
@@ -48,7 +48,7 @@ class IntegerLinear:
         stored = integers.T
         if self.offset and not weights.unsigned:
             stored = (stored.astype(np.int16) + 128).astype(np.uint8)
-        tensor = node.inputs[0]
+        tensor = scaled_input(rewriter, node, linear)
         assert tensor is not None
         bias = None
         if linear.bias is not None:

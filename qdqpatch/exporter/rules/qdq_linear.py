@@ -71,11 +71,19 @@ class QDQLinear:
 
 def quantized_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> ir.Value | None:
     """Return what the Linear multiplies: its input, through Q and DQ unless that quantizer is off."""
-    inputs, quantizer = node.inputs[0], linear._input_quantizer
+    inputs, quantizer = scaled_input(rewriter, node, linear), linear._input_quantizer
     if not quantizer.is_enabled or inputs is None:
         return inputs
     grid = activation_grid(quantizer, f"{path(node)}.{INPUT}")
     return rewriter.dequantize(rewriter.quantize(inputs, grid), grid)
+
+
+def scaled_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> ir.Value | None:
+    """Return the Linear's input, times the factors of its channels if it has any."""
+    inputs, scale = node.inputs[0], linear.input_scale
+    if inputs is None or scale is None:
+        return inputs
+    return rewriter.scaled(inputs, scale.float().numpy())
 
 
 def add_bias(rewriter: Rewriter, product: ir.Value, linear: QuantLinear, name: str) -> ir.Value:
