@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -208,6 +210,16 @@ class Calibration:
             settings = dataclasses.replace(self, max_length=companions.max_length)
             tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
         return functools.partial(settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the record of a folder says of its calibration."""
+        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
+        more = ("fuse_qkv", "clip_gelu", "correct_biases")
+        settings = {name: getattr(self, name) for name in (*names, *more)}
+        data: dict[str, Any] = {"name": Path(self.source).name}
+        if Path(self.source).is_file():
+            data["sha256"] = hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
+        return {"calibration": settings, "data": data}
 
     def _run(
         self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel

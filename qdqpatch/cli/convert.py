@@ -56,6 +56,7 @@ def command(
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.exporter.export import prepare_export
     from qdqpatch.output.folder import OutputFolder
+    from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
     from qdqpatch.patching.quantize import quantize
     from qdqpatch.report.quantizers import STATISTICS_FILE, load_statistics
@@ -98,6 +99,7 @@ def command(
         if statistics:
             statistics.save(folder / STATISTICS_FILE)
         companions.copy(folder)
+        write_record(model, folder, **({} if calibration is None else calibration.record()))
         exports = [write(folder, out) for write in writers]
     enabled = [quantizer for _, quantizer in named_quantizers(model) if quantizer.is_enabled]
     calibrated = [quantizer.amax is not None for quantizer in enabled]

@@ -23,15 +23,24 @@ from qdqpatch.exporter.check import OutputComparison, compare, own_noise, requir
 from qdqpatch.exporter.graph import Rewriter
 from qdqpatch.exporter.grids import check_grids
 from qdqpatch.exporter.inputs import Inputs
-from qdqpatch.exporter.kernels import match, matmuls, name_after_modules
+from qdqpatch.exporter.kernels import (
+    Operation,
+    match,
+    matmuls,
+    name_after_modules,
+    name_products,
+    number_runs,
+)
 from qdqpatch.exporter.layout import link_quantized, size_of, write_beside, write_export_json
 from qdqpatch.exporter.precision import OPSET, PRECISIONS, Precision, check_fits, convert_ends, lower
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
-from qdqpatch.exporter.tracing import outputs_of, trace
+from qdqpatch.exporter.tracing import SENTENCE, outputs_of, trace
 from qdqpatch.nn.pooling import SentenceHead
+from qdqpatch.output.manifest import read_sections
+from qdqpatch.output.record import write_record
 from qdqpatch.tasks.head import classifier_of
 
 
@@ -46,6 +55,10 @@ class Ends:
 
     int32_inputs: bool = False
     float32_outputs: bool = False
+
+
+CANARIES = ("A cat sat on the mat.", "How long did the detour last?", "The bridge was closed for repairs.")
+"""Texts whose vectors tell whether another machine computes the same."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +134,7 @@ class Pipeline:
             self.say("Counting integer kernels")
             operations = match(self.model, names, self.target.kernels(file))
         builds = self._compiled(file, place, build)
+        self._record(folder, size, comparisons, operations, tokenizer)
         ran = f"{self.engine.name} {self.engine.version}" if comparisons is not None else None
         return Export(
             folder=out,
@@ -133,6 +147,35 @@ class Pipeline:
             float_matmuls=float_matmuls,
             builds=builds,
         )
+
+    def _record(
+        self,
+        folder: Path,
+        size: int,
+        comparisons: list[OutputComparison] | None,
+        operations: list[Operation] | None,
+        tokenizer: Any,
+    ) -> None:
+        """Write into the manifest what was exported, and texts with the vectors of the model."""
+        entry = {
+            "target": self.target.name,
+            "bytes": size,
+            "engine": f"{self.engine.name} {self.engine.version}" if comparisons is not None else None,
+            "matmuls": None if operations is None else len(operations),
+            "integer": None if operations is None else sum(operation.integer for operation in operations),
+            "steps": {comparison.output: comparison.mean for comparison in comparisons or ()},
+        }
+        exports = read_sections(folder).get("exports", {}) | {self.target.file: entry}
+        canaries = None
+        if self.head is not None and tokenizer is not None:
+            batch = tokenizer(list(CANARIES), padding=True, return_tensors="pt")
+            taken = {name: batch[name] for name in self.inputs.example()}
+            vectors = outputs_of(self.model, self.head)(taken)[SENTENCE]
+            canaries = [
+                {"text": text, "vector": [round(float(number), 6) for number in vector]}
+                for text, vector in zip(CANARIES, vectors, strict=True)
+            ]
+        write_record(self.model, folder, exports=exports, canaries=canaries)
 
     def _compiled(self, file: Path, place: Path, capabilities: Sequence[str]) -> tuple[Build, ...]:
         """Return the file as TensorRT for RTX compiles it for some compute capabilities."""
@@ -158,6 +201,7 @@ class Pipeline:
             self._opset if opset is None else opset,
             self.head,
         )
+        name_products(graph.graph)
         rewriter = Rewriter(graph, self.model)
         for rules in self.target.passes:
             apply(rewriter, *rules)
@@ -165,6 +209,7 @@ class Pipeline:
         graph.opset_imports.pop(DOMAIN, None)
         graph.opset_imports.update(self.target.domains)
         name_after_modules(graph.graph)
+        number_runs(graph.graph)
         graph.producer_name = "qdqpatch"
         return graph
 

@@ -37,6 +37,17 @@ def write_manifest(folder: Path, joins: Path | None = None) -> None:
     (folder / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
+def add_sections(folder: Path, **sections: Any) -> None:
+    """Write sections of the manifest beside the list of files; those of the same names are replaced."""
+    data = (_read(folder / MANIFEST) or {}) | sections
+    (folder / MANIFEST).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def read_sections(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder; empty where there is none."""
+    return _read(folder / MANIFEST) or {}
+
+
 def foreign(folder: Path, also: re.Pattern[str] | None = None, skip: Iterable[str] = ()) -> list[str]:
     """Return what in a folder is not recognisably ours: not in its manifest, or changed since.
 

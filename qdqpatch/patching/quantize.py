@@ -108,7 +108,7 @@ def dequantize(model: Model) -> Model:
     Raises:
         NotQuantizedError: If the model has no quantizer.
     """
-    inner = unwrapped(model)
+    inner = unwrapped(model) if isinstance(model, nn.Module) else model
     if not isinstance(getattr(inner, "hf_quantizer", None), QDQHfQuantizer):
         raise NotQuantizedError(f"This {type(inner).__name__} was not quantized by qdqpatch.")
     # transformers' method, which asks our QDQHfQuantizer

@@ -50,5 +50,5 @@ def refusal(model: object) -> str:
     )
     for name in ATTRIBUTES:
         if isinstance(getattr(model, name, None), PreTrainedModel):
-            return f"{expected} Pass the model inside it, which is its attribute .{name}."
+            return f"{expected} Of a wrapper, pass the model inside it: its attribute .{name}."
     return f"{expected} Of a pipeline or wrapper, pass the model inside it."

@@ -25,6 +25,7 @@ from qdqpatch.evaluation.predicting import batches, predict, torch_run
 from qdqpatch.evaluation.shared_task import settle
 from qdqpatch.listening import TrainingListener
 from qdqpatch.output.folder import OutputFolder, failures_of_writing
+from qdqpatch.output.record import write_record
 from qdqpatch.patching.apply import enabled_quantizers, without_range
 from qdqpatch.patching.quantize import dequantize, quantize
 from qdqpatch.tasks import make_task
@@ -105,6 +106,8 @@ def run_job(
         with output.staged() as staging:
             run.model.save_pretrained(staging)
             companions.copy(staging)
+            training = {stage.name: stage.metrics for stage in run.report.stages}
+            write_record(run.model, staging, training=training, data={"name": job.data.name})
             written = {"run": folder.id, "job": job.to_dict(), **run.report.to_dict()}
             (staging / REPORT_FILE).write_text(json.dumps(written, indent=2), encoding="utf-8")
         if (left := folder.remove()) is not None:

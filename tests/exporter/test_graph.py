@@ -124,6 +124,7 @@ def test_weights_are_in_the_file() -> None:
     for variant, target in FILES:
         result = made(variant, target).result
         assert {each.relative_to(result.folder).as_posix() for each in result.folder.rglob("*.*")} == {
+            "README.md",
             "config.json",
             "export.json",
             "onnx/model.onnx",

@@ -1,5 +1,6 @@
 """One folder, unchanged, in everything that loads such folders; and int8 runs, not the float model."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -101,8 +102,29 @@ def test_companions_and_weights_are_there(root: Path) -> None:
         "vocab.txt",
     }
     assert (root / "out/onnx/model_quantized.onnx").samefile(root / "out/onnx/model.onnx")
-    files = json.loads((root / "out/qdqpatch.json").read_text())["files"]
-    assert "onnx/model_quantized.onnx" in files
+    assert "onnx/model_quantized.onnx" in json.loads((root / "out/qdqpatch.json").read_text())["files"]
+
+
+def test_the_record_and_the_card_say_what_was_done(root: Path) -> None:
+    record = json.loads((root / "out/qdqpatch.json").read_text())
+    assert record["recipe"]["quant_method"] == "qdqpatch"
+    assert record["calibration"]["method"] == "max"
+    digest = hashlib.sha256((root / "texts.txt").read_bytes()).hexdigest()
+    assert record["data"] == {"name": "texts.txt", "sha256": digest}
+    assert record["versions"]["torch"] == torch.__version__
+    assert set(record["exports"]) == {"onnx/model.onnx", "openvino/openvino_model.xml"}
+    texts = [canary["text"] for canary in record["canaries"]]
+    tokenizer = AutoTokenizer.from_pretrained(root / "out")
+    batch = dict(tokenizer(texts, padding=True, return_tensors="np"))
+    session = ENGINES["onnxruntime"].load(root / "out/onnx/model.onnx")
+    found = torch.from_numpy(session.run(batch)["sentence_embedding"])
+    vectors = torch.tensor([canary["vector"] for canary in record["canaries"]])
+    assert torch.nn.functional.cosine_similarity(found, vectors).min() > 0.999
+    card = (root / "out/README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n---\n# A tiny embedder\n\n<!-- qdqpatch -->\n## Int8\n")
+    assert card.count("## Int8") == 1
+    for part in (record["variant"], "method max", digest[:16], "`onnx/model.onnx`", "16 of 17"):
+        assert part in card
 
 
 def test_our_own_folder_may_be_replaced(root: Path) -> None:

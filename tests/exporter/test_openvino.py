@@ -28,7 +28,14 @@ def test_the_file_computes_what_the_model_does(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written(case: str) -> None:
     result = made(case, "openvino").result
-    files = {"config.json", "export.json", "openvino_model.bin", "openvino_model.xml", "qdqpatch.json"}
+    files = {
+        "config.json",
+        "export.json",
+        "openvino_model.bin",
+        "openvino_model.xml",
+        "qdqpatch.json",
+        "README.md",
+    }
     assert {path.name for path in result.folder.rglob("*.*")} == files
     assert result.file == result.folder / "openvino/openvino_model.xml"
     assert result.size == sum(path.stat().st_size for path in result.folder.glob("openvino/*.*"))

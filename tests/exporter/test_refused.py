@@ -227,6 +227,7 @@ def test_a_right_file_replaces_the_folder(
         "Counting integer kernels",
     ]
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == {
+        "out/README.md",
         "out/config.json",
         "out/export.json",
         "out/onnx/model.onnx",

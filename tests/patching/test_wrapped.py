@@ -118,10 +118,10 @@ def test_refusals_name_the_attribute(embedder: nn.Module) -> None:
         lambda model: qdqpatch.export(model, "out"),
     ):
         with pytest.raises(
-            UnsupportedModelError, match=r"not a Pipeline\. Pass the model inside it, .* \.model\."
+            UnsupportedModelError, match=r"not a Pipeline\. Of a wrapper, pass .* attribute \.model\."
         ):
             call(wrapped)
-    with pytest.raises(UnsupportedModelError, match=r"not a DataParallel\. Pass .* its attribute \.module\."):
+    with pytest.raises(UnsupportedModelError, match=r"not a DataParallel\. .* its attribute \.module\."):
         qdqpatch.quantize(nn.DataParallel(models.float_model()))
     with pytest.raises(
         UnsupportedModelError, match=r"not a Linear\. Of a pipeline or wrapper, pass the model in"
