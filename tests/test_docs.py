@@ -116,13 +116,22 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "index.html").is_file()
 
 
-def rooms() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def rooms() -> ModuleType:
+    return script("rooms")
+
+
+def test_the_page_on_models_is_written_from_the_code() -> None:
+    written = script("models").write()
+    assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == written, "run: python docs/models.py"
 
 
 def test_the_picture_of_the_rooms_is_drawn_from_the_imports() -> None:

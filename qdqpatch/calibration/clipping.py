@@ -9,22 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from qdqpatch.calibration.selecting import Model, check_quantized, enabled_of, load_ranges, range_of
 from qdqpatch.config.quantizer import LARGEST
 from qdqpatch.errors import ConfigError
 from qdqpatch.nn.names import INPUT
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.rules import rules_of
+from qdqpatch.rules.matmuls import AttentionMatmuls
 
 
 def clip_gelu(model: Model, maximum: float) -> Model:
     """Let the quantized output of the feed-forward's activation reach `maximum` at most, in place.
 
     GELU has no upper bound, and a few large outputs spoil the resolution of the others. What is clipped
-    is the range of the Linear that reads the activation. It is found by structure, not by name: of each
-    layer, which is a member of an `nn.ModuleList`, the last two Linears are the feed-forward's if one
-    leads to the other's width and back, and the second reads the activation. Poolers and heads stand
-    outside the layers and are left alone, as in `quant_trainer.py`.
+    is the range of the Linear that reads the activation, or its product with a gate. It is found by
+    structure, not by name: of each layer, which is a member of an `nn.ModuleList`, the last two Linears
+    outside of attentions are the feed-forward's if one leads to the other's width, or to twice that where it
+    computes the gates too, and back. Poolers and heads stand outside the layers and are left alone, as in
+    `quant_trainer.py`.
 
     Args:
         model: A quantized and calibrated model.
@@ -71,12 +75,29 @@ def inputs_to_clip(model: nn.Module) -> dict[str, TensorQuantizer]:
 
 def _feed_forward_outputs(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield name and module of each layer's last Linear, if it and the one before are a feed-forward."""
+    models = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    rules = {rule for part in models for rule in rules_of(part)}
+    attentions = tuple(kind for rule in rules if isinstance(rule, AttentionMatmuls) for kind in rule.inside)
     for path, layers in model.named_modules():
         if isinstance(layers, nn.ModuleList):
             for index, layer in layers.named_children():
-                named = layer.named_modules(prefix=f"{path}.{index}")
-                linears = [(name, module) for name, module in named if isinstance(module, nn.Linear)][-2:]
-                sizes = {(linear.in_features, linear.out_features) for _, linear in linears}
-                # There and back: the second's sizes are the first's the other way round.
-                if len(linears) == 2 and sizes == {size[::-1] for size in sizes}:
+                linears = list(_linears(layer, f"{path}.{index}", attentions))[-2:]
+                if len(linears) == 2 and _there_and_back(linears[0][1], linears[1][1]):
                     yield linears[1]
+
+
+def _linears(
+    module: nn.Module, path: str, attentions: tuple[type[nn.Module], ...]
+) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the Linears of a layer by name, but for those of attentions."""
+    if isinstance(module, nn.Linear):
+        yield path, module
+    if not isinstance(module, attentions):
+        for name, child in module.named_children():
+            yield from _linears(child, f"{path}.{name}", attentions)
+
+
+def _there_and_back(first: nn.Linear, second: nn.Linear) -> bool:
+    """Whether the second has the first's sizes the other way round; with gates the first is twice as wide."""
+    widths = second.in_features, 2 * second.in_features
+    return first.in_features == second.out_features and first.out_features in widths

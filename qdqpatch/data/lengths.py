@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +52,39 @@ def position_limit(model: PreTrainedModel | None) -> int:
     return min(limits)
 
 
+AFTER_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "esm",
+        "ibert",
+        "layoutlmv3",
+        "lilt",
+        "longformer",
+        "luke",
+        "markuplm",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
+"""Model types whose first position is the one after padding's: of 514 positions, 512 are for tokens."""
+
+
 def config_limit(config: PreTrainedConfig) -> int:
     """Return the longest sequence for which a config has positions; `sys.maxsize` if it does not say."""
-    limit = getattr(config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else sys.maxsize
+    return positions_for_tokens(config.to_dict()) or sys.maxsize
+
+
+def positions_for_tokens(config: Mapping[str, Any]) -> int | None:
+    """Return the same for a config as it is in `config.json`; None if it does not say."""
+    limit = config.get("max_position_embeddings")
+    if not isinstance(limit, int):
+        return None
+    padding = config.get("pad_token_id")
+    if config.get("model_type") in AFTER_PADDING and isinstance(padding, int):
+        return limit - padding - 1
+    return limit

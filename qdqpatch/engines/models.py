@@ -13,6 +13,7 @@ from typing import Any
 from qdqpatch.checkpoint.files import HUB_NAME
 from qdqpatch.checkpoint.source import WEIGHTS, open_checkpoint
 from qdqpatch.choices import RUNNERS
+from qdqpatch.data.lengths import positions_for_tokens
 from qdqpatch.engines.sessions import ENGINES
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
@@ -156,8 +157,10 @@ def _facts(name: str) -> Facts:
 
 
 def _facts_of(config: Mapping[str, Any]) -> Facts:
-    keys = ("vocab_size", "max_position_embeddings", "pad_token_id")
-    return Facts(*(value if isinstance(value := config.get(key), int) else None for key in keys))
+    vocabulary, padding = (
+        value if isinstance(value := config.get(key), int) else None for key in ("vocab_size", "pad_token_id")
+    )
+    return Facts(vocabulary, positions_for_tokens(config), padding)
 
 
 def _labels(models: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +31,16 @@ CHOICES = 3
 LONGEST = 512
 """A model that takes longer sequences is compared on such as these."""
 
+IMAGE = "pixel_values"
+BOXES = "bbox"
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """Makes batches for a model.
+    """Makes batches for a model: of what its own `forward` takes, as its config says how much of it there is.
 
     Attributes:
-        model: A BERT with any head.
+        model: An encoder of texts or images with any head.
         fixed: The only shape that the exported model takes; None for any.
     """
 
@@ -49,9 +53,12 @@ class Inputs:
             return {}
         axes: dict[str, dict[int, str]] = {}
         for name, tensor in self.example().items():
+            if name == IMAGE:  # the size of images is the model's
+                axes[name] = {0: "batch"}
+                continue
             sequence = "encoder_sequence" if name.startswith("encoder_") else "sequence"
             middle = {1: "choices"} if self._has_choices else {}
-            last = 1 if name == "encoder_hidden_states" else tensor.dim() - 1
+            last = 1 if name in ("encoder_hidden_states", BOXES) else tensor.dim() - 1
             axes[name] = {0: "batch", **middle, last: sequence}
         return axes
 
@@ -60,9 +67,9 @@ class Inputs:
         return self.batch(self.fixed or Shape(2, min(8, self.longest)))
 
     def batch(self, shape: Shape, seed: int = 0, words: Tensor | None = None, full: bool = True) -> Batch:
-        """Return a batch whose rows are of different lengths, padded on the right.
+        """Return a batch whose rows are of different lengths, padded on the right; or one of images.
 
-        Every second row ends in a second segment.
+        Every second row ends in a second segment, where the model tells segments.
 
         Args:
             shape: Of the batch.
@@ -72,6 +79,10 @@ class Inputs:
         """
         generator = torch.Generator().manual_seed(seed)
         config = self.model.config
+        if self.model.main_input_name == IMAGE:
+            size = (shape.batch, config.num_channels, *_pair(config.image_size))
+            return {IMAGE: torch.randn(size, generator=generator)}
+        accepted = inspect.signature(self.model.forward).parameters
         size = (shape.batch, CHOICES, shape.length) if self._has_choices else (shape.batch, shape.length)
         rows = size[0] if not self._has_choices else size[0] * CHOICES
         lengths = torch.randint(1 + shape.length // 2, shape.length + 1, (rows,), generator=generator)
@@ -81,14 +92,18 @@ class Inputs:
             lengths = lengths.clamp(max=max(1, shape.length - 1))
         positions = torch.arange(shape.length)
         mask = (positions < lengths[:, None]).long()
-        segments = (positions >= lengths[:, None] // 2).long() * mask * (config.type_vocab_size > 1)
-        segments[::2] = 0
         if words is None:
             ids = torch.randint(config.vocab_size, (rows, shape.length), generator=generator)
         else:
             ids = words[torch.arange(rows * shape.length) % len(words)].view(rows, shape.length)
-        batch = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": segments}
+        padding = getattr(config, "pad_token_id", None) or 0
+        batch = {"input_ids": ids.where(mask.bool(), padding), "attention_mask": mask}
+        if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
+            batch["token_type_ids"] = (positions >= lengths[:, None] // 2).long() * mask
+            batch["token_type_ids"][::2] = 0
         batch = {name: tensor.reshape(size) for name, tensor in batch.items()}
+        if BOXES in accepted:
+            batch[BOXES] = _boxes(config.max_2d_position_embeddings, size, generator)
         if getattr(config, "add_cross_attention", False):
             keys = shape.length + 1
             hidden = (shape.batch, keys, config.hidden_size)
@@ -137,6 +152,18 @@ class Inputs:
     @property
     def _has_choices(self) -> bool:
         return type(self.model).__name__.endswith("ForMultipleChoice")
+
+
+def _pair(size: int | Sequence[int]) -> Sequence[int]:
+    """Return height and width of an image that the config may give as one number."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _boxes(limit: int, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw where words stand on a page: left, top, right, bottom, shape `(*size, 4)`."""
+    corners = torch.randint(limit // 2, (*size, 2), generator=generator)
+    sides = torch.randint(limit - limit // 2, (*size, 2), generator=generator)
+    return torch.cat([corners, corners + sides], -1)
 
 
 def _tokens(tokenizer: Any, vocabulary: int) -> Tensor:

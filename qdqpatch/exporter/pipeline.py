@@ -23,7 +23,14 @@ from qdqpatch.exporter.check import OutputComparison, compare, own_noise, requir
 from qdqpatch.exporter.graph import Rewriter
 from qdqpatch.exporter.grids import check_grids
 from qdqpatch.exporter.inputs import Inputs
-from qdqpatch.exporter.kernels import Operation, match, matmuls, name_after_modules
+from qdqpatch.exporter.kernels import (
+    Operation,
+    match,
+    matmuls,
+    name_after_modules,
+    name_products,
+    number_runs,
+)
 from qdqpatch.exporter.layout import link_quantized, size_of, write_beside, write_export_json
 from qdqpatch.exporter.precision import OPSET, PRECISIONS, Precision, check_fits, convert_ends, lower
 from qdqpatch.exporter.result import Export
@@ -194,6 +201,7 @@ class Pipeline:
             self._opset if opset is None else opset,
             self.head,
         )
+        name_products(graph.graph)
         rewriter = Rewriter(graph, self.model)
         for rules in self.target.passes:
             apply(rewriter, *rules)
@@ -201,6 +209,7 @@ class Pipeline:
         graph.opset_imports.pop(DOMAIN, None)
         graph.opset_imports.update(self.target.domains)
         name_after_modules(graph.graph)
+        number_runs(graph.graph)
         graph.producer_name = "qdqpatch"
         return graph
 

@@ -139,9 +139,9 @@ def symbolic_attention(
     context, probabilities = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::{ATTENTION}",
         [query, key, value, attention_mask],
-        {"path": vars(module)[_PATH], "scaling": size**-0.5 if scaling is None else scaling},
+        {"path": vars(module)[_PATH], "scaling": float(size**-0.5 if scaling is None else scaling)},
         dtypes=[query.dtype, query.dtype],
-        shapes=[[batch, queries, heads, size], [batch, heads, queries, key.shape[2]]],
+        shapes=[[batch, queries, heads, value.shape[3]], [batch, heads, queries, key.shape[2]]],
         version=1,
     )
     return context, probabilities

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -116,7 +117,8 @@ class _Outputs(nn.Module):
 
     def named(self, inputs: Batch) -> dict[str, Tensor]:
         """Return the outputs by name, without what nothing reads and a cache of keys and values."""
-        cache = {"use_cache": False} if getattr(self.model.config, "is_decoder", False) else {}
+        takes_cache = "use_cache" in inspect.signature(self.model.forward).parameters
+        cache = {"use_cache": False} if takes_cache else {}
         found = named_outputs(self.model(**inputs, **cache))
         named = {name: tensor for name, tensor in found.items() if name not in self._unread}
         if self.head is not None:  # last: some servers take the first output, whatever its name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 INPUT = "_input_quantizer"
 """Of what a Linear reads."""
 
@@ -16,6 +18,12 @@ INPUT_SCALE = "_input_scale"
 def operand(letters: str) -> str:
     """Return the name for an operand of a matmul between two computed tensors."""
     return f"matmul_{letters}_input_quantizer"
+
+
+def letters_of(path: str) -> str | None:
+    """Return which operand of a matmul a quantizer is for, by its path; None if it is no such quantizer."""
+    found = re.fullmatch(operand("(.+)"), path.rpartition(".")[2])
+    return None if found is None else found[1]
 
 
 MATMUL = {letter: operand(letter) for letter in "qkva"}

@@ -21,6 +21,7 @@ from qdqpatch.patching.recorded import HEAD, KEY, Recorded, describe, recorded_r
 from qdqpatch.patching.wrapped import refusal
 from qdqpatch.rules import has_rules, rules_of
 from qdqpatch.rules.base import Match, Miss, Rule
+from qdqpatch.rules.structural import Unreached
 
 SHOWN = 5
 """How many rows of what stays float a warning has."""
@@ -65,7 +66,8 @@ class Plan:
         config: The configuration that the plan follows, nothing in it left to defaults.
         sites: What is quantized, rule by rule.
         misses: What stays float.
-        unknown: The model types that have no rules of their own, so that their structure decided.
+        unknown: The model types for which there are no rules, here or of the caller's own, so that their
+            structure decided.
         record: Every place that can be quantized, as data (`recorded.py`).
     """
 
@@ -214,7 +216,7 @@ def find_sites(
     misses += _uncovered(model, {site.path for site in sites} | {miss.path for miss in misses})
     if strict:
         _check_overrides(config, used)
-    unknown = tuple(root.config.model_type for _, root in roots if not has_rules(root))
+    unknown = () if rules else tuple(root.config.model_type for _, root in roots if not has_rules(root))
     found_all = Plan(
         type(model).__name__, config, tuple(sites), tuple(misses), unknown, tuple(describe(places))
     )
@@ -280,10 +282,18 @@ def _outermost(models: list[tuple[str, PreTrainedModel]]) -> list[tuple[str, Pre
 
 
 def _matches(model: nn.Module, rules: tuple[Rule, ...]) -> Iterator[tuple[Rule, Match | Miss]]:
-    """Yield what the rules find; the first rule that finds an operation has it."""
+    """Yield what the rules find; the first rule that finds an operation has it.
+
+    A module whose products a rule knows, as one of the caller's own may, is reached.
+    """
     claimed = set()
+    reached = set()
     for rule in rules:
         for found in rule.match(model):
+            if isinstance(found, Match) and rule.part == "matmuls":
+                reached.add(found.path)
+            if isinstance(rule, Unreached) and found.path in reached:
+                continue
             if (found.path, found.operation) not in claimed:
                 claimed.add((found.path, found.operation))
                 yield rule, found

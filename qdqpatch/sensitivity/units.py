@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -113,13 +114,31 @@ def _place(path: str, part: str, layers: tuple[str, ...], attentions: tuple[str,
     layer = next((prefix for prefix in layers if path.startswith(f"{prefix}.")), None)
     if layer is None:
         return OUTSIDE[part], OUTSIDE[part]
-    child = path.removeprefix(f"{layer}.").partition(".")[0]
+    inner = path.removeprefix(f"{layer}.")
+    child, _, rest = inner.partition(".")
+    number = rest.partition(".")[0]
+    if number.isdigit():  # the parts of a layer are in a list, as T5's are
+        child = f"{child}.{number}"
     in_attention = any(f"{attention}.".startswith(f"{layer}.{child}.") for attention in attentions)
     block = child if in_attention else "feed-forward"
     where = _layer_name(layer, layers)
     if part == "residual_adds":
-        return f"{where}, {block} add", "residual add"
+        return f"{where}, {_add_name(inner, block)}", "residual add"
     return f"{where}, {block}", "attention" if in_attention else "feed-forward"
+
+
+def _add_name(inner: str, block: str) -> str:
+    """Return what a residual add is called: no two of a layer have the same name.
+
+    Args:
+        inner: The path of one of its quantizers in the layer.
+        block: The unit that it comes after.
+    """
+    owner, _, name = inner.rpartition(".")
+    found = re.match(r"add(\d+)_", name)
+    if found is not None:  # one of several in one module
+        return f"{owner} add {found[1]}".strip()
+    return f"{owner} add" if block == "feed-forward" and owner not in ("", "output") else f"{block} add"
 
 
 def _layer_name(layer: str, layers: tuple[str, ...]) -> str:

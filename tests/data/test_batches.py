@@ -9,11 +9,20 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 from texts import rows
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    T5Config,
+)
 
 from qdqpatch.calibration import text_batches
 from qdqpatch.data.batches import TextBatches
-from qdqpatch.data.lengths import position_limit, shortness
+from qdqpatch.data.lengths import config_limit, position_limit, shortness
 from qdqpatch.errors import CalibrationError, CalibrationWarning, ConfigError
 
 
@@ -67,6 +76,20 @@ def test_positions_that_roberta_leaves_for_padding_do_not_count() -> None:
     embeddings = torch.nn.ModuleDict({"position_embeddings": torch.nn.Embedding(514, 4, padding_idx=1)})
     assert position_limit(embeddings) == 512
     assert position_limit(None) == sys.maxsize
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (RobertaConfig(max_position_embeddings=514), 512),
+        (MPNetConfig(max_position_embeddings=514), 512),
+        (ModernBertConfig(), 8192),
+        (BertConfig(), 512),
+        (T5Config(), sys.maxsize),
+    ],
+)
+def test_the_positions_that_a_config_has_for_tokens(config: PreTrainedConfig, limit: int) -> None:
+    assert config_limit(config) == limit
 
 
 def test_numbers_out_of_range(tokenizer: PreTrainedTokenizerBase) -> None:

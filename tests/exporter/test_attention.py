@@ -153,3 +153,16 @@ def test_only_the_add_before_a_norm_becomes_a_sum() -> None:
     assert types(graph.graph) == ["Sum", "LayerNormalization", "Mul", "LayerNormalization", "Add"]
     tensors = {"x": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), "one": torch.ones(4)}
     assert run(graph, tensors)[0].tolist() == run(rewritten(text, nn.Module()), tensors)[0].tolist()
+
+
+@pytest.mark.parametrize("rule", [pytest.param("integer", marks=needs_vnni), "integer in uint8", "QDQ"])
+def test_heads_that_come_before_the_positions_already(rule: str) -> None:
+    """As of a model that rotates query and key, after the Transpose; the value is only transposed."""
+    text = f"""g (float[B, 2, S, 3] q, float[B, 2, S, 3] k, float[B, S, 2, 3] v, float[B, 1, 1, S] mask)
+    => ({RESULTS}) {{ v_t = Transpose <perm = [0, 2, 1, 3]> (v)
+    context, probabilities = {OPERATOR} (q, k, v_t, mask) }}"""
+    graph, tensors = rewritten(text, module(), (RULES[rule],)), inputs()
+    turned = {name: tensors[name].transpose(1, 2).contiguous() for name in "qk"}
+    assert_equal(run(graph, tensors | turned), expected(module()["self"], **tensors))
+    # The key's last two, the value's heads and the context's; where the query stands is where it is read.
+    assert types(graph.graph).count("Transpose") == 3

@@ -1,8 +1,10 @@
 """What a model is traced and compared with."""
 
+import families
 import models
 import pytest
 import torch
+from transformers import RobertaModel
 
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ExportError
@@ -99,3 +101,38 @@ def test_models_with_few_positions(positions: int) -> None:
     assert max(lengths) == positions
     for batch in inputs.batches():
         models.outputs(model, "BertForTokenClassification", **batch)
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("roberta", {"input_ids", "attention_mask", "token_type_ids"}),
+        ("distilbert", {"input_ids", "attention_mask"}),
+        ("deberta-v2", {"input_ids", "attention_mask"}),
+        ("layoutlm", {"input_ids", "attention_mask", "token_type_ids", "bbox"}),
+        ("vit", {"pixel_values"}),
+        ("t5", {"input_ids", "attention_mask"}),
+    ],
+)
+def test_inputs_are_those_of_the_models_own_forward(family: str, names: set[str]) -> None:
+    model = families.float_model(family)
+    inputs = Inputs(model)
+    assert {*inputs.axes()} == names
+    for batch in inputs.batches():
+        assert {*batch} == names
+        assert families.output(model, batch).isfinite().all()
+
+
+def test_padding_is_the_models_and_its_positions_are_left_for_it() -> None:
+    model = families.float_model("roberta")
+    assert Inputs(model).longest == 40 - model.config.pad_token_id - 1
+    assert model.config.pad_token_id == 1
+    batch = Inputs(model).batch(Shape(4, 8), full=False)
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == 1).all()
+    one_segment = RobertaModel(families.config("roberta", type_vocab_size=1))
+    assert "token_type_ids" not in Inputs(one_segment).batch(Shape(2, 8))
+
+
+def test_axes_of_images_and_boxes() -> None:
+    assert Inputs(families.float_model("vit")).axes() == {"pixel_values": {0: "batch"}}
+    assert Inputs(families.float_model("layoutlm")).axes()["bbox"] == {0: "batch", 1: "sequence"}

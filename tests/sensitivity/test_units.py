@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 
+import families
 import models
 import pytest
 import torch
@@ -82,6 +83,33 @@ def test_cross_attention_is_a_unit_of_its_own() -> None:
         assert len(paths) == 12
         assert all(path.startswith(f"bert.encoder.layer.0.{name}.") for path in paths)
         assert len(found[f"layer 0, {name} add"].quantizers) == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "adds", "attentions"),
+    [
+        ("modernbert", ["add 1", "add 2"], ["attn"]),
+        ("albert", ["attention add", "feed-forward add"], ["attention"]),
+        ("t5", ["layer.0 add", "layer.1 add"], ["layer.0"]),
+        (
+            "mobilebert",
+            ["attention add", "feed-forward add", "ffn.0.output add", "output.bottleneck add"],
+            ["attention"],
+        ),
+    ],
+)
+def test_each_add_of_a_layer_is_a_unit_of_its_own(
+    family: str, adds: list[str], attentions: list[str]
+) -> None:
+    found = {unit.name: unit for unit in find_units(qdqpatch.quantize(families.float_model(family)))}
+    layer = next(name.partition(", ")[0] for name in found)
+    of_layer = {
+        name.removeprefix(f"{layer}, "): unit for name, unit in found.items() if name.startswith(f"{layer}, ")
+    }
+    assert sorted(name for name, unit in of_layer.items() if unit.kind == "residual add") == adds
+    assert all(len(of_layer[name].quantizers) == 2 for name in adds)
+    assert [name for name, unit in of_layer.items() if unit.kind == "attention"] == attentions
+    assert "feed-forward" in of_layer
 
 
 def test_layers_of_several_stacks_go_by_their_whole_path() -> None:

@@ -16,7 +16,7 @@ from qdqpatch.exporter.rules.integer_linear import Operand, multiply
 from qdqpatch.exporter.rules.push_quantize import quantize_before_moves
 from qdqpatch.exporter.rules.qdq_attention import (
     HEADS_FIRST,
-    KEYS_LAST,
+    Heads,
     QDQAttention,
     operand_grids,
     operands,
@@ -46,19 +46,19 @@ class IntegerAttention:
             QDQAttention().rewrite(rewriter, node)
             return
         query, key, value, mask = operands(node)
-        integers, _, offset = self._operand(rewriter, query, q, HEADS_FIRST, offset=True)
+        integers, _, offset = self._operand(rewriter, query, q, offset=True)
         left = integers, q.times(node.attributes["scaling"].as_float()), offset
-        right = self._operand(rewriter, key, k, KEYS_LAST, self.offset)
+        right = self._operand(rewriter, key, k, self.offset, keys_last=True)
         scores = multiply(rewriter, left, right, None, f"{name}.query_x_key")
         probabilities = softmax(rewriter, scores, mask)
         left = rewriter.quantize(probabilities, a, offset=True), a, True
-        right = self._operand(rewriter, value, v, HEADS_FIRST, self.offset)
+        right = self._operand(rewriter, value, v, self.offset)
         context = multiply(rewriter, left, right, None, f"{name}.probabilities_x_value")
         context = rewriter.op("Transpose", [context], {"perm": HEADS_FIRST})
         rewriter.replace(node, [context, probabilities])
 
     def _operand(
-        self, rewriter: Rewriter, value: ir.Value, grid: Grid, perm: list[int], offset: bool = False
+        self, rewriter: Rewriter, heads: Heads, grid: Grid, offset: bool, keys_last: bool = False
     ) -> Operand:
-        integers = quantize_before_moves(rewriter, value, grid, offset)
-        return rewriter.op("Transpose", [integers], {"perm": perm}), grid, offset
+        integers = quantize_before_moves(rewriter, heads.value, grid, offset)
+        return heads.turned(rewriter, integers, keys_last), grid, offset

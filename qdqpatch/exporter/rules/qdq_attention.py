@@ -19,6 +19,7 @@ from qdqpatch.nn.quantizer import TensorQuantizer
 
 HEADS_FIRST = [0, 2, 1, 3]
 KEYS_LAST = [0, 2, 3, 1]
+LAST_TWO_SWAPPED = [0, 1, 3, 2]
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,19 @@ class QDQAttention:
         """Replace the operator."""
         name = path(node)
         query, key, value, mask = operands(node)
-        query = rewriter.op("Transpose", [query], {"perm": HEADS_FIRST})
         scaling = node.attributes["scaling"].as_float()
-        query = rewriter.op(
-            "Mul", [query, rewriter.constant(np.array(scaling, np.float32), f"scaling_{scaling}")]
+        scaled = rewriter.op(
+            "Mul",
+            [query.turned(rewriter), rewriter.constant(np.array(scaling, np.float32), f"scaling_{scaling}")],
         )
         grids = operand_grids(rewriter, node)
-        query = _pair(rewriter, query, grids["q"] and grids["q"].times(scaling))
-        key = _pair(rewriter, rewriter.op("Transpose", [key], {"perm": KEYS_LAST}), grids["k"])
-        value = _pair(rewriter, rewriter.op("Transpose", [value], {"perm": HEADS_FIRST}), grids["v"])
-        scores = rewriter.op("MatMul", [query, key], name=f"{name}.query_x_key")
+        left = _pair(rewriter, scaled, grids["q"] and grids["q"].times(scaling))
+        right = _pair(rewriter, key.turned(rewriter, keys_last=True), grids["k"])
+        scores = rewriter.op("MatMul", [left, right], name=f"{name}.query_x_key")
         probabilities = softmax(rewriter, scores, mask)
-        weights = _pair(rewriter, probabilities, grids["a"])
-        context = rewriter.op("MatMul", [weights, value], name=f"{name}.probabilities_x_value")
+        left = _pair(rewriter, probabilities, grids["a"])
+        right = _pair(rewriter, value.turned(rewriter), grids["v"])
+        context = rewriter.op("MatMul", [left, right], name=f"{name}.probabilities_x_value")
         rewriter.replace(node, [rewriter.op("Transpose", [context], {"perm": HEADS_FIRST}), probabilities])
 
 
@@ -52,21 +53,49 @@ def _pair(rewriter: Rewriter, value: ir.Value, grid: Grid | None) -> ir.Value:
     return value if grid is None else rewriter.dequantize(rewriter.quantize(value, grid), grid)
 
 
-def operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]:
-    """Return query, key and value as `(batch, positions, heads, head_dim)`, and the mask."""
+@dataclass(frozen=True)
+class Heads:
+    """A query, key or value of attention.
+
+    Attributes:
+        value: Shape `(batch, heads, positions, head_dim)`, or what the model made that of by a Transpose,
+            `(batch, positions, heads, head_dim)`.
+        heads_third: Whether it is the latter. With rotary positions, which come after it, it is not.
+    """
+
+    value: ir.Value
+    heads_third: bool
+
+    def turned(self, rewriter: Rewriter, value: ir.Value | None = None, keys_last: bool = False) -> ir.Value:
+        """Return it, or its integers, as a matmul reads it.
+
+        Args:
+            rewriter: Of the graph.
+            value: What to take in place of `self.value`, with the same dimensions.
+            keys_last: Whether to return `(batch, heads, head_dim, positions)`.
+        """
+        value = self.value if value is None else value
+        if not self.heads_third and not keys_last:
+            return value
+        perm = (KEYS_LAST if keys_last else HEADS_FIRST) if self.heads_third else LAST_TWO_SWAPPED
+        return rewriter.op("Transpose", [value], {"perm": perm})
+
+
+def operands(node: ir.Node) -> tuple[Heads, Heads, Heads, ir.Value | None]:
+    """Return query, key and value, and what is added to the scores."""
     query, key, value, *mask = node.inputs
-    return _heads_third(query), _heads_third(key), _heads_third(value), mask[0] if mask else None
+    return _heads(query), _heads(key), _heads(value), mask[0] if mask else None
 
 
-def _heads_third(value: ir.Value | None) -> ir.Value:
-    """Return what the model transposed to `(batch, heads, positions, head_dim)`."""
-    transpose = None if value is None else value.producer()
-    assert transpose is not None  # the model transposes all three
-    assert transpose.op_type == "Transpose"
-    assert list(transpose.attributes["perm"].as_ints()) == HEADS_FIRST
+def _heads(value: ir.Value | None) -> Heads:
+    assert value is not None  # all three are there
+    transpose = value.producer()
+    if transpose is None or transpose.op_type != "Transpose":
+        return Heads(value, heads_third=False)
     (before,) = transpose.inputs
-    assert before is not None
-    return before
+    if before is None or list(transpose.attributes["perm"].as_ints()) != HEADS_FIRST:
+        return Heads(value, heads_third=False)
+    return Heads(before, heads_third=True)
 
 
 def operand_grids(rewriter: Rewriter, node: ir.Node) -> dict[str, Grid | None]:

@@ -17,6 +17,7 @@ from qdqpatch.exporter.graph import MICROSOFT
 from qdqpatch.exporter.kernels import Kernel
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
+from qdqpatch.exporter.rules.integer_product import IntegerProduct
 from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
@@ -54,7 +55,13 @@ TARGET = Target(
     name="onnxruntime",
     opset=20,
     passes=(
-        (IntegerLinear(), IntegerAttention(), QDQActivation(offset=True), LookUpIntegers()),
+        (
+            IntegerLinear(),
+            IntegerAttention(),
+            IntegerProduct(),
+            QDQActivation(offset=True),
+            LookUpIntegers(),
+        ),
         (SumBeforeNorm(),),
     ),
     file=ONNX_PATH,
@@ -72,7 +79,9 @@ def target(vnni: bool = True) -> Target:
         return TARGET
     passes = tuple(
         tuple(
-            replace(rule, offset=True) if isinstance(rule, IntegerLinear | IntegerAttention) else rule
+            replace(rule, offset=True)
+            if isinstance(rule, IntegerLinear | IntegerAttention | IntegerProduct)
+            else rule
             for rule in rules
         )
         for rules in TARGET.passes

@@ -1,0 +1,103 @@
+"""Write which model types there are rules for: `python docs/models.py` writes models.md.
+
+The model types are those of the code; what is quantized in a layer and what stays float is what the tests
+hold them to, in their tables of sites and of audits.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qdqpatch.rules.architectures import ARCHITECTURES
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "models.md"
+TESTS = DOCS.parent / "tests"
+LEVELS = TESTS / "exporter" / "levels.json"
+EXPORTED = {"bert": {"level": "full"}}
+"""What the other tests of exporting show, where the table of levels is silent."""
+
+LAYERS = 2
+"""So many layers the tables' models have; those of ALBERT are one and the same."""
+
+KINDS = {"linear": ("linear",), "product": ("x",), "add": ("add",)}
+
+TEXT = """# Models
+
+There are rules for {count} model types (`config.model_type`), with every task head that transformers has
+for them. This page is written by `python docs/models.py` from `qdqpatch/rules/architectures.py` and the
+tables of the tests.
+
+**In a layer** says what is quantized: Linears, products of two tensors, and residual adds; of a model with
+several kinds of layers, those of all kinds together. **Float** is what the audit of a base model finds that
+no quantizer feeds; the pooler and the head are quantized if the configuration says so. Of all of them the
+tests see that the sites are these, that the calibrated model is close to the float one, that it is saved
+and loaded bit for bit, that a training step trains it, and that it can be dequantized. **Export** is `full`
+where the file was run in ONNX Runtime and OpenVINO too, with all products of the layers as integer kernels;
+`open` where no test has exported it.
+
+A model type that is not here is quantized by [what its structure shows](adding-an-architecture.md), with a
+warning.
+
+| model type | in a layer | float | quantize, save, train | export |
+| --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def write() -> str:
+    """Return the page."""
+    sites = _read(TESTS / "rules" / "sites.json")["present"]
+    audits = _read(TESTS / "patching" / "audits.json")
+    levels = {**EXPORTED, **(_read(LEVELS) if LEVELS.is_file() else {})}
+    rows = [_row(name, sites.get(name), audits.get(name), levels.get(name)) for name in sorted(ARCHITECTURES)]
+    return TEXT.format(count=len(rows), rows="\n".join(rows))
+
+
+def _row(name: str, sites: Any, audit: Any, level: Any) -> str:
+    if sites is None or audit is None:  # of two models
+        return f"| {name} | as its text and vision models | | as these | open |"
+    cells = [name, _in_layer(sites), _floats(audit["misses"]), "yes", _export(level)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _in_layer(sites: dict[str, list[str]]) -> str:
+    counts = {
+        kind: sum(
+            max(1, int(row.rpartition(" x")[2]) // LAYERS)
+            for operation, rows in sites.items()
+            if any(word in operation.partition(":")[0].split() for word in words)
+            for row in rows
+        )
+        for kind, words in KINDS.items()
+    }
+    return ", ".join(f"{count} {kind}{'s' * (count != 1)}" for kind, count in counts.items() if count)
+
+
+def _floats(misses: list[list[str]]) -> str:
+    cells = (f"`{path}`" + ("" if kind == "linear" else f" ({kind})") for path, kind, _ in misses)
+    return ", ".join(dict.fromkeys(cells))
+
+
+def _export(level: Any) -> str:
+    """Return how far a model type is exported, and for which engines something is float or refused."""
+    if level is None:
+        return "open"
+    notes = [f"not for {target}: {reason}" for target, reason in level.get("refused", {}).items()]
+    notes += [
+        f"float for {target}: {', '.join(f'`{name}`' for name in floats)}"
+        for target, floats in level.items()
+        if target not in ("level", "refused") and isinstance(floats, (dict, list)) and floats
+    ]
+    return "; ".join([level["level"], *notes])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+if __name__ == "__main__":
+    PAGE.write_text(write(), encoding="utf-8")
