@@ -2,6 +2,7 @@
 
 import gzip
 import importlib
+import math
 from pathlib import Path
 
 import models
@@ -284,3 +285,26 @@ def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "evaluate", None)
     monkeypatch.setattr(training, "run_job", None)
     assert bench.measure(modes, seeds=[0, 1]) == found
+
+
+def test_embeddings_are_compared_with_the_first_contender(benchmark_module):
+    embedders = benchmark_module("embedders")
+
+    def tokenizer(texts, **options):
+        assert options["max_length"] == embedders.LENGTH
+        tokens = torch.tensor([[int(text), 0] for text in texts])
+        return {"input_ids": tokens, "attention_mask": torch.tensor([[1, 0]] * len(texts))}
+
+    def encoding(*angles):
+        turned = torch.tensor(angles)
+        hidden = torch.stack([turned.cos(), turned.sin()], -1)
+        return lambda inputs: torch.stack(
+            [hidden[inputs["input_ids"][:, 0]], torch.full((), 9.0).expand(len(inputs["input_ids"]), 2)], 1
+        )
+
+    embedder = embedders.Embedder(tokenizer, ["0", "1"], ["2", "3"])
+    first = embedder.row("float", encoding(0.0, 1.0, 0.1, 0.9))
+    assert first == ("float", "1.0000", "1.0000", "1.0000", "100.0", "100.0", "")
+    row = embedder.row("int8", encoding(0.0, 1.0, 0.1, 0.1), 2.0)
+    lowest = math.cos(0.8)
+    assert row == ("int8", "1.0000", f"{(1 + lowest) / 2:.4f}", f"{lowest:.4f}", "50.0", "100.0", "2 s")

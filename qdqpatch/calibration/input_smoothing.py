@@ -63,7 +63,8 @@ def smooth_inputs(model: Model, batches: Iterable[Mapping[str, Any]], padding_aw
         UnsupportedModelError: If there is no Linear to smooth.
         ConfigError: If a range to drop is learned.
         CalibrationError: If there is no batch, or a Linear saw no data, NaN or infinity.
-        Whatever is raised, the model is as it was.
+
+    Whatever is raised, the model is as it was.
     """
     linears = linears_to_smooth(model)
     held_back: list[Mapping[str, Any]] = []

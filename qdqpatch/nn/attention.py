@@ -22,8 +22,8 @@ from qdqpatch.nn.names import MATMUL
 IMPLEMENTATION = "qdqpatch"
 """The name for `config._attn_implementation` and `model.set_attn_implementation`."""
 
-HARMLESS = ("position_ids", "cache_position")
-"""Tensors that models hand on though their effect is in query and key already."""
+HARMLESS = ("position_ids", "cache_position", "num_items_in_batch")
+"""Tensors that models hand on to all modules: their effect is in query and key already, or in the loss."""
 
 BY_MASK = ("is_causal", "sliding_window")
 """What transformers' masks for this implementation express, and other implementations do without a mask."""

@@ -146,22 +146,25 @@ def make_room(model: nn.Module, ranges: dict[str, Tensor], base_model_prefix: st
 
 
 def warn_of_missing(model: nn.Module, plan: Plan) -> None:
-    """Warn if some quantizers got room for a stored range, and others neither that nor a fixed range.
+    """Warn if the checkpoint has ranges for only some of the quantizers whose range is not fixed.
 
     Args:
         model: The patched model, after `make_room`.
         plan: What it was patched by.
     """
-    quantizers = {path: quantizer for path, quantizer in named_quantizers(model) if quantizer.is_enabled}
     fixed = {
         f"{site.path}.{name}"
         for site in plan.sites
         for name, config in site.quantizers.items()
         if config is not None and config.amax is not None
     }
-    unset = without_range(quantizers)
-    missing = [path for path in unset if path not in fixed]
-    if missing and len(unset) < len(quantizers):
+    quantizers = {
+        path: quantizer
+        for path, quantizer in named_quantizers(model)
+        if quantizer.is_enabled and path not in fixed
+    }
+    missing = without_range(quantizers)
+    if 0 < len(missing) < len(quantizers):
         warnings.warn(
             f"The checkpoint has ranges for only some of the {len(quantizers)} quantizers of this "
             f"{type(model).__name__}, and the others take each tensor's own: {no_range(missing, CALIBRATE)}",

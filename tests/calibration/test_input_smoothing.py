@@ -134,6 +134,14 @@ def test_a_checkpoint_keeps_the_factors(tmp_path: Path) -> None:
     models.assert_equal(models.outputs(other), expected)
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_an_engine_computes_the_same(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
+    result = qdqpatch.export(calibrate(smoothed(), data(), "max"), tmp_path / "out", target)
+    assert result.comparisons is not None  # it raises where an output is off
+    assert sum(operation.integer for operation in result.operations or ()) == len(linears(smoothed()))
+
+
 def test_a_checkpoint_with_another_placement_is_refused(tmp_path: Path) -> None:
     calibrate(smoothed(QDQConfig()), data(), "max").save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text()

@@ -91,6 +91,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], dict[str, bool]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint has ranges for only some")  # of those turned on
 @pytest.mark.parametrize(("config", "overrides"), SWITCHES.values(), ids=SWITCHES)
 @pytest.mark.parametrize("state", ["calibrated", "uncalibrated"])
 def test_a_switched_model_saves_and_loads(
