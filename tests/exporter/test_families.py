@@ -23,6 +23,9 @@ from qdqpatch.nn.names import letters_of
 from qdqpatch.rules.architectures import ARCHITECTURES
 
 LEVELS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("levels.json").read_text())
+CONSTANT = {"pos_proj", "pos_q_proj"}
+"""What DeBERTa computes of constants alone where the length is fixed, and engines when they load the file."""
+
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
@@ -64,8 +67,10 @@ def test_it_is_exported_as_its_level_says(family: str, target: str, tmp_path: Pa
         name = each.name.partition(AGAIN)[0]
         integer[name] = integer.get(name, True) and each.integer
     wanted = matmuls(families.float_model(family))
-    assert not wanted - {*integer}
-    floats = {NUMBER.sub("#", name) for name in wanted if not integer[name]}
+    assert {name.rpartition(".")[2] for name in wanted - {*integer}} <= CONSTANT
+    floats = {
+        NUMBER.sub("#", name) for name, is_integer in integer.items() if name in wanted and not is_integer
+    }
     assert floats == {*level.get("float", {}).get(target, {})}
 
 
