@@ -41,9 +41,14 @@ def not_finite(model: nn.Module) -> list[str]:
         and tensor.numel()
         and not tensor.is_meta
     }
-    return [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if not tensors:
+        return []
+    flags = [_is_finite(tensor) for tensor in tensors.values()]
+    finite = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()  # a device is waited for once
+    return [name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite]
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def _is_finite(tensor: Tensor) -> Tensor:
     """Look at the ends alone, which NaN and infinity show in: nothing of the tensor's size is made."""
-    return all(bool(torch.isfinite(end)) for end in tensor.detach().aminmax())
+    lowest, highest = tensor.detach().aminmax()
+    return lowest.isfinite() & highest.isfinite()
