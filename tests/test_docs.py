@@ -39,6 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("sentences.txt").write_text(SENTENCES, encoding="utf-8")
     shutil.copytree(ROOT / "tests/reference/checkpoints/QDQBertForMaskedLM", "old-qdqbert")
     write_question_answering()
+    Path("demo").mkdir()
+    shutil.copy(ROOT / "demo" / "sentences.txt", "demo")
     return tmp_path
 
 
