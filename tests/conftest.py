@@ -14,6 +14,9 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
 )
 
+# Tables are as wide as where there is no terminal; a worker of xdist would set the width of its own.
+os.environ.pop("COLUMNS", None)
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

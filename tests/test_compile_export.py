@@ -185,7 +185,7 @@ def test_calibration_feeds_the_model_without_waiting(float_model, monkeypatch) -
         looked_at.clear()
         batches = [{"input_ids": models.inputs(seed=seed)["input_ids"]} for seed in range(number)]
         with Counting():
-            calibrate(model, batches)
+            calibrate(model, batches, "percentile")
         counts.append(len(looked_at))
     # The bin width and the maximum of an activation, and whether a weight's maximum is finite.
     assert counts[0] == counts[1] <= 2 * len(dict(named_quantizers(model)))
