@@ -377,21 +377,21 @@ def test_a_folder_without_permission(float_checkpoint: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_nothing_behind(float_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_behind(run, float_checkpoint: Path, tmp_path: Path) -> None:
     def limit_file_size() -> None:
         # The nearest thing to a full disk that needs no privileges: writing past the limit fails.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").write_text("kept")
+    assert run("convert", float_checkpoint, tmp_path / "out").exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     arguments = ["convert", float_checkpoint, tmp_path / "out", "--force"]
     result = _run_module(*arguments, preexec_fn=limit_file_size)
     assert result.returncode == 1, result.stderr
     assert "Error: Cannot write" in result.stderr
     assert "Traceback" not in result.stderr
-    assert os.listdir(tmp_path) == ["out"]
-    assert (tmp_path / "out" / "precious").read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["here", "out"]
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_onnx_runtime_is_the_default(export: Export) -> None:
     assert f"cls.predictions.decoder: {reason}" in output
     assert "Compared with the model in onnxruntime " in output
     assert "predictions differ." in output
-    assert sorted(path.name for path in Path("deep/out").iterdir()) >= ["config.json", "export.json", "onnx"]
+    assert {path.name for path in Path("deep/out").iterdir()} >= {"config.json", "export.json", "onnx"}
     config = json.loads(Path("deep/out/config.json").read_text(encoding="utf-8"))
     assert config["quantization_config"]["quant_method"] == "qdqpatch"
     assert AutoTokenizer.from_pretrained("deep/out")("the cat")["input_ids"] == [2, 10, 6, 3]
@@ -116,16 +116,12 @@ def test_processors_without_vnni_get_uint8(export: Export, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_reasons_are_folded_over_the_layers(export: Export) -> None:
-    Path("out").mkdir()
-    Path("out/old.txt").touch()
-    assert export("linears", "out", "--shape", "1x8").exit_code == 1
-    result = export("linears", "out", "--shape", "1x8", "--force")
+    result = export("linears", "out", "--shape", "1x8")
     output = " ".join(result.output.split())
     assert "12 of 18 matmuls run as integer kernels. Float:" in output
     assert "attention.self.query_x_key" in output
     assert "matmul_q_input_quantizer and matmul_k_input_quantizer off" in output
     assert output.count("query_x_key") == 1
-    assert not Path("out/old.txt").exists()
 
 
 def test_errors_are_one_line(export: Export, folder: Path) -> None:

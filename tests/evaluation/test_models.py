@@ -168,7 +168,7 @@ def test_a_run_that_fails_names_the_model_in_one_line(
 ) -> None:
     model = loaded(write_onnx(Path("a.onnx"), ids="tokens"), task, "onnxruntime")
     with pytest.raises(
-        EngineError, match=r"^a\.onnx in onnxruntime: The model takes tokens, which the inputs"
+        EngineError, match=r"^a\.onnx in onnxruntime: The model needs the inputs tokens, which were not"
     ):
         outputs(model, task)
 

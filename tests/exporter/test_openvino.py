@@ -18,11 +18,14 @@ def test_the_file_computes_what_the_model_does(case: str) -> None:
     models.assert_unchanged(exported.model, exported.before)
     inputs = models.inputs(exported.name, seed=5)
     with torch.no_grad():
-        expected = models.flatten(exported.model(**inputs))
+        outputs = models.flatten(exported.model(**inputs))
     session = OPENVINO.load(exported.result.file, threads=1, exact=True)
     sizes = (2, 8) if case == "zero ranges" else (None, None)
     assert {value.shape for value in session.inputs} == {sizes}
-    assert_close(expected, session.run_tensors(inputs))
+    found = session.run_tensors(inputs)
+    # The float pooler, which nothing reads, is not in the file.
+    assert outputs.keys() - found.keys() <= {"pooler_output"}
+    assert_close({name: outputs[name] for name in found}, found)
 
 
 @pytest.mark.parametrize("case", CASES)
