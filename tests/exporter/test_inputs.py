@@ -103,6 +103,7 @@ def test_models_with_few_positions(positions: int) -> None:
         models.outputs(model, "BertForTokenClassification", **batch)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # DeBERTa in transformers 5.0
 @pytest.mark.parametrize(
     ("family", "names"),
     [
