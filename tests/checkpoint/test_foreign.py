@@ -161,7 +161,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "word for a number": (
         lambda folder: change_config(folder, hidden_size="big"),
-        r"Cannot (read the config|build a model by the config\.json) of ckpt",  # by the version of transformers
+        r"Cannot (read the config|build a model by the config\.json) of ckpt",  # by its version
     ),
     "no attention heads": (
         lambda folder: change_config(folder, num_attention_heads=0),
