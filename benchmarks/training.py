@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from accuracy import gather, search
+from accuracy import options
 from common import Row, prepare, quiet, show, surroundings
 from tasks import SHARED
 
@@ -115,10 +115,9 @@ class Bench:
         opened = open_checkpoint(ckpt, self.setting.task)
         task = TASKS[self.setting.task](load_tokenizer(ckpt), opened.config, self.setting.max_length)
         examples = draw(task.read(self.source("train"), labelled=False), CALIBRATION)
-        model = qdqpatch.quantize(to_fastest_device(opened.load()[0].eval()))
         data = batches(task, task.features(examples)[:CALIBRATION], 16)
-        name, *steps = method.split("-")
-        search(model, gather(model, data, "shift" in steps, name == "auto"), method, data)
+        model = to_fastest_device(opened.load()[0].eval())
+        qdqpatch.ptq(model, data, **options(method))
         with OutputFolder.open(out, force=True).staged() as folder:
             model.save_pretrained(folder)
             copy_tokenizer(ckpt, folder)

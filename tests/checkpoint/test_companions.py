@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import invoke
-from embedders import DENSE, POOLING, SIZE, TEXTS, write, write_embedder
+from sentence_folders import DENSE, POOLING, SIZE, TEXTS, write, write_embedder
 
 from qdqpatch.checkpoint.companions import read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import invoke
-from embedders import DENSE, TEXTS, write_embedder
+from sentence_folders import DENSE, TEXTS, write_embedder
 from transformers import AutoModel, AutoTokenizer
 
 from qdqpatch.checkpoint.companions import read_companions

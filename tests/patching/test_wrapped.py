@@ -5,7 +5,7 @@ from pathlib import Path
 import models
 import pytest
 import torch
-from embedders import TEXTS, write_embedder
+from sentence_folders import TEXTS, write_embedder
 from torch import nn
 from transformers import PreTrainedModel
 
