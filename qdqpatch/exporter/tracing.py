@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -18,6 +15,7 @@ from qdqpatch.data.arrays import Array
 from qdqpatch.exporter import symbolic_operators as operators
 from qdqpatch.nn.pooling import SentenceHead, mask_of
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.quiet import quiet_export
 
 Batch = dict[str, Tensor]
 
@@ -45,7 +43,7 @@ def trace(
     shapes = {name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in inputs}
     with torch.no_grad():
         names = list(whole.named(inputs))
-        with operators.symbolic(model), _quiet():
+        with operators.symbolic(model), quiet_export():
             program = torch.export.export(whole, (inputs,), dynamic_shapes=(shapes,), strict=False)
             exported = torch.onnx.export(
                 program,
@@ -139,16 +137,3 @@ def _name_axes(graph: ir.Model, axes: Mapping[str, Mapping[int, str]]) -> None:
             value.shape = ir.Shape(
                 [names.get(dim.value, dim) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' warnings about optional packages and their own future from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import logging
 import re
 import textwrap
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +17,7 @@ from qdqpatch.errors import ConfigError, UnsupportedModelError, one_line
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.patching.operations import Operation, operations_of
+from qdqpatch.patching.quiet import quiet_export
 
 WIDTH = 80
 _LAYER = re.compile(r"(?<![^. ])\d+(?![^. ])")
@@ -122,7 +120,7 @@ def audit(model: PreTrainedModel, batch: Mapping[str, Any]) -> Audit:
         for path, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, TensorQuantizer)
     ]
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet_export():
         try:
             program = torch.export.export(traced, (inputs,), strict=False)
         except Exception as error:  # whatever a model's own code raises
@@ -144,16 +142,3 @@ class _Tensors(nn.Module):
         found = self.model(**inputs)
         values = found.values() if isinstance(found, Mapping) else found
         return [value for value in values if isinstance(value, Tensor)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what torch.export says about models from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
