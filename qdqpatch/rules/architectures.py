@@ -104,7 +104,7 @@ _LILT: tuple[tuple[str, Products], ...] = (
     ("forward", (("q", "k"), ("layout_q", "layout_k"), ("layout_a", "layout_v"), ("a", "v"))),
 )
 _CONVBERT: tuple[tuple[str, Products], ...] = (
-    ("forward", (("conv_x", "conv_kernel"), ("q", "k"), ("a", "v"))),
+    ("forward", (("conv_span", "conv_kernel"), ("q", "k"), ("a", "v"))),
 )
 _CLIP = _layered(
     "clip.modeling_clip", "CLIP", "*EncoderLayer", embeddings=("*TextEmbeddings", "*VisionEmbeddings")
