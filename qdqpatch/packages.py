@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DISTRIBUTIONS = {"onnx_ir": "onnx-ir"}
+DISTRIBUTIONS = {"onnx_ir": "onnx-ir", "PIL": "pillow"}
 """The names by which pip knows packages that are imported by another one."""
 
 

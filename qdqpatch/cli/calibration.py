@@ -38,11 +38,11 @@ OPTIONS = (
         "--calib",
         "--data",
         "source",
-        metavar="FILE|NAME",
+        metavar="FILE|FOLDER|NAME",
         help="Set the ranges from the texts in FILE: lines of .txt, rows of .csv or .tsv (the first line "
-        "names the columns), objects of .jsonl, questions of SQuAD's .json; also gzipped (.gz). A NAME that "
-        "is no file is a data set on the Hugging Face hub. Without --calib, ranges are computed from each "
-        "input, and engines that need fixed ones cannot take the model.",
+        "names the columns), objects of .jsonl, questions of SQuAD's .json; also gzipped (.gz); or from the "
+        "images in FOLDER. A NAME that is neither is a data set on the Hugging Face hub. Without --calib, "
+        "ranges are computed from each input, and engines that need fixed ones cannot take the model.",
     ),
     _option(
         "--text-column",
@@ -187,6 +187,8 @@ class Calibration:
         Raises:
             ConfigError: If there is no such prompt.
         """
+        if Path(self.source).is_dir():
+            return self._with_images(ckpt, console)
         from qdqpatch.checkpoint.tokenizer import load_tokenizer
         from qdqpatch.data.texts import is_hub_name, read_texts
 
@@ -211,6 +213,22 @@ class Calibration:
             tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
         return functools.partial(settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console)
 
+    def _with_images(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
+        """Find the images of the folder, and return what calibrates a model with them."""
+        from qdqpatch.checkpoint.processor import load_processor
+        from qdqpatch.data.images import ImageBatches, find_images
+        from qdqpatch.data.sampling import reservoir
+
+        processor = load_processor(ckpt)
+        drawn, total = reservoir(find_images(self.source), self.samples, self.seed)
+        batches = ImageBatches([image.path for image in drawn], processor, self.batch_size)
+
+        def run(model: PreTrainedModel) -> Statistics:
+            console.print(f"Calibrating with {len(drawn)} of {total} images in {self.source}.")
+            return self._ranges(model, batches, console)
+
+        return run
+
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
         names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
@@ -224,8 +242,7 @@ class Calibration:
     def _run(
         self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
     ) -> Statistics:
-        """Say what the texts are, and calibrate the model behind a progress bar."""
-        from qdqpatch.calibration.ptq import ptq
+        """Say what the texts are, and calibrate the model with them."""
         from qdqpatch.data.batches import TextBatches, warn_if_short
         from qdqpatch.data.lengths import served_length
 
@@ -238,6 +255,12 @@ class Calibration:
         )
         if not self.length_given:
             warn_if_short(batches, served_length(tokenizer, model))
+        return self._ranges(model, batches, console)
+
+    def _ranges(self, model: PreTrainedModel, batches: Any, console: Console) -> Statistics:
+        """Calibrate the model behind a progress bar."""
+        from qdqpatch.calibration.ptq import ptq
+
         with _Bar(console) as bar:
             ptq(
                 model,
@@ -329,6 +352,12 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         raise click.UsageError("--percentile must be a number above 0 and up to 100.")
     if "text_pair_column" in given and "text_column" not in given:
         raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
+    if values["source"] is not None and Path(values["source"]).is_dir():
+        of_texts = ("text_column", "text_pair_column", "split", "subset", "max_length", "prompt")
+        if wrong := [given[name] for name in of_texts if name in given]:
+            raise click.UsageError(
+                f"{', '.join(wrong)}: this is for texts, and --calib names a folder of images."
+            )
     if given.keys() & {"split", "subset"}:
         from qdqpatch.data.texts import is_hub_name
 
