@@ -29,7 +29,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FORKING = """
 import json, os, sys
-import numpy, torch
+import numpy, scipy.optimize, scipy.stats, torch._dynamo, torch.distributed.checkpoint
+import torch.distributed.fsdp, torch.distributed.tensor, torch.export
 for name, code in json.load(sys.stdin).items():
     child = os.fork()
     if child:
@@ -48,7 +49,7 @@ for name, code in json.load(sys.stdin).items():
 
 @pytest.fixture(scope="module")
 def printed(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What Python code prints in a process of its own, a fork of one that has imported torch alone."""
+    """What Python code prints in a process of its own, a fork of one that has imported torch and SciPy."""
     folder = tmp_path_factory.mktemp("printed")
     codes = {name: code.replace("SAVED", repr(str(saved))) for name, code in CODES.items()}
     done = subprocess.run(

@@ -50,11 +50,9 @@ def _fork(script: str, folder: str, rank: int) -> int:
 
 
 if __name__ == "__main__":
-    import models
-    import pytest  # noqa: F401
+    import models  # noqa: F401
     import transformers.trainer  # noqa: F401
 
-    models.config()
     children = [_fork(*sys.argv[1:], rank) for rank in (0, 1)]
     ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     sys.exit(any(ends))
