@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import LENGTHS, MODULES, PROMPTS, Companions
-from qdqpatch.checkpoint.tokenizer import VOCABULARIES
+from qdqpatch.checkpoint.tokenizer import VOCABULARIES, complete_tokenizer
+from qdqpatch.data.lengths import served_length
 from qdqpatch.engines.models import IR_FOLDER, ONNX_FOLDER
 from qdqpatch.exporter.targets.base import ONNX_FILE
 from qdqpatch.exporter.tracing import SENTENCE
@@ -57,6 +59,9 @@ def write_beside(
         _name_our_module(model, folder)
     if tokenizer is not None and not any((folder / name).exists() for name in VOCABULARIES):
         tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        cut = None if companions is None else companions.max_length
+        complete_tokenizer(tokenizer, folder, min(cut or sys.maxsize, served_length(tokenizer, model)))
 
 
 def _name_our_module(model: PreTrainedModel, folder: Path) -> None:

@@ -1,10 +1,10 @@
 """What keeps a quantized checkpoint from being loaded as a float model where this package is not imported.
 
-To a `quant_method` that it does not know, transformers says a warning and loads the float model. The one thing
-in a `config.json` that makes every version of transformers 5 refuse a checkpoint, of any architecture and with
-any options, is the name of an implementation that it does not have. The one for experts is taken: encoders have
-none, so that it says nothing else; that for attention would get in the way of `output_attentions`, and counts
-for nothing where a user passes another.
+To a `quant_method` that it does not know, transformers says a warning and loads the float model. The one
+thing in a `config.json` that makes every version of transformers 5 refuse a checkpoint, of any architecture
+and with any options, is the name of an implementation that it does not have. The one for experts is taken:
+encoders have none, so that it says nothing else. That for attention would get in the way of
+`output_attentions`, and counts for nothing where a user passes another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PART = "import qdqpatch, then from_pretrained of the whole model"
 
 
 def guard(config: PreTrainedConfig) -> None:
-    """Make the files that a config is written to ask for this package; the config itself says what it said."""
+    """Make the files that a config is written to ask for this package; the config says what it said."""
     # Past the property, which would change the model that is there. All that is in here is written.
     vars(config)[FIELD] = WHOLE
     for part in _parts(config):

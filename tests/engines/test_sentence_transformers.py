@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int | None]]]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None]]:
     """The files that ONNX Runtime loads, and the threads for each."""
     engine, calls = ENGINES["onnxruntime"], []
 
@@ -47,7 +46,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int | No
         return engine._open(module, path, threads, exact)
 
     monkeypatch.setitem(ENGINES, "onnxruntime", dataclasses.replace(engine, _open=spy))
-    yield calls
+    return calls
 
 
 def test_a_file_is_loaded_once_with_the_threads_asked_for(folder: Path, opened: list[Any]) -> None:
@@ -77,7 +76,7 @@ def refused(folder: Path, error: type[QdqError], pattern: str, **options: Any) -
 
 
 def test_what_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(folder, CheckpointError, "has no odd.onnx for onnxruntime. Write one: qdqpatch export",
+    refused(folder, CheckpointError, r"has no odd\.onnx for onnxruntime\. Write one: qdqpatch export",
             backend="onnx", model_kwargs={"file_name": "odd.onnx"})  # fmt: skip
     absent = dataclasses.replace(ENGINES["onnxruntime"], package="no_such_engine")
     monkeypatch.setitem(ENGINES, "onnxruntime", absent)
@@ -87,7 +86,7 @@ def test_what_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_modules_and_prompts_that_are_not_there_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="Prompt name 'q' not found .* with keys .*'query'"):
+    with pytest.raises(ValueError, match=r"Prompt name 'q' not found .* with keys .*'query'"):
         load(folder).encode("a cat", prompt_name="q")
     settings = {"prompts": {"query": "a "}, "default_prompt_name": "q"}
     write(folder / "config_sentence_transformers.json", settings)
@@ -108,5 +107,5 @@ def test_texts_longer_than_the_model_takes(folder: Path) -> None:
     write(folder / "sentence_bert_config.json", {"max_seq_length": 100})
     model = load(folder)
     features = model.preprocess(["the cat " * 50])
-    with pytest.raises(DataError, match="has 100 tokens, and the model takes 32. Set max_seq_length"):
+    with pytest.raises(DataError, match=r"has 100 tokens, and the model takes 32\. Set max_seq_length"):
         model[0](features)

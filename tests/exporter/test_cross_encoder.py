@@ -1,4 +1,4 @@
-"""A reranker's folder, unchanged, in sentence-transformers: int8 in every engine, and never the float model."""
+"""A reranker's folder, unchanged, in sentence-transformers: int8 in every engine, never the float model."""
 
 import json
 import shutil
