@@ -19,7 +19,7 @@ POSITIONS: dict[str, tuple[int, int] | None] = {
     ),
     **dict.fromkeys(map(operand, ("k", "layout_k")), (0, 3)),
     # What relative positions are embedded as, and windows of tokens, have no row of the batch.
-    **dict.fromkeys(map(operand, ("c2p_k", "p2c_q", "conv_x", "conv_kernel"))),
+    **dict.fromkeys(map(operand, ("c2p_k", "p2c_q", "conv_span", "conv_kernel"))),
 }
 """The dimensions of an attention operand that are row and position, None if it has none; `(0, 1)` for every
 other tensor. Where an attention multiplies in three dimensions, heads are in the rows."""
@@ -68,8 +68,10 @@ class Padding:
         hidden = self._hidden_keys(tensor, folded) if name in PROBABILITIES else None
         rows = self._data_rows((batch, positions, folded), tensor.device)
         if rows is not None:
-            others = [dim for dim in range(tensor.dim()) if dim not in dims]
-            tensor = tensor.permute(*dims, *others).flatten(0, 1).index_select(0, rows)
+            if dims != (0, 1):
+                others = [dim for dim in range(tensor.dim()) if dim not in dims]
+                tensor = tensor.permute(*dims, *others)
+            tensor = tensor.flatten(0, 1).index_select(0, rows)
         if hidden is None:
             return tensor, 0
         # Where every key of a row is hidden, softmax gives each the same share, not 0.

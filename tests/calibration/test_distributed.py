@@ -224,7 +224,7 @@ def moves(each: PreTrainedModel, shard: list[Any]) -> dict[str, Tensor]:
     paths = {id(quantizer): path for path, quantizer in models.named_quantizers(each)}
     quantizers = list(refining._learnable(each).values())
     with observing(each, {}):
-        reconstruction = refining._Reconstruction(each, refining._layers(each), True)
+        reconstruction = refining.Reconstruction(each, refining.quantized_layers(each), True)
         given = [batch for place, batch in enumerate(shard) if place % 8 != 1]
         moved = refining._learn(reconstruction, quantizers, given, 3, lambda done, total: None)
     return {paths[id(quantizer)]: change for quantizer, change in zip(quantizers, moved, strict=True)}
@@ -241,7 +241,7 @@ FAILURES = {
 @pytest.mark.parametrize(("name", "said"), FAILURES.items(), ids=FAILURES)
 def test_a_failure_in_one_process_is_one_in_all(name: str, said: str, results: list[dict[str, Any]]) -> None:
     (kind, message), (own_kind, own_message) = (result(results, name, rank) for rank in (0, 1))
-    assert kind == "CalibrationError"
+    assert kind == "ProcessError"
     assert re.search(r"(process|rank) 1", message), message
     assert re.search(said, own_message), (own_kind, own_message)
     assert max(results[rank][name][1] for rank in (0, 1)) < PROMPTLY
