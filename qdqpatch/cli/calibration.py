@@ -215,13 +215,16 @@ class Calibration:
 
     def _with_images(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
         """Find the images of the folder, and return what calibrates a model with them."""
+        from qdqpatch.calibration.observing import HELD_BACK
         from qdqpatch.checkpoint.processor import load_processor
         from qdqpatch.data.images import ImageBatches, find_images
         from qdqpatch.data.sampling import reservoir
+        from qdqpatch.distributed import share
 
         processor = load_processor(ckpt)
         drawn, total = reservoir(find_images(self.source), self.samples, self.seed)
-        batches = ImageBatches([image.path for image in drawn], processor, self.batch_size)
+        own = share([image.path for image in drawn], HELD_BACK * self.batch_size)
+        batches = ImageBatches(own, processor, self.batch_size)
 
         def run(model: PreTrainedModel) -> Statistics:
             console.print(f"Calibrating with {len(drawn)} of {total} images in {self.source}.")
@@ -243,17 +246,18 @@ class Calibration:
         self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
     ) -> Statistics:
         """Say what the texts are, and calibrate the model with them."""
+        from qdqpatch.calibration.observing import HELD_BACK
         from qdqpatch.data.batches import TextBatches, warn_if_short
         from qdqpatch.data.lengths import served_length
+        from qdqpatch.distributed import is_first, share
 
-        batches = TextBatches(
-            texts.rows, tokenizer, model, batch_size=self.batch_size, max_length=self.max_length
-        )
+        rows = share(texts.rows, HELD_BACK * self.batch_size)
+        batches = TextBatches(rows, tokenizer, model, batch_size=self.batch_size, max_length=self.max_length)
         columns = " and ".join(column for column in texts.columns if column is not None)
         console.print(
             f"Calibrating with {len(texts.rows)} of {texts.total} texts in {texts.source} ({columns}).",
         )
-        if not self.length_given:
+        if not self.length_given and is_first():
             warn_if_short(batches, served_length(tokenizer, model))
         return self._ranges(model, batches, console)
 
