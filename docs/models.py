@@ -36,10 +36,10 @@ where files for any batch and length were written for ONNX Runtime, OpenVINO and
 compared with the model, and the first two engines computed all products of the layers with integer kernels;
 what nothing reads is in no file. `open` is what no test has exported.
 
-Files take what the model takes: LayoutLM, LayoutLMv3 and LiLT the boxes of the words (and LayoutLMv3 the image
-of the page, where its configuration says so), TAPAS the place of a word in its table, VisualBERT any number of
-regions, and CLIP and SigLIP any number of images beside any number of texts. The size of images is that of
-the configuration.
+Files take what the model takes: LayoutLM, LayoutLMv3 and LiLT the boxes of the words (and LayoutLMv3 the
+image of the page, where its configuration says so), TAPAS the place of a word in its table, VisualBERT any
+number of regions, and CLIP and SigLIP any number of images beside any number of texts. The size of images is
+that of the configuration.
 
 Models of images are calibrated from a folder (`qdqpatch convert CKPT OUT --calib images/`) and evaluated on a
 folder with a subfolder for each class, or on a table of paths and labels (`qdqpatch eval CKPT OUT --data
