@@ -20,6 +20,7 @@ images = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 LABELS = ("cat", "dog")
+ENGINES = ("--engine", "torch", "--engine", "onnxruntime")
 PROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
     "do_normalize": True,
@@ -75,7 +76,7 @@ def test_it_is_calibrated_from_a_folder_exported_and_evaluated(converted: Path) 
     copied = converted / "int8" / "preprocessor_config.json"
     assert json.loads(copied.read_text()) == PROCESSOR
     models = (converted / "m", converted / "int8")
-    result = invoke("eval", *models, "--data", converted / "data", "--json")
+    result = invoke("eval", *models, *ENGINES, "--data", converted / "data", "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert (told["task"], told["examples"], told["metric"]) == ("image-classification", 8, "accuracy")
@@ -101,7 +102,7 @@ def test_a_table_names_images_and_a_folder_without_labels_compares(converted: Pa
 
 def test_it_is_timed(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weigh_nothing(monkeypatch)
-    result = invoke("bench", converted / "m", converted / "int8", "--rounds", "1", "--json")
+    result = invoke("bench", converted / "m", converted / "int8", *ENGINES, "--rounds", "1", "--json")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["results"]
     assert {row["shape"] for row in rows} == {"1x1", "8x1"}
