@@ -19,6 +19,7 @@ import torch
 import transformers
 from checkpoints import SENTENCES, write_checkpoint, write_tokenizer
 from click.testing import CliRunner
+from sentence_folders import write_embedder
 
 import qdqpatch.calibration
 import qdqpatch.training
@@ -36,6 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the documentation takes for granted: checkpoints, data and the clone's own files."""
     monkeypatch.chdir(tmp_path)
     write_checkpoint(Path("ckpt"))
+    write_embedder(Path("my-embedder"))
     Path("sentences.txt").write_text(SENTENCES, encoding="utf-8")
     shutil.copytree(ROOT / "tests/reference/checkpoints/QDQBertForMaskedLM", "old-qdqbert")
     write_question_answering()

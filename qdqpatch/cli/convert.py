@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     help="Also write the model for this engine: OUT/onnx/model.onnx, or OUT/openvino/openvino_model.xml. Can "
     "be repeated, but for tensorrt and onnxruntime, whose files have the same name.",
 )
+@click.option(
+    "--triton",
+    is_flag=True,
+    help="With --export onnxruntime: also write config.pbtxt, which makes OUT a model of Triton Inference "
+    "Server.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
 def command(
@@ -43,6 +49,7 @@ def command(
     placement: Placement,
     calibration: Calibration | None,
     targets: tuple[str, ...],
+    triton: bool,
     force: bool,
     console: Console,
 ) -> None:
@@ -69,6 +76,8 @@ def command(
             "--export onnxruntime and --export tensorrt both write onnx/model.onnx: leave one out, and "
             "write it to another folder with qdqpatch export."
         )
+    if triton and "onnxruntime" not in targets:
+        raise click.UsageError("--triton needs --export onnxruntime, whose file Triton is to load.")
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
         companions = read_companions(ckpt)
@@ -96,7 +105,12 @@ def command(
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
     if not is_first():
         return
-    writers = [prepare_export(model, name, tokenizer=tokenizer(ckpt), source=ckpt) for name in targets]
+    writers = [
+        prepare_export(
+            model, name, tokenizer=tokenizer(ckpt), source=ckpt, triton=triton and name == "onnxruntime"
+        )
+        for name in targets
+    ]
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:

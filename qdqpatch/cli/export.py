@@ -68,6 +68,11 @@ if TYPE_CHECKING:
 @click.option(
     "--check/--no-check", default=True, help="Run the file and compare it with the model (default)."
 )
+@click.option(
+    "--triton",
+    is_flag=True,
+    help="For ONNX Runtime: also write config.pbtxt, which makes OUT a model of Triton Inference Server.",
+)
 @build_options
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
@@ -85,6 +90,7 @@ def command(
     float32_outputs: bool,
     opset: int | None,
     check: bool,
+    triton: bool,
     build: bool,
     capability: tuple[str, ...],
     force: bool,
@@ -101,6 +107,8 @@ def command(
     from qdqpatch.output.folder import OutputFolder
 
     started = time.perf_counter()
+    if triton and target != "onnxruntime":
+        raise click.UsageError("--triton needs --target onnxruntime, whose file Triton is to load.")
     source = open_checkpoint(ckpt, task)
     if source.quantization is None:
         raise NotQuantizedError(
@@ -126,6 +134,7 @@ def command(
             check=check,
             tokenizer=tokenizer(ckpt),
             source=ckpt,
+            triton=triton,
             force=force,
             build=capabilities,
             progress=status.update,

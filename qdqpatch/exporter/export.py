@@ -50,6 +50,7 @@ def export(
     tokenizer: Any = None,
     source: str | Path | None = None,
     force: bool = False,
+    triton: bool = False,
     build: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Export:
@@ -88,6 +89,8 @@ def export(
             sentence-transformers needs. If it pools, the file has an output `sentence_embedding` too. None
             for the local folder that the model was loaded from, if sentence-transformers wrote it.
         force: Whether `out` may be replaced if it holds an earlier export; a folder with other files may not.
+        triton: For ONNX Runtime: whether to make the folder a model of Triton Inference Server, by a
+            `config.pbtxt` and a link to the file in the folder `1`.
         build: For TensorRT: compute capabilities, such as `SM89`, to compile the file for. TensorRT for RTX
             has to be installed for that, and needs no GPU. A file that it refuses is not kept.
         progress: Called with what begins.
@@ -117,6 +120,7 @@ def export(
             batches=batches,
             tokenizer=its_tokenizer,
             source=folder_of_it,
+            triton=triton,
             build=build,
             progress=progress or (lambda _: None),
         )
@@ -141,6 +145,7 @@ def prepare_export(
     batches: Iterable[dict[str, Tensor]] | None = None,
     tokenizer: Any = None,
     source: str | Path | None = None,
+    triton: bool = False,
     build: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Callable[[Path, Path], Export]:
@@ -160,6 +165,8 @@ def prepare_export(
     engine_target = _target(target, float_weights, vnni, check)
     float8 = has_float8(model)
     _check_build(target, build, float8)
+    if triton and target != "onnxruntime":
+        raise ExportError(f"A model of Triton's is written for onnxruntime, not for {target}.")
     precision = _precision(target, dtype, opset, float8)
     if target != "tensorrt" and (int32_inputs or float32_outputs):
         raise ExportError(f"int32_inputs and float32_outputs are for TensorRT, not for {target}.")
@@ -175,7 +182,9 @@ def prepare_export(
 
     def write(folder: Path, out: Path) -> Export:
         with prepared(model, int8_embeddings) as cpu_model:
-            pipeline = Pipeline(cpu_model, engine_target, inputs, progress, companions, head, precision, ends)
+            pipeline = Pipeline(
+                cpu_model, engine_target, inputs, progress, companions, head, precision, ends, triton
+            )
             return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
 
     return write

@@ -38,6 +38,7 @@ from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import SENTENCE, outputs_of, trace
+from qdqpatch.exporter.triton import write_triton
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.output.manifest import read_sections
 from qdqpatch.output.record import write_record
@@ -74,6 +75,7 @@ class Pipeline:
         head: What makes a text's embedding; None for a model that has none.
         precision: The type of what stays float.
         ends: What the file takes and gives.
+        triton: Whether to make the folder a model of Triton's.
     """
 
     model: PreTrainedModel
@@ -84,6 +86,7 @@ class Pipeline:
     head: SentenceHead | None = None
     precision: Precision = PRECISIONS["float32"]
     ends: Ends = Ends()
+    triton: bool = False
 
     @property
     def engine(self) -> Engine:
@@ -119,6 +122,8 @@ class Pipeline:
         lower(graph, self.precision)
         convert_ends(graph, self.ends.int32_inputs, self.ends.float32_outputs)
         self.target.write(graph, file)
+        if self.triton:
+            write_triton(graph.graph, file, folder)
         outputs = [str(value.name) for value in graph.graph.outputs]
         names = matmuls(graph.graph)
         del graph
