@@ -62,7 +62,7 @@ def command(
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
-    from qdqpatch.exporter.export import prepare_export
+    from qdqpatch.exporter.export import prepare_exports
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -105,12 +105,11 @@ def command(
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
     if not is_first():
         return
-    writers = [
-        prepare_export(
-            model, name, tokenizer=tokenizer(ckpt), source=ckpt, triton=triton and name == "onnxruntime"
-        )
-        for name in targets
-    ]
+    writers = (
+        prepare_exports(model, targets, triton=triton, tokenizer=tokenizer(ckpt), source=ckpt)
+        if targets
+        else []
+    )
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
