@@ -5,6 +5,7 @@ The keys are those of `ModelConfig` in model_config.proto of triton-inference-se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -71,7 +72,7 @@ def config_text(graph: ir.Graph) -> str:
     return "\n".join(lines) + f"\n{BATCHING if is_batched else ''}"
 
 
-def _section(name: str, values: list[ir.Value], is_batched: bool) -> list[str]:
+def _section(name: str, values: Sequence[ir.Value], is_batched: bool) -> list[str]:
     entries = []
     for value in values:
         sizes = [str(size if isinstance(size, int) else -1) for size in _shape(value)]
