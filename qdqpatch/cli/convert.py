@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.choices import TARGETS
-from qdqpatch.cli.calibration import Calibration, calibration_options
+from qdqpatch.cli.calibrating import Calibration
+from qdqpatch.cli.calibration import calibration_options
 from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.sections import SectionCommand

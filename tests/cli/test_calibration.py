@@ -18,7 +18,7 @@ from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import qdqpatch
-import qdqpatch.cli.calibration
+import qdqpatch.cli.calibrating
 from qdqpatch.calibration import Statistics
 from qdqpatch.cli import main
 from qdqpatch.listening import CalibrationListener
@@ -227,7 +227,7 @@ def test_options_that_do_not_fit_each_other(convert, options: list[object], frag
 def test_a_progress_bar_on_terminals(terminal: bool, quiet: bool, shown: bool) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, quiet=quiet, width=80)
-    with qdqpatch.cli.calibration._Bar(console) as bar:
+    with qdqpatch.cli.calibrating._Bar(console) as bar:
         for text in ("Shifting", "Calibrating"):
             bar.say(text)
             bar.step(1, 2)
