@@ -10,6 +10,7 @@ import click
 
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.options import engine_option, json_option, threads_option
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
@@ -91,7 +92,7 @@ def command(
     from qdqpatch.report.figures import check_can_plot
 
     if plot is not None:
-        check_can_plot(plot)
+        check_can_plot(plot, inputs())
     bar = progress_bar(console, auto_refresh=False)  # a thread that draws would take time from what is timed
     task = bar.add_task("Reading", total=None)
 

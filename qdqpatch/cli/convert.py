@@ -13,6 +13,7 @@ from qdqpatch.cli.calibrating import Calibration
 from qdqpatch.cli.calibration import calibration_options
 from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.errors import QuantizedError
 
@@ -55,7 +56,7 @@ def command(
     from qdqpatch.checkpoint.companions import read_companions
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.engines.device import to_fastest_device
-    from qdqpatch.exporter.export import prepare_export
+    from qdqpatch.exporter.export import prepare_export, require_packages
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -69,6 +70,8 @@ def command(
             "--export onnxruntime and --export tensorrt both write onnx/model.onnx: leave one out, and "
             "write it to another folder with qdqpatch export."
         )
+    for target in targets:
+        require_packages(target)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
         companions = read_companions(ckpt)
@@ -78,12 +81,7 @@ def command(
             f"{ckpt} is quantized already. Convert the float checkpoint, or leave out --preset, --config "
             "and --override to keep its placement."
         )
-    inputs = {
-        "the checkpoint": ckpt,
-        "the configuration": placement.file,
-        "the calibration data": None if calibration is None else calibration.source,
-    }
-    output = OutputFolder.open(out, inputs, force)
+    output = OutputFolder.open(out, inputs(), force)
     plan = source.plan(config)
     source.check_weights()
     set_ranges = None if calibration is None else calibration.prepare(ckpt, companions, console)

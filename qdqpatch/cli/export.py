@@ -11,6 +11,7 @@ import click
 from qdqpatch.choices import TARGETS
 from qdqpatch.cli.common import task_option, verbosity_options
 from qdqpatch.cli.compiling import build_options, print_builds, read_builds, wanted
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, NotQuantizedError
@@ -108,7 +109,7 @@ def command(
             f"{ckpt} is not quantized. Make an int8 checkpoint of it first: "
             f"qdqpatch convert {ckpt} OUT --calib FILE"
         )
-    OutputFolder.open(out, {"the checkpoint": ckpt}, force)
+    OutputFolder.open(out, inputs(), force)
     with console.status(f"Loading {ckpt}") as status:
         model, _ = source.load()
         result = export_model(
@@ -161,8 +162,7 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
         for path, _, reason in fold((kernel.name, "", kernel.reason) for kernel in left):
             console.print(f"  {path}: {reason}")
     if result.comparisons is None:
-        engine = "onnxruntime" if result.target == "tensorrt" else result.target
-        console.print(f"Not compared with the model: --no-check, or {engine} is not installed.")
+        console.print("Not compared with the model: --no-check.")
     for comparison in result.comparisons or ():
         console.print(
             f"Compared with the model in {result.engine}: {comparison.output} differs by "

@@ -11,6 +11,7 @@ import click
 
 from qdqpatch.cli.common import placement_options, task_option, verbosity_options
 from qdqpatch.cli.options import json_option
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import NotQuantizedError, QuantizedError
 
@@ -73,7 +74,7 @@ def command(
 
     if html is not None:
         check_can_draw()
-        check_file(html)
+        check_file(html, inputs=inputs())
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
     config = placement()

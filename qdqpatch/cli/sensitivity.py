@@ -14,6 +14,7 @@ import click
 from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.options import SEED, json_option
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
@@ -124,10 +125,11 @@ def command(
         raise click.UsageError("--out writes what --max-drop finds, and needs it.")
     if max_drop is not None and not math.isfinite(max_drop):
         raise click.UsageError(f"--max-drop must be a number of percent, not {max_drop}.")
+    read = inputs()
     if plot is not None:
-        check_can_plot(plot)
+        check_can_plot(plot, read)
     if out is not None:
-        check_config_file(out, force)
+        check_config_file(out, force, read)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, data.task)
     config = placement()
@@ -137,6 +139,8 @@ def command(
         task = data.make_task(ckpt, source.config)
         everything, labelled, reason = _read(task, data.source, by_metric, max_drop is not None)
         examples = draw(everything, samples, seed)
+        if labelled:
+            task.check_labels(examples)
     with console.status(f"Loading {ckpt}"):
         model, missing = source.load()
         to_fastest_device(model)

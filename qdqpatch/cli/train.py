@@ -12,6 +12,7 @@ from qdqpatch.choices import METHODS, ActivationRanges, Method, WeightRanges
 from qdqpatch.cli.common import Placement, placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.options import EPOCHS, SEED
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import CheckpointError
@@ -195,9 +196,7 @@ def command(
     bar = progress_bar(console)
     with bar:
         try:
-            report = run_job(
-                job, out, resume, force, _Bar(bar, console), {"the configuration": placement.file}
-            )
+            report = run_job(job, out, resume, force, _Bar(bar, console), inputs())
         except (KeyboardInterrupt, SystemExit, CheckpointError) as error:
             if can_resume(out) and not (was_there and isinstance(error, CheckpointError)):
                 console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")

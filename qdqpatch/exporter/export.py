@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,10 @@ from qdqpatch.errors import ExportError
 from qdqpatch.exporter.held import held
 from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
-from qdqpatch.packages import pip_install
+from qdqpatch.packages import require
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 from qdqpatch.patching.finite import check_finite
+from qdqpatch.spelling import spelled
 
 if TYPE_CHECKING:  # these need packages that are not always installed
     from qdqpatch.exporter.precision import Precision
@@ -120,7 +120,8 @@ def export(
             build=build,
             progress=progress or (lambda _: None),
         )
-        output = OutputFolder.open(out, force=force)
+        read = [getattr(inner, "name_or_path", None) or "", source or ""]
+        output = OutputFolder.open(out, {"the checkpoint": read}, force)
         with output.staged() as folder:
             return write(folder, output.given)
 
@@ -149,9 +150,7 @@ def prepare_export(
     Arguments and errors are those of `export`. What is returned takes a folder to write to, whose other files
     stay, and the place that this folder gets in the end.
     """
-    _require(PACKAGES)
-    if not hasattr(torch.onnx, "ops"):
-        raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
+    require_packages(target, check)
     from qdqpatch.exporter.inputs import Inputs
     from qdqpatch.exporter.pipeline import Ends, Pipeline
     from qdqpatch.exporter.preparing import prepared
@@ -160,7 +159,9 @@ def prepare_export(
     _check_build(target, build)
     precision = _precision(target, dtype, opset)
     if target != "tensorrt" and (int32_inputs or float32_outputs):
-        raise ExportError(f"int32_inputs and float32_outputs are for TensorRT, not for {target}.")
+        raise ExportError(
+            f"{spelled('int32_inputs')} and {spelled('float32_outputs')} are for TensorRT, not for {target}."
+        )
     _check_ranges(model)
     check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
@@ -179,6 +180,26 @@ def prepare_export(
     return write
 
 
+def require_packages(target: str, check: bool = True) -> None:
+    """Find out before the work whether everything is installed that exporting for a target needs.
+
+    Args:
+        target: As `export` takes it.
+        check: Whether the file is to be run.
+
+    Raises:
+        ExportError: If not, or there is no such target.
+    """
+    if target not in TARGETS:
+        raise ExportError(f"There is no target {target!r}; there are {', '.join(TARGETS)}.")
+    require("Exporting", *PACKAGES, *["openvino"] * (target == "openvino"), error=ExportError)
+    if not hasattr(torch.onnx, "ops"):
+        raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
+    if check and target != "openvino":
+        way = f"leave that out: {spelled('check=False', '--no-check')}"
+        require("Comparing the file with the model", "onnxruntime", error=ExportError, otherwise=way)
+
+
 def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions | None:
     """Return what goes along with a file; None where nothing is known of a folder."""
     if source is not None:
@@ -189,14 +210,15 @@ def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions
 
 
 def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> Target:
-    if name not in TARGETS:
-        raise ExportError(f"There is no target {name!r}; there are {', '.join(TARGETS)}.")
     if float_weights and name != "tensorrt":
-        raise ExportError(f"{name} needs the weights in int8; float_weights is for TensorRT alone.")
+        raise ExportError(
+            f"{name} needs the weights in int8; {spelled('float_weights')} is for TensorRT alone."
+        )
     if vnni is not None and name != "onnxruntime":
-        raise ExportError(f"{name} gets the same file for every processor; vnni is for onnxruntime alone.")
+        raise ExportError(
+            f"{name} gets the same file for every processor; {spelled('vnni')} is for onnxruntime alone."
+        )
     if name == "openvino":
-        _require(("openvino",))
         from qdqpatch.exporter.targets import openvino
 
         return openvino.TARGET
@@ -206,19 +228,14 @@ def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> T
         if vnni and check and saturates():
             raise ExportError(
                 "This processor has no VNNI: its products of uint8 and int8 saturate, so that a file for "
-                "processors with VNNI cannot be compared with the model here. Leave vnni out for a file that "
-                "is exact on every processor, or export unchecked, with check=False or --no-check."
+                f"processors with VNNI cannot be compared with the model here. Leave {spelled('vnni')} out "
+                "for a file that is exact on every processor, or export unchecked: "
+                f"{spelled('check=False', '--no-check')}."
             )
         return onnxruntime.target(not saturates() if vnni is None else vnni)
     from qdqpatch.exporter.targets import tensorrt
 
     return tensorrt.target(float_weights)
-
-
-def _require(packages: Iterable[str]) -> None:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ExportError(f"Exporting needs {', '.join(missing)}: {pip_install(*missing)}")
 
 
 def _precision(target: str, dtype: str | None, opset: int | None) -> Precision:
@@ -228,9 +245,9 @@ def _precision(target: str, dtype: str | None, opset: int | None) -> Precision:
     if name not in PRECISIONS:
         raise ExportError(f"There is no dtype {name!r}; there are {', '.join(PRECISIONS)}.")
     if target != "tensorrt" and name != "float32":
-        raise ExportError(f"dtype is for TensorRT; {target} gets what stays float in float32.")
+        raise ExportError(f"{spelled('dtype')} is for TensorRT; {target} gets what stays float in float32.")
     if opset is not None and opset < OPSET and name != "float32":
-        raise ExportError(f"{name} needs opset {OPSET} or newer, not {opset}; dtype='float32' does not.")
+        raise ExportError(f"{name} needs opset {OPSET} or newer, not {opset}; float32 does not.")
     return PRECISIONS[name]
 
 
@@ -238,7 +255,9 @@ def _check_build(target: str, capabilities: Sequence[str]) -> None:
     if not capabilities:
         return
     if target != "tensorrt":
-        raise ExportError(f"build compiles for TensorRT; there is nothing to compile for {target}.")
+        raise ExportError(
+            f"{spelled('build')} compiles for TensorRT; there is nothing to compile for {target}."
+        )
     from qdqpatch.engines.tensorrt.build import require
 
     require(capabilities)

@@ -18,6 +18,7 @@ from qdqpatch.patching.recorded import HEAD, KEY, Recorded, describe, recorded_r
 from qdqpatch.rules import has_rules, rules_of
 from qdqpatch.rules.base import Match, Miss, Rule
 from qdqpatch.rules.structural import Unreached
+from qdqpatch.spelling import spelled
 
 
 def find_sites(
@@ -160,7 +161,8 @@ def _check_overrides(config: QDQConfig, used: set[str]) -> None:
         if override.pattern not in used:
             raise OverrideError(
                 f"The override {override.pattern!r} matches no quantizer of the model. Patterns are globs "
-                "over the paths that `qdqpatch inspect` or print(qdqpatch.plan(model)) lists."
+                "over the paths that "
+                f"{spelled('print(qdqpatch.plan(model))', '`qdqpatch inspect --ranges`')} lists."
             )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qdqpatch.errors import ConfigError, NoLabelsError
+from qdqpatch.errors import ConfigError, DataError
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Feature, Task, draw
 from qdqpatch.training.job import Job
 
@@ -27,21 +28,23 @@ class Data:
     features: list[Feature]
     examples: list[Any]
     eval_features: list[Feature]
-    unlabelled: NoLabelsError | None = None
+    unlabelled: DataError | None = None
 
 
 def read_data(job: Job, task: Task[Any]) -> Data:
     """Read the data, hold out what there is to evaluate on, and tokenize."""
     seed = job.schedule.seed
     by_labels = job.distillation is None or job.distillation.labels > 0
-    unlabelled = None
+    unlabelled: DataError | None = None
     if by_labels or job.eval_data is not None:
         examples = task.read(job.data, by_labels)
     else:
         examples, unlabelled = task.read_any(job.data)
     if job.eval_data is None:
         if len(examples) < 2:
-            raise ConfigError(f"{job.data.name} has one example: give others to evaluate on (--eval-data).")
+            raise ConfigError(
+                f"{job.data.name} has one example: give others to evaluate on, by {spelled('eval_data')}."
+            )
         places = draw(range(len(examples)), min(HELD_OUT, max(1, len(examples) // 10)), seed)
         out = set(places)
         to_evaluate = [examples[place] for place in places]
@@ -49,6 +52,13 @@ def read_data(job: Job, task: Task[Any]) -> Data:
     else:
         to_evaluate, unlabelled = task.read_any(job.eval_data)
     to_evaluate = draw(to_evaluate, job.eval_samples)
+    if unlabelled is None:
+        try:
+            task.check_labels(to_evaluate)
+        except DataError as error:
+            if by_labels or job.eval_data is not None:
+                raise
+            unlabelled = error
     eval_features = task.features(to_evaluate)
     # Masked language modelling makes labels of its own.
     features = task.features(examples, training=by_labels or not task.needs_labels, seed=seed)

@@ -19,8 +19,10 @@ from qdqpatch.evaluation.shared_task import settle
 from qdqpatch.listening import TrainingListener
 from qdqpatch.output.folder import OutputFolder, failures_of_writing
 from qdqpatch.output.record import write_record
+from qdqpatch.packages import require
 from qdqpatch.patching.apply import enabled_quantizers, without_range
 from qdqpatch.patching.quantize import dequantize, quantize
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks import make_task
 from qdqpatch.tasks.base import Task
 from qdqpatch.training.folder import REPORT_FILE, RunFolder
@@ -35,7 +37,7 @@ def run_job(
     resume: bool = False,
     force: bool = False,
     listener: TrainingListener | None = None,
-    inputs: Mapping[str, Path | None] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> TrainingReport:
     """Train a checkpoint and save the trained one, with a report of what each stage gained.
 
@@ -56,6 +58,7 @@ def run_job(
         DataError: If something is wrong in the data.
         TrainingError: If it diverges. Then nothing of the run is kept.
     """
+    require("Training", "accelerate", error=ConfigError)
     read = {**_inputs(job), **(inputs or {})}
     folder = None
     if resume:
@@ -71,7 +74,7 @@ def run_job(
     listener.say("Reading the data")
     data = read_data(job, task)
     if data.unlabelled is not None:
-        listener.warn(f"Without labels, models are compared with the float one. ({data.unlabelled})")
+        listener.warn(f"Models are compared with the float one, and judged by no labels. ({data.unlabelled})")
     listener.say(f"Loading {job.ckpt}")
     model, teacher = _build(job, source, task.has_loss, listener)
     run = Run(job, folder.path, listener, task, data, model, teacher)
@@ -124,7 +127,7 @@ def _open(job: Job, companions: Companions) -> tuple[Checkpoint, Task[Any]]:
     tokenizer = load_tokenizer(job.ckpt)
     task = make_task(job.task, tokenizer, source.config, job.max_length, job.options, companions)
     if job.distillation is None and not task.has_loss:
-        raise ConfigError(f"A model for {task.name} has no loss: train it with --distill.")
+        raise ConfigError(f"A model for {task.name} has no loss: train it with {spelled('distillation')}.")
     return source, task
 
 
@@ -157,6 +160,6 @@ def _build(
     if source.quantization is None:
         quantize(model, job.config)
     elif unset := without_range(enabled_quantizers(model)):
-        remedy = "Convert it again with --calib, or train the float checkpoint."
+        remedy = "Convert it again with texts, qdqpatch convert --calib, or train the float checkpoint."
         raise ConfigError(f"{job.ckpt} is not calibrated: {no_range(unset, remedy)}")
     return model, teacher.eval()

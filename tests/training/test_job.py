@@ -116,7 +116,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: DataSource
     (folder / "checkpoint-14").mkdir()  # one that was being written
     with pytest.raises(CheckpointError, match=r"out.training holds a run that was interrupted\.$"):
         run_job(wanted, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"was another one: it differs in schedule, method"):
+    with pytest.raises(
+        ConfigError, match=r"was another one: it differs in schedule\.epochs, schedule\.lr, .*, method"
+    ):
         run_job(dataclasses.replace(wanted, schedule=Schedule(), method="max"), tmp_path / "out", resume=True)
     listener = Recording()
     resumed = run_job(wanted, tmp_path / "out", resume=True, listener=listener)
@@ -257,7 +259,7 @@ def test_training_that_diverges_is_stopped(
 ) -> None:
     schedule = dataclasses.replace(SCHEDULE, epochs=epochs, lr=lr)
     wanted = job(ckpt, data, schedule=schedule, distillation=distillation)
-    message = rf"^Training diverged: {how}\. Lower the learning rate, which is .* \(--lr\)\. Nothing was"
+    message = rf"^Training diverged: {how}\. Lower the learning rate, which is .*\. Nothing was"
     with pytest.raises(TrainingError, match=message):
         run_job(wanted, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]  # and so a lower rate can be tried

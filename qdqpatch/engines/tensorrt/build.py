@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,6 +15,7 @@ from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.tensorrt.layers import Kernel, read_kernels
 from qdqpatch.errors import ConfigError, EngineError
+from qdqpatch.packages import missing
 
 PACKAGE = "tensorrt_rtx_bindings"
 INSTALL = "pip install tensorrt-rtx-cu12-libs tensorrt-rtx-cu12-bindings"
@@ -60,7 +60,7 @@ def require(capabilities: Sequence[str] = DEFAULT_CAPABILITIES) -> None:
         if capability not in CAPABILITIES:
             known = ", ".join(CAPABILITIES)
             raise ConfigError(f"There is no compute capability {capability!r}; TensorRT for RTX has {known}.")
-    if importlib.util.find_spec(PACKAGE) is None:
+    if missing(PACKAGE):
         raise EngineError(f"Compiling needs TensorRT for RTX, which is not installed: {INSTALL}")
 
 
