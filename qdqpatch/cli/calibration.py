@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,18 @@ from click.core import ParameterSource
 from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS
 from qdqpatch.cli.calibrating import Calibration
 from qdqpatch.cli.common import Command
-from qdqpatch.cli.numbers import PositiveFloat
-from qdqpatch.cli.options import COLUMN_HELP, EPOCHS, LENGTH, SEED
+from qdqpatch.cli.numbers import LARGEST, Number
+from qdqpatch.cli.options import COLUMN_HELP, EPOCHS, LENGTH, SEED, SPLIT_HELP, batch_option
 from qdqpatch.cli.sections import SectionOption
 
 if TYPE_CHECKING:
     pass
 
-SECTION = "Calibration"
-_option = functools.partial(click.option, cls=SectionOption, section=SECTION)
+_data = functools.partial(click.option, cls=SectionOption, section="Data")
+_option = functools.partial(click.option, cls=SectionOption, section="Calibration")
 
 OPTIONS = (
-    _option(
+    _data(
         "--calib",
         "--data",
         "source",
@@ -34,34 +34,28 @@ OPTIONS = (
         "is no file is a data set on the Hugging Face hub. Without --calib, ranges are computed from each "
         "input, and engines that need fixed ones cannot take the model.",
     ),
-    _option(
+    _data(
         "--text-column",
         metavar="COLUMN",
         help=COLUMN_HELP,
     ),
-    _option(
+    _data(
         "--text-pair-column",
         metavar="COLUMN",
         help="The column with the second texts, for models that read two together.",
     ),
-    _option("--split", help="The split of a hub data set.  [default: train]"),
-    _option("--subset", help="The subset (config) of a hub data set, such as sst2 of nyu-mll/glue."),
-    _option(
+    _data("--split", help=SPLIT_HELP),
+    _data("--subset", help="The subset (config) of a hub data set, such as sst2 of nyu-mll/glue."),
+    _data(
         "--samples",
         default=256,
         show_default=True,
         type=click.IntRange(min=1),
         help="How many texts to draw at random; all if there are fewer.",
     ),
-    _option("--seed", type=SEED, default=0, show_default=True, help="Another seed draws other texts."),
-    _option(
-        "--batch-size",
-        default=16,
-        show_default=True,
-        type=click.IntRange(min=1),
-        help="Texts that run through the model at once.",
-    ),
-    _option(
+    _data("--seed", type=SEED, default=0, show_default=True, help="Another seed draws other texts."),
+    batch_option(),
+    _data(
         "--max-length",
         default=128,
         show_default=True,
@@ -69,7 +63,7 @@ OPTIONS = (
         help="Where texts are cut, in tokens: the longest sequence that the model will serve. A folder of "
         "sentence-transformers says it itself.",
     ),
-    _option(
+    _data(
         "--prompt",
         metavar="NAME",
         help="The prompt that texts begin with, one of those in config_sentence_transformers.json.  "
@@ -88,7 +82,7 @@ OPTIONS = (
         "--percentile",
         default=DEFAULT_PERCENTILE,
         show_default=True,
-        type=click.FloatRange(0, 100, min_open=True),
+        type=Number(0, 100, min_open=True),
         help="How many percent of the values a range takes in; sets --method percentile.",
     ),
     _option(
@@ -98,7 +92,7 @@ OPTIONS = (
     ),
     _option(
         "--clip-gelu",
-        type=PositiveFloat(),
+        type=Number(0, LARGEST, min_open=True),
         metavar="VALUE",
         help="Let the ranges after GELU end at VALUE, such as 10.",
     ),
@@ -143,11 +137,8 @@ def calibration_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_calibration(**arguments: Any) -> None:
         context = click.get_current_context()
-        options = [
-            parameter
-            for parameter in context.command.params
-            if getattr(parameter, "section", None) == SECTION
-        ]
+        names = {field.name for field in dataclasses.fields(Calibration)}
+        options = [parameter for parameter in context.command.params if parameter.name in names]
         values = {str(option.name): arguments.pop(str(option.name)) for option in options}
         given = {
             str(option.name): option.opts[0]
@@ -173,8 +164,6 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         raise click.UsageError(f"{', '.join(given.values())}: this is for calibration, and needs --calib.")
     if "percentile" in given and values["method"] != "percentile":
         raise click.UsageError(f"--percentile is for --method percentile, not {values['method']}.")
-    if math.isnan(values["percentile"]):
-        raise click.UsageError("--percentile must be a number above 0 and up to 100.")
     if "text_pair_column" in given and "text_column" not in given:
         raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
     if given.keys() & {"split", "subset"}:

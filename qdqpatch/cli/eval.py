@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import click
 
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.numbers import NOT_NEGATIVE
 from qdqpatch.cli.options import SEED, engine_option, json_option, threads_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from qdqpatch.evaluation.result import Evaluation, EvaluationRow
 
 _option = functools.partial(click.option, cls=SectionOption)
-
-
-def _check_number(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("nan is no number.", context, parameter)
-    return value
 
 
 @click.command("eval", cls=SectionCommand)
@@ -61,12 +55,11 @@ def _check_number(context: click.Context, parameter: click.Parameter, value: flo
     "--max-drop",
     section="Output",
     metavar="PERCENT",
-    type=click.FloatRange(min=0),
-    callback=_check_number,
+    type=NOT_NEGATIVE,
     help="Exit with 1 if the main metric of any model is worse than the first one's by more than PERCENT of "
     "it (of perplexity, if it is higher).",
 )
-@json_option(cls=SectionOption, section="Output")
+@json_option
 @verbosity_options
 def command(
     models: tuple[str, ...],
@@ -89,7 +82,7 @@ def command(
     exported folder has them beside the file. Differences are in the metric's own units and come with a 95%
     confidence interval: one that holds 0 means that these examples cannot tell the two models apart.
 
-    Data without labels compares the outputs with those of the first MODEL.
+    The outputs are compared with those of the first MODEL too, which needs no labels.
     """
     from qdqpatch.evaluation.evaluate import evaluate
 
@@ -152,6 +145,19 @@ def _print_evaluation(evaluation: Evaluation) -> None:
             f"Difference: of {evaluation.metric} to {evaluation.rows[0].name}, with the {CONFIDENCE:.0%} "
             f"confidence interval by a paired bootstrap over the examples ({RESAMPLES} resamples)."
         )
+    if any(row.closeness for row in evaluation.rows):
+        click.echo()
+        title = f"How close to {evaluation.rows[0].name}, with the {CONFIDENCE:.0%} confidence interval"
+        print_table(title, ("Model", "Engine", "Figure", "Value"), _close(evaluation))
+
+
+def _close(evaluation: Evaluation) -> list[list[str]]:
+    """Return a row for each figure of each model but the first."""
+    return [
+        [row.model, row.engine, figure.metric.name, str(figure)]
+        for row in evaluation.rows
+        for figure in reversed(row.closeness)
+    ]
 
 
 def _differences(row: EvaluationRow, metric: str) -> list[str]:

@@ -10,11 +10,12 @@ import click
 
 from qdqpatch.choices import TARGETS
 from qdqpatch.cli.common import task_option, verbosity_options
-from qdqpatch.cli.compiling import build_options, print_builds, read_builds, wanted
+from qdqpatch.cli.compiling import build_options, check_options, print_builds, read_builds, wanted
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
+from qdqpatch.cli.shapes import SHAPE
 from qdqpatch.engines.shapes import Shape
-from qdqpatch.errors import ConfigError, NotQuantizedError
+from qdqpatch.errors import NotQuantizedError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--shape",
     metavar="BATCHxLENGTH",
-    callback=lambda context, parameter, text: _parse_shape(context, parameter, text),
+    type=SHAPE,
     help="The only shape that the file shall take, such as 1x128; the default is any.",
 )
 @click.option(
@@ -77,7 +78,7 @@ def command(
     out: Path,
     target: str,
     task: str | None,
-    shape: tuple[int, int] | None,
+    shape: Shape | None,
     weights: str,
     vnni: bool | None,
     int8_embeddings: bool,
@@ -102,13 +103,14 @@ def command(
     from qdqpatch.output.folder import OutputFolder
 
     started = time.perf_counter()
-    capabilities = wanted(target, build, capability)
+    check_options(target, build, capability)
     source = open_checkpoint(ckpt, task)
     if source.quantization is None:
         raise NotQuantizedError(
             f"{ckpt} is not quantized. Make an int8 checkpoint of it first: "
             f"qdqpatch convert {ckpt} OUT --calib FILE"
         )
+    capabilities = wanted(build, capability, source.quantization.has_float8)
     OutputFolder.open(out, inputs(), force)
     with console.status(f"Loading {ckpt}") as status:
         model, _ = source.load()
@@ -116,7 +118,7 @@ def command(
             model,
             out,
             target,
-            shape=shape,
+            shape=None if shape is None else (shape.batch, shape.length),
             float_weights=weights == "fp32",
             vnni=vnni,
             int8_embeddings=int8_embeddings,
@@ -179,13 +181,3 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
             f"It was compared with products in fp32: {result.engine}'s integer kernels saturate on this "
             "processor, which has no VNNI. Run the file where there is VNNI."
         )
-
-
-def _parse_shape(
-    context: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[int, int] | None:
-    try:
-        shape = None if text is None else Shape.parse(text)
-    except ConfigError as error:
-        raise click.BadParameter(str(error), context, parameter) from error
-    return None if shape is None else (shape.batch, shape.length)

@@ -151,13 +151,15 @@ def prepare_export(
     stay, and the place that this folder gets in the end.
     """
     require_packages(target, check)
+    from qdqpatch.exporter.grids import has_float8
     from qdqpatch.exporter.inputs import Inputs
     from qdqpatch.exporter.pipeline import Ends, Pipeline
     from qdqpatch.exporter.preparing import prepared
 
     engine_target = _target(target, float_weights, vnni, check)
-    _check_build(target, build)
-    precision = _precision(target, dtype, opset)
+    float8 = has_float8(model)
+    _check_build(target, build, float8)
+    precision = _precision(target, dtype, opset, float8)
     if target != "tensorrt" and (int32_inputs or float32_outputs):
         raise ExportError(
             f"{spelled('int32_inputs')} and {spelled('float32_outputs')} are for TensorRT, not for {target}."
@@ -238,7 +240,7 @@ def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> T
     return tensorrt.target(float_weights)
 
 
-def _precision(target: str, dtype: str | None, opset: int | None) -> Precision:
+def _precision(target: str, dtype: str | None, opset: int | None, float8: bool) -> Precision:
     from qdqpatch.exporter.precision import OPSET, PRECISIONS
 
     name = dtype or ("float16" if target == "tensorrt" else "float32")
@@ -246,12 +248,14 @@ def _precision(target: str, dtype: str | None, opset: int | None) -> Precision:
         raise ExportError(f"There is no dtype {name!r}; there are {', '.join(PRECISIONS)}.")
     if target != "tensorrt" and name != "float32":
         raise ExportError(f"{spelled('dtype')} is for TensorRT; {target} gets what stays float in float32.")
+    if opset is not None and opset < OPSET and float8:
+        raise ExportError(f"FP8 needs opset {OPSET} or newer, not {opset}.")
     if opset is not None and opset < OPSET and name != "float32":
         raise ExportError(f"{name} needs opset {OPSET} or newer, not {opset}; float32 does not.")
     return PRECISIONS[name]
 
 
-def _check_build(target: str, capabilities: Sequence[str]) -> None:
+def _check_build(target: str, capabilities: Sequence[str], float8: bool) -> None:
     if not capabilities:
         return
     if target != "tensorrt":
@@ -260,7 +264,7 @@ def _check_build(target: str, capabilities: Sequence[str]) -> None:
         )
     from qdqpatch.engines.tensorrt.build import require
 
-    require(capabilities)
+    require(capabilities, float8)
 
 
 def _check_ranges(model: PreTrainedModel) -> None:

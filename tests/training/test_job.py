@@ -193,8 +193,8 @@ def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: DataSourc
             job(str(quantized), data),
             False,
             f"{quantized} is not calibrated: 40 quantizers have no range yet, the first one "
-            "bert.encoder.layer.0.attention.self.query._input_quantizer. Convert it again with --calib, or "
-            "train the float checkpoint.",
+            "bert.encoder.layer.0.attention.self.query._input_quantizer. Convert it again with texts, "
+            "qdqpatch convert --calib, or train the float checkpoint.",
         ),
         (
             job(str(quantized), data, config=qdqpatch.QDQConfig()),
