@@ -55,6 +55,7 @@ def command(
     """
     from qdqpatch.checkpoint.companions import read_companions
     from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.exporter.export import prepare_export, require_packages
     from qdqpatch.output.folder import OutputFolder
@@ -92,6 +93,8 @@ def command(
     if source.quantization is None:
         quantize(model, config)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
+    if not is_first():
+        return
     writers = [prepare_export(model, name, tokenizer=tokenizer(ckpt), source=ckpt) for name in targets]
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)

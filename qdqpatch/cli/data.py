@@ -11,7 +11,7 @@ import click
 
 from qdqpatch.choices import MEASURED_TASKS
 from qdqpatch.cli.common import Command
-from qdqpatch.cli.numbers import Number
+from qdqpatch.cli.numbers import Finite
 from qdqpatch.cli.options import COLUMN_HELP, LENGTH, SPLIT_HELP
 from qdqpatch.cli.sections import SectionOption
 
@@ -72,7 +72,7 @@ OPTIONS = (
     ),
     _option(
         "--null-threshold",
-        type=Number(),
+        type=Finite(),
         help="With --no-answer: by how much the logits of no answer must be above those of the best one.  "
         "[default: 0]",
     ),

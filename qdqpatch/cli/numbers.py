@@ -11,8 +11,8 @@ LARGEST = (2 - 2.0**-23) * 2.0**127
 """fp32's largest number; ranges are fp32."""
 
 
-class Number(click.FloatRange):
-    """A finite number in a range; NaN is neither below nor above any bound."""
+class Finite(click.types.FloatParamType):
+    """A finite number: not NaN, and no infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read the number, or fail as options do."""
@@ -20,6 +20,10 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+class Number(click.FloatRange, Finite):
+    """A finite number in a range; NaN is neither below nor above any bound."""
 
 
 POSITIVE = Number(0, min_open=True)

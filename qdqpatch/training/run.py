@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from transformers import PreTrainedModel
 from qdqpatch.checkpoint.companions import Companions, read_companions
 from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
-from qdqpatch.engines.device import to_fastest_device
+from qdqpatch.distributed import from_first, is_first
+from qdqpatch.engines.device import fastest_device, to_fastest_device
 from qdqpatch.errors import ConfigError, TrainingError, no_range
 from qdqpatch.evaluation.shared_task import settle
 from qdqpatch.listening import TrainingListener
@@ -41,7 +43,9 @@ def run_job(
 ) -> TrainingReport:
     """Train a checkpoint and save the trained one, with a report of what each stage gained.
 
-    Checkpoints of the run are kept in a folder beside `out`, `OUT.training`, until it is done.
+    Checkpoints of the run are kept in a folder beside `out`, `OUT.training`, until it is done. Under
+    `torchrun` and its like the processes share the data, and the first one writes; a step takes a batch of
+    each.
 
     Args:
         job: What to do.
@@ -60,14 +64,10 @@ def run_job(
     """
     require("Training", "accelerate", error=ConfigError)
     read = {**_inputs(job), **(inputs or {})}
-    folder = None
-    if resume:
-        folder = RunFolder.open(job, out, read, resume, force)
-        if (report := folder.finished()) is not None:
-            folder.remove()
-            return report
-    output = OutputFolder.open(out, read, force)
-    folder = folder or RunFolder.open(job, out, read, resume, force)
+    found = from_first(lambda: _open_folders(job, out, read, resume, force), fastest_device())
+    if isinstance(found, TrainingReport):
+        return found
+    output, folder = found
     listener = TrainingListener() if listener is None else listener
     companions = read_companions(job.ckpt)
     source, task = _open(job, companions)
@@ -80,8 +80,9 @@ def run_job(
     run = Run(job, folder.path, listener, task, data, model, teacher)
     if folder.stages is None:
         run.calibrate(source.quantization is None)
-        folder.begin(run.model, run.report.stages)
-    with folder.held():
+        if is_first():
+            folder.begin(run.model, run.report.stages)
+    with folder.held() if is_first() else nullcontext():
         checkpoint = None
         if folder.stages is not None:
             run.report.stages = folder.stages
@@ -91,8 +92,11 @@ def run_job(
             with failures_of_writing(folder.name):
                 run.train(checkpoint)
         except TrainingError:
-            folder.remove()  # a lower rate is another job, which could not go on with it
+            if is_first():
+                folder.remove()  # a lower rate is another job, which could not go on with it
             raise
+        if not is_first():
+            return run.report
         with output.staged() as staging:
             run.model.save_pretrained(staging)
             companions.copy(staging)
@@ -103,6 +107,20 @@ def run_job(
         if (left := folder.remove()) is not None:
             listener.warn(left)
     return run.report
+
+
+def _open_folders(
+    job: Job, out: Path, read: dict[str, Any], resume: bool, force: bool
+) -> TrainingReport | tuple[OutputFolder, RunFolder]:
+    """Return what is to be written, or the report of a run that had written all of it."""
+    folder = None
+    if resume:
+        folder = RunFolder.open(job, out, read, resume, force)
+        if (report := folder.finished()) is not None:
+            folder.remove()
+            return report
+    output = OutputFolder.open(out, read, force)
+    return output, folder or RunFolder.open(job, out, read, resume, force)
 
 
 def _inputs(job: Job) -> dict[str, str | None]:

@@ -9,10 +9,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import ptq
+from qdqpatch.calibration.observing import HELD_BACK
 from qdqpatch.calibration.refining import can_refine
 from qdqpatch.calibration.shifting import find_shifts
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.data.arrays import Arrays
+from qdqpatch.distributed import share
 from qdqpatch.engines.device import to_fastest_device
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
 from qdqpatch.listening import TrainingListener
@@ -72,7 +74,7 @@ class Run:
         chosen = draw(self._data.features, CALIBRATION, job.schedule.seed)
         ptq(
             self.model,
-            batches(self._task, chosen, job.schedule.batch_size),
+            batches(self._task, share(chosen, HELD_BACK * job.schedule.batch_size), job.schedule.batch_size),
             method=job.method,
             shift=job.shift and bool(find_shifts(self.model)),
             refine=job.refine if can_refine(self.model) else 0,
