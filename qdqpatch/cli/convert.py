@@ -57,7 +57,7 @@ def command(
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
-    from qdqpatch.exporter.export import prepare_export, require_packages
+    from qdqpatch.exporter.export import check_placement, prepare_export, require_packages
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -92,6 +92,8 @@ def command(
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:
         quantize(model, config)
+    for target in targets:
+        check_placement(model, target)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
     if not is_first():
         return
@@ -99,7 +101,7 @@ def command(
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
-            statistics.save(folder / STATISTICS_FILE)
+            statistics.write(folder / STATISTICS_FILE)
         companions.copy(folder)
         write_record(model, folder, **({} if calibration is None else calibration.record()))
         exports = [write(folder, out) for write in writers]

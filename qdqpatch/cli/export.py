@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import TARGETS
+from qdqpatch.choices import OPSETS, TARGETS
 from qdqpatch.cli.common import task_option, verbosity_options
 from qdqpatch.cli.compiling import build_options, check_options, print_builds, read_builds, wanted
 from qdqpatch.cli.places import inputs
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @click.option("--int32-inputs", is_flag=True, help="Take token ids, mask and segments as int32, not int64.")
 @click.option("--float32-outputs", is_flag=True, help="Give float32 where the file computes in 16 bits.")
 @click.option(
-    "--opset", type=click.IntRange(17, 25), help="Version of ONNX's operators, if not the target's."
+    "--opset", type=click.IntRange(*OPSETS), help="Version of ONNX's operators, if not the target's."
 )
 @click.option(
     "--check/--no-check", default=True, help="Run the file and compare it with the model (default)."

@@ -35,7 +35,13 @@ HEADINGS = (
 
 
 class SectionCommand(click.Command):
-    """A command whose help has a section for each heading."""
+    """A command whose help has a section for each heading, and which takes no empty names."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; an empty one, as of a variable that is not set, would be this folder."""
+        if any(text == "" or (text.startswith("--") and text.endswith("=")) for text in args):
+            raise click.UsageError("An argument is empty: see whether a variable has no value.", ctx)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, by section."""

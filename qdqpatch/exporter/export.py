@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import MODULES, Companions, read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
-from qdqpatch.choices import TARGETS
+from qdqpatch.choices import OPSETS, TARGETS
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
@@ -166,7 +166,7 @@ def prepare_export(
         )
     _check_ranges(model)
     check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
-    inputs = Inputs(model, None if shape is None else Shape(*shape))
+    inputs = Inputs(model, _fixed(shape))
     inputs.check()
     companions = _companions(model, source)
     head = None
@@ -200,6 +200,18 @@ def require_packages(target: str, check: bool = True) -> None:
     if check and target != "openvino":
         way = f"leave that out: {spelled('check=False', '--no-check')}"
         require("Comparing the file with the model", "onnxruntime", error=ExportError, otherwise=way)
+
+
+def check_placement(model: PreTrainedModel, target: str) -> None:
+    """Find out before a model is calibrated whether a target has the levels of its quantizers.
+
+    Raises:
+        ExportError: If not.
+    """
+    from qdqpatch.exporter.grids import check_grids
+
+    engine_target = _target(target, float_weights=False, vnni=None, check=False)
+    check_grids(model, engine_target.signed, engine_target.float8, target, calibrated=False)
 
 
 def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions | None:
@@ -240,9 +252,19 @@ def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> T
     return tensorrt.target(float_weights)
 
 
+def _fixed(shape: object) -> Shape | None:
+    if shape is None:
+        return None
+    if not isinstance(shape, tuple | list) or [type(size) for size in shape] != [int, int]:
+        raise ExportError(f"shape is a batch and a length, such as (1, 128), not {shape!r}.")
+    return Shape(*shape)
+
+
 def _precision(target: str, dtype: str | None, opset: int | None, float8: bool) -> Precision:
     from qdqpatch.exporter.precision import OPSET, PRECISIONS
 
+    if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
+        raise ExportError(f"opset must be from {OPSETS[0]} to {OPSETS[1]}, not {opset}.")
     name = dtype or ("float16" if target == "tensorrt" else "float32")
     if name not in PRECISIONS:
         raise ExportError(f"There is no dtype {name!r}; there are {', '.join(PRECISIONS)}.")

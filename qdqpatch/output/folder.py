@@ -221,7 +221,11 @@ def _failures(given: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    """Return what went wrong; what the system said, if safetensors hands that on."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    handed_on = re.search(r"I/O error: (.*?) \(os error", str(error))
+    return handed_on[1] if handed_on else str(error)
 
 
 def _refusal(given: Path, others: list[str]) -> str:

@@ -166,12 +166,17 @@ def _check_overrides(config: QDQConfig, used: set[str]) -> None:
             )
 
 
+def _turned_off(found: Plan) -> bool:
+    return any(miss.reason.startswith("override") for miss in found.misses)
+
+
 def _nothing_found(found: Plan) -> str:
     on = [name for name in ("linears", "matmuls", "residual_adds") if getattr(found.config, name)]
+    overrides = "the overrides turn off all of that" if _turned_off(found) else "no override turns more on"
     text = (
         f"Nothing in {found.model} would be quantized. Looked for the Linears, attention matmuls "
         f"and residual adds of its layers; the configuration turns on {', '.join(on) or 'none of them'}, "
-        "and no override turns a quantizer on."
+        f"and {overrides}."
     )
     kinds = list(dict.fromkeys(miss.operation for miss in found.misses if miss.wanted))
     if found.unknown:

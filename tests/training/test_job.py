@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: DataSourc
         (
             job(str(headless), data),
             False,
-            "A model for feature-extraction has no loss: train it with --distill.",
+            "A model for feature-extraction has no loss: train it with distillation.",
         ),
         (
             job(ckpt, data, teacher=str(quantized), distillation=Distillation()),
