@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     help="Also write the model for this engine: OUT/onnx/model.onnx, or OUT/openvino/openvino_model.xml. Can "
     "be repeated, but for tensorrt and onnxruntime, whose files have the same name.",
 )
+@click.option(
+    "--triton",
+    is_flag=True,
+    help="With --export onnxruntime: also write config.pbtxt, which makes OUT a model of Triton Inference "
+    "Server.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
 def command(
@@ -45,6 +51,7 @@ def command(
     placement: Placement,
     calibration: Calibration | None,
     targets: tuple[str, ...],
+    triton: bool,
     force: bool,
     console: Console,
 ) -> None:
@@ -57,7 +64,7 @@ def command(
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
-    from qdqpatch.exporter.export import check_placement, prepare_export, require_packages
+    from qdqpatch.exporter.export import check_placement, prepare_exports, require_packages
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -71,6 +78,8 @@ def command(
             "--export onnxruntime and --export tensorrt both write onnx/model.onnx: leave one out, and "
             "write it to another folder with qdqpatch export."
         )
+    if triton and "onnxruntime" not in targets:
+        raise click.UsageError("--triton needs --export onnxruntime, whose file Triton is to load.")
     for target in targets:
         require_packages(target)
     with console.status(f"Reading {ckpt}"):
@@ -97,7 +106,11 @@ def command(
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
     if not is_first():
         return
-    writers = [prepare_export(model, name, tokenizer=tokenizer(ckpt), source=ckpt) for name in targets]
+    writers = (
+        prepare_exports(model, targets, triton=triton, tokenizer=tokenizer(ckpt), source=ckpt)
+        if targets
+        else []
+    )
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:

@@ -70,6 +70,11 @@ if TYPE_CHECKING:
 @click.option(
     "--check/--no-check", default=True, help="Run the file and compare it with the model (default)."
 )
+@click.option(
+    "--triton",
+    is_flag=True,
+    help="For ONNX Runtime: also write config.pbtxt, which makes OUT a model of Triton Inference Server.",
+)
 @build_options
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
@@ -87,6 +92,7 @@ def command(
     float32_outputs: bool,
     opset: int | None,
     check: bool,
+    triton: bool,
     build: bool,
     capability: tuple[str, ...],
     force: bool,
@@ -104,6 +110,8 @@ def command(
 
     started = time.perf_counter()
     check_options(target, build, capability)
+    if triton and target != "onnxruntime":
+        raise click.UsageError("--triton needs --target onnxruntime, whose file Triton is to load.")
     source = open_checkpoint(ckpt, task)
     if source.quantization is None:
         raise NotQuantizedError(
@@ -129,6 +137,7 @@ def command(
             check=check,
             tokenizer=tokenizer(ckpt),
             source=ckpt,
+            triton=triton,
             force=force,
             build=capabilities,
             progress=status.update,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # these need packages that are not always installed
     from qdqpatch.exporter.precision import Precision
     from qdqpatch.exporter.result import Export
     from qdqpatch.exporter.targets.base import Target
+    from qdqpatch.exporter.tracing import Traces
 
 PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 
@@ -50,6 +51,7 @@ def export(
     tokenizer: Any = None,
     source: str | Path | None = None,
     force: bool = False,
+    triton: bool = False,
     build: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Export:
@@ -88,6 +90,8 @@ def export(
             sentence-transformers needs. If it pools, the file has an output `sentence_embedding` too. None
             for the local folder that the model was loaded from, if sentence-transformers wrote it.
         force: Whether `out` may be replaced if it holds an earlier export; a folder with other files may not.
+        triton: For ONNX Runtime: whether to make the folder a model of Triton Inference Server, by a
+            `config.pbtxt` and a link to the file in the folder `1`.
         build: For TensorRT: compute capabilities, such as `SM89`, to compile the file for. TensorRT for RTX
             has to be installed for that, and needs no GPU. A file that it refuses is not kept.
         progress: Called with what begins.
@@ -117,6 +121,7 @@ def export(
             batches=batches,
             tokenizer=its_tokenizer,
             source=folder_of_it,
+            triton=triton,
             build=build,
             progress=progress or (lambda _: None),
         )
@@ -142,23 +147,29 @@ def prepare_export(
     batches: Iterable[dict[str, Tensor]] | None = None,
     tokenizer: Any = None,
     source: str | Path | None = None,
+    triton: bool = False,
     build: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
+    traces: Traces | None = None,
 ) -> Callable[[Path, Path], Export]:
     """Refuse what can be refused without work, and return what does the rest.
 
-    Arguments and errors are those of `export`. What is returned takes a folder to write to, whose other files
-    stay, and the place that this folder gets in the end.
+    Arguments and errors are those of `export`; `traces` has what was traced of the model already. What is
+    returned takes a folder to write to, whose other files stay, and the place that this folder gets in the
+    end.
     """
     require_packages(target, check)
     from qdqpatch.exporter.grids import has_float8
     from qdqpatch.exporter.inputs import Inputs
     from qdqpatch.exporter.pipeline import Ends, Pipeline
     from qdqpatch.exporter.preparing import prepared
+    from qdqpatch.exporter.tracing import Traces
 
     engine_target = _target(target, float_weights, vnni, check)
     float8 = has_float8(model)
     _check_build(target, build, float8)
+    if triton and target != "onnxruntime":
+        raise ExportError(f"A model of Triton's is written for onnxruntime, not for {target}.")
     precision = _precision(target, dtype, opset, float8)
     if target != "tensorrt" and (int32_inputs or float32_outputs):
         raise ExportError(
@@ -173,10 +184,22 @@ def prepare_export(
     if companions is not None and type(model).__name__.endswith("Model"):
         head = load_sentence_head(companions)
     ends = Ends(int32_inputs, float32_outputs)
+    traced = Traces() if traces is None else traces
 
     def write(folder: Path, out: Path) -> Export:
         with prepared(model, int8_embeddings) as cpu_model:
-            pipeline = Pipeline(cpu_model, engine_target, inputs, progress, companions, head, precision, ends)
+            pipeline = Pipeline(
+                cpu_model,
+                engine_target,
+                inputs,
+                progress,
+                companions,
+                head,
+                precision,
+                ends,
+                traced,
+                triton,
+            )
             return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
 
     return write
@@ -212,6 +235,25 @@ def check_placement(model: PreTrainedModel, target: str) -> None:
 
     engine_target = _target(target, float_weights=False, vnni=None, check=False)
     check_grids(model, engine_target.signed, engine_target.float8, target, calibrated=False)
+
+
+def prepare_exports(
+    model: PreTrainedModel, targets: Sequence[str], triton: bool = False, **options: Any
+) -> list[Callable[[Path, Path], Export]]:
+    """Prepare exports for several targets, which share what is traced.
+
+    Options and errors are those of `prepare_export`, and so is what is returned for each target. `triton` is
+    for ONNX Runtime, if it is one of them.
+    """
+    for target in targets:
+        require_packages(target, options.get("check", True))
+    from qdqpatch.exporter.tracing import Traces
+
+    traces = Traces()
+    return [
+        prepare_export(model, target, traces=traces, triton=triton and target == "onnxruntime", **options)
+        for target in targets
+    ]
 
 
 def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions | None:
