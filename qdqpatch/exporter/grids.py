@@ -149,8 +149,8 @@ def _check_bits(quantizer: TensorQuantizer, path: str) -> None:
 def _change(path: str, **setting: Any) -> str:
     """Return what to do about a quantizer whose setting has to be another one."""
     ((name, value),) = setting.items()
-    override = f"--override '{path}={name}:{str(value).lower()}'"
-    return f"Quantize it with {spelled(f'{name}={value}', override)}, or leave it float."
+    how = spelled(f"{name}={value}", f"--override '{path}={name}:{str(value).lower()}'")
+    return f"Quantize it with {how}, or leave it float."
 
 
 def _scale(quantizer: TensorQuantizer, amax: Tensor, path: str) -> Float:

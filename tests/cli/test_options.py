@@ -25,6 +25,7 @@ OWN: dict[str, tuple[set[str], str]] = {
         "convert may have several",
     ),
     "--plot": ({"help"}, "what is drawn is another thing"),
+    "--triton": ({"help"}, "it needs another option"),
     "--force": ({"help"}, "what is replaced is another thing"),
     "--max-drop": ({"help", "section"}, "eval judges by it, and sensitivity searches"),
 }
