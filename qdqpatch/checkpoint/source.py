@@ -171,9 +171,10 @@ class Checkpoint:
         return Request(self.name, self.task, _named_class(self.config) is not None)
 
 
-def has_weights(name: str) -> bool:
-    """Whether a folder, or a model on the hub, has weights for torch."""
-    return any(find_file(name, f"{weights}{index}") for weights in WEIGHTS for index in ("", ".index.json"))
+def has_weights(name: str, **hub: Any) -> bool:
+    """Whether a folder, or a model on the hub, has weights for torch; `hub` is that of `find_file`."""
+    files = [f"{weights}{index}" for weights in WEIGHTS for index in ("", ".index.json")]
+    return any(find_file(name, file, **hub) for file in files)
 
 
 def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sentence_folders import write, write_embedder
 
+from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.source import WEIGHTS
 from qdqpatch.engines.sessions import ENGINES, Session
 from qdqpatch.errors import CheckpointError, DataError, EngineError, QdqError
@@ -60,6 +61,19 @@ def test_a_file_is_loaded_once_with_the_threads_asked_for(folder: Path, opened: 
     assert opened == [("model.onnx", 1)] * 2
     assert model.device == torch.device("cpu")
     assert model.to("meta").device == torch.device("meta")
+
+
+def test_files_are_of_the_revision_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def spy(source: str, name: str, **hub: Any) -> str | None:
+        asked.append(hub)
+        return find_file(source, name, **hub)
+
+    monkeypatch.setattr("qdqpatch.engines.sentence_transformers.find_file", spy)
+    load(folder, revision="v2", local_files_only=True)
+    assert asked
+    assert all((hub["revision"], hub["local_files_only"]) == ("v2", True) for hub in asked)
 
 
 @pytest.mark.parametrize("name", ["other.onnx", "onnx/other.onnx"])

@@ -1,5 +1,6 @@
-"""The configuration of Triton Inference Server, read by protobuf itself."""
+"""Files and their other names; the configuration of Triton Inference Server, read by protobuf itself."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from onnx import parser
 
 from qdqpatch.errors import ExportError
+from qdqpatch.exporter.layout import link_quantized
 from qdqpatch.exporter.targets.base import write_onnx
 from qdqpatch.exporter.triton import TYPES, config_text, write_triton
 
@@ -102,6 +104,21 @@ def test_what_the_file_does_not_say_is_refused(tmp_path: Path) -> None:
         result = invoke(*command, "--triton")
         assert result.exit_code == 2, result.output
         assert "--triton needs" in result.output
+
+
+def test_a_file_system_without_links_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.onnx").write_text("a file")
+    link_quantized(tmp_path / "model.onnx")
+    assert (tmp_path / "model_quantized.onnx").samefile(tmp_path / "model.onnx")
+    (tmp_path / "model_quantized.onnx").unlink()
+
+    def refuse(*names: Path) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_quantized(tmp_path / "model.onnx")
+    assert (tmp_path / "model_quantized.onnx").read_text() == "a file"
+    assert not (tmp_path / "model_quantized.onnx").samefile(tmp_path / "model.onnx")
 
 
 def test_weights_beside_the_file_are_linked_too(tmp_path: Path) -> None:
