@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.choices import TARGETS
-from qdqpatch.cli.calibration import Calibration, calibration_options
+from qdqpatch.cli.calibrating import Calibration
+from qdqpatch.cli.calibration import calibration_options
 from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.errors import QuantizedError
 
@@ -62,7 +64,7 @@ def command(
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
-    from qdqpatch.exporter.export import prepare_exports
+    from qdqpatch.exporter.export import check_placement, prepare_exports, require_packages
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -78,6 +80,8 @@ def command(
         )
     if triton and "onnxruntime" not in targets:
         raise click.UsageError("--triton needs --export onnxruntime, whose file Triton is to load.")
+    for target in targets:
+        require_packages(target)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
         companions = read_companions(ckpt)
@@ -87,12 +91,7 @@ def command(
             f"{ckpt} is quantized already. Convert the float checkpoint, or leave out --preset, --config "
             "and --override to keep its placement."
         )
-    inputs = {
-        "the checkpoint": ckpt,
-        "the configuration": placement.file,
-        "the calibration data": None if calibration is None else calibration.source,
-    }
-    output = OutputFolder.open(out, inputs, force)
+    output = OutputFolder.open(out, inputs(), force)
     plan = source.plan(config)
     source.check_weights()
     set_ranges = None if calibration is None else calibration.prepare(ckpt, companions, console)
@@ -102,6 +101,8 @@ def command(
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:
         quantize(model, config)
+    for target in targets:
+        check_placement(model, target)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
     if not is_first():
         return
@@ -113,7 +114,7 @@ def command(
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
-            statistics.save(folder / STATISTICS_FILE)
+            statistics.write(folder / STATISTICS_FILE)
         companions.copy(folder)
         write_record(model, folder, **({} if calibration is None else calibration.record()))
         exports = [write(folder, out) for write in writers]

@@ -22,6 +22,7 @@ from qdqpatch.engines.models import EXPORTS, TORCH
 from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import CheckpointError, ConfigError, DataError, EngineError
+from qdqpatch.spelling import spelled
 
 try:
     from sentence_transformers.base.modules import Transformer as _Transformer
@@ -62,7 +63,7 @@ class EngineModel(nn.Module):
         if any(fixed_sizes(self._session.inputs)):
             raise CheckpointError(
                 f"{file} takes one shape alone, and sentence-transformers gives batches of any: export it "
-                "without --shape."
+                f"without {spelled('shape')}."
             )
         self._dtypes = {value.name: getattr(torch, value.dtype) for value in self._session.inputs}
         self._longest = config_limit(config)

@@ -115,7 +115,6 @@ class Pipeline:
         graph = self._graph(opset)
         file, place = folder / self.target.file, out / self.target.file
         comparisons, operations, float_matmuls = None, None, False
-        check = check and self.engine.version is not None
         if check and not self.precision.is_run:
             with tempfile.TemporaryDirectory() as exact:
                 self.target.write(graph, Path(exact) / self.target.file)
@@ -137,7 +136,7 @@ class Pipeline:
         if check and self.precision.is_run:
             self.say(f"Comparing with the model in {self.engine.name}")
             comparisons, float_matmuls = self._compared(file, place, kept)
-        if self.target.kernels is not None and self.engine.version is not None:
+        if self.target.kernels is not None and self.engine.is_installed:
             self.say("Counting integer kernels")
             operations = match(self.model, names, self.target.kernels(file))
         builds = self._compiled(file, place, build)

@@ -122,7 +122,7 @@ def test_modules_and_prompts_that_are_not_there_are_refused(folder: Path) -> Non
 
 def test_one_shape_is_refused(folder: Path) -> None:
     exported.write_onnx(folder / "onnx/model.onnx", (1, 8))
-    refused(folder, CheckpointError, "takes one shape alone, .*: export it without --shape")
+    refused(folder, CheckpointError, "takes one shape alone, .*: export it without shape")
 
 
 def test_texts_longer_than_the_model_takes(folder: Path) -> None:
