@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 from transformers import AutoImageProcessor
 
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.errors import CheckpointError, ConfigError, one_line
-from qdqpatch.packages import pip_install
+from qdqpatch.packages import require
 from qdqpatch.patching.quiet import quiet_export
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -31,8 +30,7 @@ def load_processor(source: str) -> Any:
         ConfigError: If Pillow is not installed, which reads images.
         CheckpointError: If there is none, or it cannot be read.
     """
-    if importlib.util.find_spec("PIL") is None:
-        raise ConfigError(f"Reading images needs pillow: {pip_install('PIL')}")
+    require("Reading images", "PIL", error=ConfigError)
     if not has_processor(source):
         raise CheckpointError(
             f"{source} has no image processor, which says how images become pixels: none of "

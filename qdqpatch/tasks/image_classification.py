@@ -12,6 +12,7 @@ import torch
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.data.images import PIXELS, find_images, pixels
 from qdqpatch.errors import DataError, NoLabelsError
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Batch, DataSource, Feature, Task
 from qdqpatch.tasks.head import Meaning, meaning_of
 from qdqpatch.tasks.labels import Found, Label, label_of, read_labels
@@ -109,8 +110,8 @@ def _in_table(source: DataSource, labelled: bool) -> tuple[list[Path], list[Foun
     for row in read_rows(source):
         if not paths:
             label = label_name(row, source.columns, source) if labelled else ""
-            setting = "text (--text-column)"
-            image = column_name(row, source, source.columns.text, IMAGE_COLUMNS, "images", setting)
+            named = source.columns.text
+            image = column_name(row, source, named, IMAGE_COLUMNS, "images", spelled("text"))
         path = Path(source.name).parent / row.text(image)
         if not path.is_file():
             raise DataError(f"{row.where} names {path}, which is not there.")
