@@ -89,10 +89,10 @@ def _pixels(value: Input, batch: int, facts: Facts) -> Array:
     Raises:
         ConfigError: If neither says.
     """
-    fixed = value.shape[1:]
-    size = tuple(fixed) if fixed and None not in fixed else facts.image
+    fixed = [side for side in value.shape[1:] if side is not None]
+    size = fixed if len(fixed) == 3 else facts.image
     if size is None:
         raise ConfigError(
             "How large the images are is not said by the graph, nor by a config.json beside it."
         )
-    return np.random.default_rng(0).standard_normal((batch, *size))  # type: ignore[misc]  # no None here
+    return np.random.default_rng(0).standard_normal((batch, *size))
