@@ -14,6 +14,7 @@ from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.batches import text_batches
+from qdqpatch.data.images import image_batches
 from qdqpatch.patching.switch import switch_quantizers
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "correct_biases",
     "expand_amax",
     "fuse_qkv",
+    "image_batches",
     "ptq",
     "recalibrate_weights",
     "refine_ranges",
