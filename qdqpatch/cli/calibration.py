@@ -102,6 +102,12 @@ OPTIONS = (
         help="How many percent of the values a range takes in; sets --method percentile.",
     ),
     _option(
+        "--fuse-inputs",
+        is_flag=True,
+        help="Give quantizers that read one tensor, as those of query, key, value and residual add do, one "
+        "range: TensorRT's kernels then write and read its integers once.",
+    ),
+    _option(
         "--fuse-qkv",
         is_flag=True,
         help="Give query, key and value of an attention one range, for engines with one GEMM for all three.",
@@ -164,6 +170,7 @@ class Calibration:
     prompt: str | None
     method: Method
     percentile: float
+    fuse_inputs: bool
     fuse_qkv: bool
     clip_gelu: float | None
     smooth: bool
@@ -214,7 +221,7 @@ class Calibration:
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
         names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
-        more = ("fuse_qkv", "clip_gelu", "correct_biases")
+        more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         data: dict[str, Any] = {"name": Path(self.source).name}
         if Path(self.source).is_file():
@@ -248,6 +255,7 @@ class Calibration:
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
                 refine=self.refine,
+                fuse_inputs=self.fuse_inputs,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
                 correct_biases=self.correct_biases,
