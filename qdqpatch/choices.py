@@ -39,10 +39,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qdqbert": {},
     "no-residual": {"residual_adds": False},
     "linear-only": {"residual_adds": False, "matmuls": False},
+    "outputs": {"outputs": True},
     "fp8": {"activation": {"num_bits": (4, 3)}, "weight": {"num_bits": (4, 3), "axis": 0}},
 }
-"""Named configurations: what each changes from the default, which is QDQBERT's. The first three are places
-for int8, the last is QDQBERT's placement in FP8 (E4M3)."""
+"""Named configurations: what each changes from the default, which is QDQBERT's. `outputs` adds what Linears
+compute, and `fp8` is QDQBERT's placement in FP8 (E4M3)."""
 
 AUTO_CLASSES = {
     "feature-extraction": "AutoModel",
