@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
 import qdqpatch
+from qdqpatch.cli.processes import joined
+from qdqpatch.spelling import on_command_line
 
 COMMANDS = ("bench", "convert", "eval", "export", "inspect", "lint", "sensitivity", "train")
 """The commands, each the `command` of the module of its name."""
@@ -26,12 +29,18 @@ class LazyGroup(click.Group):
         command: click.Command = import_module(f"{__name__}.{cmd_name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Read the command's options and run it; all messages are for a reader at a terminal."""
+        with on_command_line():
+            return super().invoke(ctx)
+
 
 @click.group(
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(qdqpatch.__version__, prog_name="qdqpatch")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Turn Hugging Face BERTs into int8 ones that TensorRT, ONNX Runtime and OpenVINO run fast.
 
     CKPT is a folder that save_pretrained wrote, or the name of a model on the Hugging Face hub.
@@ -46,3 +55,4 @@ def main() -> None:
     Find what to leave in float:      qdqpatch sensitivity CKPT --data dev.tsv --max-drop 1
     Compare metrics on labelled data: qdqpatch eval CKPT OUT --data dev.tsv
     """  # noqa: D301 - click takes the character, not a backslash
+    context.with_resource(joined(context.invoked_subcommand))

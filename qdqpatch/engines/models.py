@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +16,8 @@ from qdqpatch.data.lengths import positions_for_tokens
 from qdqpatch.engines.gpu import GPU_ENGINES
 from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME, Engine
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
+from qdqpatch.packages import pip_install
+from qdqpatch.spelling import spelled
 
 TORCH = RUNNERS[0]
 
@@ -86,7 +87,7 @@ def find_contenders(
         if engine in GPU_ENGINES and (reason := GPU_ENGINES[engine].lacking()):
             raise EngineError(reason)
         if not _installed(engine):
-            raise EngineError(f"{engine} is not installed: pip install {engine_of(engine).package}")
+            raise EngineError(f"{engine} is not installed: {pip_install(engine_of(engine).package)}")
     on_gpu = [name for name, engine in GPU_ENGINES.items() if gpu and not engine.lacking()]
     contenders = []
     for name, label in zip(models, _labels(models), strict=True):
@@ -97,12 +98,15 @@ def find_contenders(
             raise ConfigError(f"{name} runs in {' and '.join(files)}, not in {' or '.join(engines)}.")
         usable = [file for file in files if (file in engines if engines else _installed(file))]
         if not usable:
-            packages = " or ".join(engine_of(file).package for file in files)
-            raise EngineError(f"Nothing that runs {name} is installed: pip install {packages}")
+            ways = " or ".join(pip_install(engine_of(file).package) for file in files)
+            raise EngineError(f"Nothing that runs {name} is installed: {ways}")
         facts = _facts(name)
         contenders += [Contender(label, runner, files[runner], facts) for runner in usable]
     if idle := [runner for runner in engines if runner not in {found.engine for found in contenders}]:
-        raise ConfigError(f"{' and '.join(idle)} can run none of these models; leave out --engine {idle[0]}.")
+        raise ConfigError(
+            f"{' and '.join(idle)} can run none of these models; leave out "
+            f"{spelled(repr(idle[0]), f'--engine {idle[0]}')}."
+        )
     return contenders
 
 
@@ -114,7 +118,7 @@ def home_of(path: Path) -> Path:
 
 
 def _installed(engine: str) -> bool:
-    return engine == TORCH or importlib.util.find_spec(engine_of(engine).package) is not None
+    return engine == TORCH or engine_of(engine).is_installed
 
 
 def engine_of(name: str) -> Engine:

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from qdqpatch.engines.tensorrt.half import cast_floats
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.check import JITTER
+from qdqpatch.exporter.wide import kept_wide, multiply_outer_products
+from qdqpatch.spelling import spelled
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ reads it from 10.0 on, and TensorRT for RTX."""
 
 
 def lower(graph: ir.Model, precision: Precision) -> None:
-    """Change what is float in a graph to a type, in place; fp32 stays as it is."""
+    """Change what is float in a graph to a type, in place, but for what that would ruin (`wide.py`)."""
+    multiply_outer_products(graph.graph)
     if precision.onnx != ir.DataType.FLOAT:
-        cast_floats(graph, precision.onnx)
+        with kept_wide(graph.graph):
+            cast_floats(graph, precision.onnx)
 
 
 def convert_ends(graph: ir.Model, int32_inputs: bool, float32_outputs: bool) -> None:
@@ -106,7 +110,8 @@ def _look_at(path: str, precision: Precision, module: nn.Module, inputs: Any, ou
 def _require_fits(path: str, values: Tensor, precision: Precision) -> None:
     largest = float(values.detach().abs().max()) if values.numel() else 0.0
     if largest > precision.largest:
+        wider = spelled('dtype="bfloat16"', "--dtype bfloat16")
         raise ExportError(
             f"{path} reaches {largest:.0f}, and {precision.name} ends at {precision.largest:.0f}. "
-            'Export with dtype="bfloat16" (--dtype bfloat16), or "float32". Nothing was written.'
+            f"Export with {wider}, or float32. Nothing was written."
         )

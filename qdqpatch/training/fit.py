@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
+from qdqpatch.distributed import is_distributed, processes
 from qdqpatch.errors import TrainingError
 from qdqpatch.patching.finite import not_finite
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Batch, Feature
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.sampling import LengthGroupedSampler
@@ -60,7 +62,7 @@ def fit(
     Raises:
         TrainingError: If it diverges.
     """
-    steps = schedule.steps(len(features))
+    steps = schedule.steps(math.ceil(len(features) / processes()))
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -80,6 +82,7 @@ def fit(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=model.device.type == "cpu",
+        ddp_backend="gloo" if is_distributed() and model.device.type == "cpu" else None,
     )
     trainer = _Trainer(
         model,
@@ -130,7 +133,8 @@ def _check_weights(model: nn.Module, state: TrainerState, lr: float) -> None:
 
 def _diverged(how: str, lr: float) -> TrainingError:
     return TrainingError(
-        f"Training diverged: {how}. Lower the learning rate, which is {lr:g} (--lr). Nothing was written."
+        f"Training diverged: {how}. Lower {spelled('the learning rate', '--lr')}, which is {lr:g}. "
+        "Nothing was written."
     )
 
 
