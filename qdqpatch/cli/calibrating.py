@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdqpatch.choices import Method
 from qdqpatch.cli.common import progress_bar
+from qdqpatch.errors import CheckpointError
 from qdqpatch.listening import CalibrationListener
 
 if TYPE_CHECKING:
@@ -94,11 +95,16 @@ class Calibration:
     def _with_images(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
         """Find the images of the folder, and return what calibrates a model with them."""
         from qdqpatch.calibration.observing import HELD_BACK
-        from qdqpatch.checkpoint.processor import load_processor
+        from qdqpatch.checkpoint.processor import PROCESSOR_FILES, has_processor, load_processor
         from qdqpatch.data.images import ImageBatches, find_images
         from qdqpatch.data.sampling import reservoir
         from qdqpatch.distributed import share
 
+        if not has_processor(ckpt):
+            raise CheckpointError(
+                f"{self.source} is a folder. For texts, name a file; for images, {ckpt} needs its image "
+                f"processor ({PROCESSOR_FILES[0]}), from the model that it was made of."
+            )
         processor = load_processor(ckpt)
         drawn, total = reservoir(find_images(self.source), self.samples, self.seed)
         own = share([image.path for image in drawn], HELD_BACK * self.batch_size)

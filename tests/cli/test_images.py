@@ -125,7 +125,10 @@ def test_batches_of_images(folder: Path) -> None:
     [
         (("convert", "m", "out", "--calib", "empty"), "There is no image in empty: no file ends in .bmp"),
         (("convert", "m", "out", "--calib", "damaged"), "Cannot read the image damaged/x.png"),
-        (("convert", "bare", "out", "--calib", "data"), "bare has no image processor, which says how images"),
+        (
+            ("convert", "bare", "out", "--calib", "data"),
+            "data is a folder. For texts, name a file; for images, bare needs its",
+        ),
         (("convert", "m", "out", "--calib", "data", "--max-length", "8"), "--max-length: this is for texts"),
         (("eval", "m", "--data", "mixed"), "mixed/y.png is in no folder that is called after a class"),
         (("eval", "m", "--data", "birds"), "has the label 'bird'; the model's are 0 (cat), 1 (dog)"),
