@@ -31,6 +31,8 @@ class QuantizerConfig:
         axis: Dimensions that each keep a range of their own, as an int or a tuple of ints (0 is a
             weight's output channel); None for one range per tensor.
         unsigned: Whether the integers start at 0, for tensors that are never negative.
+        symmetric: Whether the range lies around zero. One that does not takes in what is there, from the
+            lowest value to the highest, with a zero point: for activations in ONNX Runtime and OpenVINO.
         narrow_range: Whether a signed integer leaves out its lowest value: [-127, 127], not [-128, 127].
         amax: A fixed range for the whole tensor; None leaves it to calibration.
         scale_amax: A factor on the range, for experiments; None for 1.
@@ -48,6 +50,7 @@ class QuantizerConfig:
     amax: float | None = None
     scale_amax: float | None = None
     calib_method: Literal["max", "histogram"] = "max"
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.axis, (list, tuple)):
@@ -58,12 +61,25 @@ class QuantizerConfig:
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         if self.axis is not None and not all(type(axis) is int for axis in axes):
             raise ConfigError(f"axis must be an integer, a list of them or null, not {self.axis!r}.")
-        for name in ("unsigned", "narrow_range"):
+        for name in ("unsigned", "narrow_range", "symmetric"):
             check_bool(name, getattr(self, name))
+        if not self.symmetric:
+            self._check_asymmetric()
         for name in ("amax", "scale_amax"):
             _check_range(name, getattr(self, name))
         if self.calib_method not in ("max", "histogram"):
             raise ConfigError(f'calib_method must be "max" or "histogram", not {self.calib_method!r}.')
+
+    def _check_asymmetric(self) -> None:
+        reasons = {
+            "axis": "has one range for the whole tensor",
+            "unsigned": "reaches as far to either side as it needs to",
+            "narrow_range": "has all levels",
+            "amax": "is not told by one number",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name) not in (None, False):
+                raise ConfigError(f"A range that is not symmetric {reason}: leave out {name} or symmetric.")
 
     @classmethod
     def from_descriptor(cls, descriptor: QuantDescriptor) -> QuantizerConfig:
@@ -83,14 +99,17 @@ class QuantizerConfig:
             )
         if descriptor.amax is not None and np.size(descriptor.amax) != 1:
             raise ConfigError("The descriptor fixes a range per channel; only one per tensor can be fixed.")
-        settings = {item.name: getattr(descriptor, item.name) for item in dataclasses.fields(cls)}
+        known = (item.name for item in dataclasses.fields(cls) if hasattr(descriptor, item.name))
+        settings = {name: getattr(descriptor, name) for name in known}
         if descriptor.amax is not None:
             settings["amax"] = float(descriptor.amax)
         return cls(**settings)
 
     def descriptor(self) -> QuantDescriptor:
-        """Return the same settings as a `QuantDescriptor`."""
-        return QuantDescriptor(**dataclasses.asdict(self))
+        """Return the same settings as a `QuantDescriptor`, which cannot say `symmetric`."""
+        settings = dataclasses.asdict(self)
+        del settings["symmetric"]
+        return QuantDescriptor(**settings)
 
     def without_amax(self) -> QuantizerConfig:
         """Return the same settings without the fixed range."""
@@ -114,7 +133,7 @@ class QuantizerConfig:
             raise ConfigError(f"axis names a dimension of {of} twice: {self.axis}.")
 
     def __str__(self) -> str:
-        text = f"{'u' if self.unsigned else ''}int{self.num_bits}"
+        text = f"{'' if self.symmetric else 'asymmetric '}{'u' if self.unsigned else ''}int{self.num_bits}"
         if self.axis is not None:
             text += f" per channel (axis {self.axis})"
         return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,15 +28,17 @@ class Grid:
         scale: Of one step, fp32; 0-dim, or one per index of `axis`.
         axis: The dimension of the tensor that has a scale for each index; None for a single one.
         unsigned: Whether the levels are 0 to 255 instead of -128 to 127.
+        zero_point: The level of 0; None for 0, where the tensor's range lies around zero.
     """
 
     scale: Float
     axis: int | None = None
     unsigned: bool = False
+    zero_point: int | None = None
 
     def times(self, factor: float) -> Grid:
         """Return the grid of a tensor that is multiplied by a factor."""
-        return Grid((self.scale * np.float32(factor)).astype(np.float32), self.axis, self.unsigned)
+        return replace(self, scale=(self.scale * np.float32(factor)).astype(np.float32))
 
 
 def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
@@ -57,7 +59,9 @@ def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
             f"{path} has a narrow range, -127 to 127, which QuantizeLinear does not clip to. "
             "Quantize it with narrow_range=False."
         )
-    return Grid(_scale(quantizer, quantizer.range_of(quantizer.amax), path), unsigned=quantizer.unsigned)
+    scale = _scale(quantizer, quantizer.range_of(quantizer.amax), path)
+    zero_point = None if quantizer.zero_point is None else int(quantizer.zero_point)
+    return Grid(scale, unsigned=quantizer.unsigned, zero_point=zero_point)
 
 
 def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[Grid, npt.NDArray[np.int8]]:
@@ -94,6 +98,11 @@ def check_grids(model: nn.Module, signed: bool) -> None:
             raise ExportError(
                 f"{path} is unsigned; TensorRT quantizes symmetrically, to signed int8 alone. "
                 "Quantize it with unsigned=False."
+            )
+        if signed and not quantizer.is_symmetric:
+            raise ExportError(
+                f"{path} has a zero point; TensorRT quantizes symmetrically. Quantize with "
+                'activation={"symmetric": True}, the default, and calibrate again.'
             )
         if name == WEIGHT:
             weight_grid(quantizer, model.get_parameter(f"{owner}.weight"), path)
