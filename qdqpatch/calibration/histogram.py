@@ -74,14 +74,33 @@ class Histogram:
         amax = torch.maximum(low.abs(), high.abs()).float().nan_to_num(nan=torch.inf, posinf=torch.inf)
         exponent = _exponent_for(amax)
         flat = values.reshape(-1)
-        # 2**-exponent, written into the exponent's bits: pow may be off in the last one.
-        bins_per_unit = ((127 - exponent) << 23).view(torch.float32)
+        bins_per_unit = _bins_per_unit(exponent)
         if flat.device.type == "cpu":
             counts = _count_on_cpu(flat, bins_per_unit, amax)
         else:
             counts = _count(flat, bins_per_unit)
         counts[0] -= hidden_zeros
         return cls(counts, exponent, amax)
+
+    @classmethod
+    def of_rows(cls, values: Tensor, hidden_zeros: Sequence[Tensor | int]) -> list[Histogram]:
+        """Count the magnitudes of several tensors of one size, in operations for all of them together.
+
+        Args:
+            values: Floating-point values, shape `(tensors, values)`, some values at least and no more than
+                `LARGEST_CALL`.
+            hidden_zeros: For each tensor, how many of them are zeros that are no data.
+        """
+        low, high = torch.aminmax(values, dim=1)
+        amax = torch.maximum(low.abs(), high.abs()).float().nan_to_num(nan=torch.inf, posinf=torch.inf)
+        exponent = _exponent_for(amax)
+        counts = _count_rows(values, _bins_per_unit(exponent))
+        if any(isinstance(count, Tensor) or count for count in hidden_zeros):
+            counts[:, 0] -= torch.stack(
+                [torch.as_tensor(count, device=counts.device) for count in hidden_zeros]
+            )
+        rows = zip(counts, exponent, amax, strict=True)
+        return [cls(*row) for row in rows]
 
     def add(self, other: Histogram) -> None:
         """Take another histogram's counts into this one."""
@@ -94,9 +113,35 @@ class Histogram:
 
     def coarsened(self, exponent: Tensor) -> Tensor:
         """Return the counts in bins of another width, not smaller than the present one."""
-        halvings = (exponent - self.exponent).clamp(max=BINS.bit_length())
-        index = torch.arange(BINS, device=self.counts.device) >> halvings
-        return torch.zeros_like(self.counts).index_add_(0, index, self.counts)
+        return _coarsened(self.counts, exponent - self.exponent)
+
+
+def add_all(totals: Sequence[Histogram], found: Sequence[Histogram]) -> None:
+    """Take histograms into others, in operations for all of them together.
+
+    Args:
+        totals: The histograms that grow, none of them twice.
+        found: What each of them takes in.
+    """
+    exponents, others = (torch.stack([one.exponent for one in some]) for some in (totals, found))
+    exponent = torch.maximum(exponents, others)
+    counts = _coarsened(torch.stack([one.counts for one in totals]), exponent - exponents)
+    counts += _coarsened(torch.stack([one.counts for one in found]), exponent - others)
+    amax = torch.maximum(*(torch.stack([one.amax for one in some]) for some in (totals, found)))
+    for histogram, *row in zip(totals, counts, exponent, amax, strict=True):
+        histogram.counts, histogram.exponent, histogram.amax = row
+
+
+def _coarsened(counts: Tensor, halvings: Tensor) -> Tensor:
+    """Return counts, shape `(..., BINS)`, in bins that are twice as wide so many times, shape `(...)`."""
+    halvings = halvings.clamp(max=BINS.bit_length()).unsqueeze(-1)
+    index = torch.arange(BINS, device=counts.device) >> halvings
+    return torch.zeros_like(counts).scatter_add_(-1, index, counts)
+
+
+def _bins_per_unit(exponent: Tensor) -> Tensor:
+    """Return 2**-exponent, written into the exponent's bits: pow may be off in the last one."""
+    return ((127 - exponent) << 23).view(torch.float32)
 
 
 def _exponent_for(amax: Tensor) -> Tensor:
@@ -136,6 +181,17 @@ def _count(flat: Tensor, bins_per_unit: Tensor) -> Tensor:
     """Count on a device where `bincount` would wait for the size of its result."""
     counts = torch.zeros(BINS, dtype=torch.int64, device=flat.device)
     for chunk in flat.split(LARGEST_CALL):
-        position = (chunk.float() * bins_per_unit).abs_().floor_().nan_to_num_().clamp_(max=BINS - 1)
-        counts += torch.histc(position, bins=BINS, min=0, max=BINS).long()
+        counts += _count_rows(chunk.unsqueeze(0), bins_per_unit.reshape(1))[0]
     return counts
+
+
+def _count_rows(values: Tensor, bins_per_unit: Tensor) -> Tensor:
+    """Count each row, shape `(rows, values)`, in bins of its own width; return int64, `(rows, BINS)`."""
+    position = (
+        (values.float() * bins_per_unit.unsqueeze(-1)).abs_().floor_().nan_to_num_().clamp_(max=BINS - 1)
+    )
+    index = position.add_(torch.arange(len(values), device=values.device).unsqueeze(-1) * BINS)
+    # A power of two, so that `histc`, which scales by it and divides again, finds every bin exactly.
+    bins = BINS << (len(values) - 1).bit_length()
+    counts = torch.histc(index, bins=bins, min=0, max=bins)
+    return counts[: len(values) * BINS].view(len(values), BINS).long()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,8 +12,9 @@ from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
 from qdqpatch.calibration.batching import as_tensors
+from qdqpatch.calibration.counting import BatchCounts
 from qdqpatch.calibration.histogram import Histogram
-from qdqpatch.calibration.padding import POSITIONS, Padding
+from qdqpatch.calibration.padding import Padding
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
 from qdqpatch.patching.apply import named_quantizers
@@ -56,58 +55,13 @@ class Observer:
         """Take a tensor into account."""
         self.was_reached = True
         if self.axis is None:
-            self.histogram.add(self.batch.of(inputs, self.name))
+            self.batch.count(inputs, self.name, self.histogram)
             if self.ends is not None:
                 low, high = torch.aminmax(self.batch.shown(inputs, self.name).detach())
                 self.ends = torch.maximum(self.ends, torch.stack([-low, high]).float())
             return
         amax = absolute_max(self.batch.shown(inputs, self.name), self.axis)
         self.channel_amax = amax if self.channel_amax is None else torch.maximum(self.channel_amax, amax)
-
-
-class BatchCounts:
-    """The histograms of one batch's tensors, each tensor counted once, whoever reads it.
-
-    Query, key, value and the residual add read the same tensor, as do the intermediate Linear and the
-    second residual add.
-
-    Args:
-        padding: What of the batch is data; None if everything is.
-    """
-
-    def __init__(self, padding: Padding | None) -> None:
-        self._padding = padding
-        self._counted: dict[tuple[int, str], tuple[weakref.ref[Tensor], int, Histogram]] = {}
-
-    def of(self, tensor: Tensor, name: str) -> Histogram:
-        """Return the histogram of a tensor that the quantizer `name` sees."""
-        if tensor.is_inference():  # it does not tell whether it was changed since
-            return self._count(tensor, name)
-        layout = name if name in POSITIONS else ""
-        known = self._counted.get((id(tensor), layout))
-        if known is not None and known[0]() is tensor and known[1] == tensor._version:
-            return known[2]
-        histogram, key = self._count(tensor, name), (id(tensor), layout)
-        forget = functools.partial(self._forget, key)
-        self._counted[key] = weakref.ref(tensor, forget), tensor._version, histogram
-        return histogram
-
-    def _forget(self, key: tuple[int, str], _: weakref.ref[Tensor]) -> None:
-        self._counted.pop(key, None)
-
-    def shown(self, tensor: Tensor, name: str) -> Tensor:
-        """Return the tensor that the quantizer `name` sees with zeros for what is no data."""
-        return tensor if self._padding is None else self._padding.zeroed(tensor, name)
-
-    def data(self, tensor: Tensor) -> Tensor:
-        """Return the positions of a tensor `(batch, positions, ...)` that are data."""
-        return tensor if self._padding is None else self._padding.data(tensor, "")[0]
-
-    def _count(self, tensor: Tensor, name: str) -> Histogram:
-        tensor = tensor.detach()
-        return (
-            Histogram.of(tensor) if self._padding is None else Histogram.of(*self._padding.data(tensor, name))
-        )
 
 
 @contextmanager
@@ -156,6 +110,7 @@ def feed_batches(
         for observer in observers.values():
             observer.batch = counts
         model(**on_device(batch, model.device))
+        counts.finish()
     if held_back is not None and count == 1:
         held_back.append(first_rows(batch, COMPARED_TOKENS))
     return count

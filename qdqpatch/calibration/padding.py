@@ -68,8 +68,10 @@ class Padding:
         hidden = self._hidden_keys(tensor, folded) if name in PROBABILITIES else None
         rows = self._data_rows((batch, positions, folded), tensor.device)
         if rows is not None:
-            others = [dim for dim in range(tensor.dim()) if dim not in dims]
-            tensor = tensor.permute(*dims, *others).flatten(0, 1).index_select(0, rows)
+            if dims != (0, 1):
+                others = [dim for dim in range(tensor.dim()) if dim not in dims]
+                tensor = tensor.permute(*dims, *others)
+            tensor = tensor.flatten(0, 1).index_select(0, rows)
         if hidden is None:
             return tensor, 0
         # Where every key of a row is hidden, softmax gives each the same share, not 0.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -22,14 +22,13 @@ from transformers import PreTrainedModel
 
 from qdqpatch.calibration import distributed
 from qdqpatch.calibration.batching import as_tensors
-from qdqpatch.calibration.comparing import SMALLEST_NORM
-from qdqpatch.calibration.observing import HELD_BACK, no_batch, observing, on_device
-from qdqpatch.calibration.padding import Padding
+from qdqpatch.calibration.observing import HELD_BACK, no_batch, observing
+from qdqpatch.calibration.reconstruction import Reconstruction, quantized_layers
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.nn.learned import LSQQuantizer
 from qdqpatch.nn.names import is_weight
-from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -76,7 +75,7 @@ def refine_ranges(
     check_have_ranges(enabled_quantizers(model))
     quantizers = list(_learnable(model).values())
     before = torch.stack([quantizer._amax.detach().clone() for quantizer in quantizers])
-    reconstruction = _Reconstruction(model, _layers(model), padding_aware)
+    reconstruction = Reconstruction(model, quantized_layers(model), padding_aware)
     with restored_if_raised(model, ()), observing(model, {}):
         given = distributed.together(lambda: list[Batch](as_tensors(batches)), model.device)
         learned, held_back = _split(given)
@@ -92,7 +91,7 @@ def refine_ranges(
 
 def can_refine(model: nn.Module) -> bool:
     """Return whether a model has, or will have, ranges for `refine_ranges`, and layers to judge them by."""
-    return bool(_learnable(model)) and bool(_layers(model))
+    return bool(_learnable(model)) and bool(quantized_layers(model))
 
 
 def check_can_refine(model: nn.Module) -> None:
@@ -117,7 +116,7 @@ def _split(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
 
 
 def _mean_moved(
-    reconstruction: _Reconstruction,
+    reconstruction: Reconstruction,
     quantizers: Sequence[TensorQuantizer],
     batches: list[Batch],
     epochs: int,
@@ -148,67 +147,8 @@ def _total(model: PreTrainedModel, work: Callable[[], Tensor]) -> Tensor:
     return distributed.sum_over_processes({"": result}, model.device)[""].to(result.device)
 
 
-class _Reconstruction:
-    """Compares the outputs of the quantized model's layers with those of the float one's.
-
-    Args:
-        model: The model, with quantization switched off.
-        layers: Its layers.
-        padding_aware: Whether positions that the attention mask hides are left out.
-    """
-
-    def __init__(self, model: PreTrainedModel, layers: Sequence[nn.Module], padding_aware: bool) -> None:
-        self.model = model
-        self._layers = layers
-        self._padding_aware = padding_aware
-        self._quantizers = list(enabled_quantizers(model).values())
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the squared error relative to the float output, the mean over layers and data, 0-dim."""
-        inputs = on_device(batch, self.model.device)
-        with torch.no_grad():
-            expected = self._outputs(inputs)
-        with self._quantizing():
-            found = self._outputs(inputs)
-        padding = Padding(batch) if self._padding_aware else None
-        errors = []
-        for a, b in zip(found, expected, strict=True):
-            a, b = at_least_fp32(a), at_least_fp32(b)
-            norm = b.square().sum(-1, keepdim=True).clamp(min=SMALLEST_NORM)
-            relative = (a - b).square().sum(-1, keepdim=True) / norm
-            errors.append((relative if padding is None else padding.data(relative, "")[0]).mean())
-        return torch.stack(errors).mean()
-
-    def error(self, batches: Iterable[Batch]) -> Tensor:
-        """Return the sum of the losses."""
-        with torch.no_grad():
-            losses = [self.loss(batch) for batch in batches]
-            return torch.stack(losses).sum() if losses else torch.zeros((), device=self.model.device)
-
-    def _outputs(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        outputs: list[Tensor] = []
-        with ExitStack() as stack:
-            for layer in self._layers:
-                hook = layer.register_forward_hook(
-                    lambda _, __, output: outputs.append(output if isinstance(output, Tensor) else output[0])
-                )
-                stack.callback(hook.remove)
-            self.model(**inputs)
-        return outputs
-
-    @contextmanager
-    def _quantizing(self) -> Iterator[None]:
-        for quantizer in self._quantizers:
-            quantizer._if_quant = True
-        try:
-            yield
-        finally:
-            for quantizer in self._quantizers:
-                quantizer._if_quant = False
-
-
 def _learn(
-    reconstruction: _Reconstruction,
+    reconstruction: Reconstruction,
     quantizers: Sequence[TensorQuantizer],
     batches: list[Batch],
     epochs: int,
@@ -286,17 +226,6 @@ def _learnable(model: nn.Module) -> dict[str, TensorQuantizer]:
         and not quantizer.is_fixed
         and (quantizer.axis is None if quantizer.amax is None else quantizer.amax.dim() == 0)
     }
-
-
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """Return the members of the model's lists of layers that hold quantizers."""
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return [
-        layer
-        for layers in lists
-        for layer in layers
-        if any(isinstance(module, TensorQuantizer) for module in layer.modules())
-    ]
 
 
 def _load(quantizers: Iterable[TensorQuantizer], ranges: Tensor) -> None:

@@ -28,8 +28,8 @@ from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.hf_quantizer import NOT_SAVED
 from qdqpatch.patching.input_scales import scaled_linears
-from qdqpatch.patching.plan import find_sites
 from qdqpatch.patching.recorded import KEY
+from qdqpatch.patching.sites import find_sites
 
 ARCHITECTURES = (
     "QDQBertModel",

@@ -19,8 +19,9 @@ from qdqpatch.choices import AUTO_CLASSES, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError, one_line
 from qdqpatch.patching.finite import check_finite
-from qdqpatch.patching.plan import Plan, find_sites
+from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.positions import check_positions
+from qdqpatch.patching.sites import find_sites
 from qdqpatch.patching.stored_ranges import (
     check_shape,
     read_ranges,

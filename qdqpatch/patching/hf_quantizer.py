@@ -19,8 +19,9 @@ from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.input_scales import make_room_for_scales, read_input_scales
-from qdqpatch.patching.plan import Plan, find_sites
+from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.recorded import KEY
+from qdqpatch.patching.sites import find_sites
 from qdqpatch.patching.stored_ranges import make_room, read_ranges, warn_of_missing, weight_settings
 from qdqpatch.patching.zero_points import make_room_for_zero_points, read_zero_points
 

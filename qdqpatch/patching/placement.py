@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.config.quantizer import Override, QuantizerConfig
 from qdqpatch.errors import UnsupportedModelError
-from qdqpatch.patching.plan import find_sites
+from qdqpatch.patching.sites import find_sites
 
 Placement = dict[str, QuantizerConfig]
 """The settings of every quantizer that is on, by its path."""

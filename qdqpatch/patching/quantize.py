@@ -15,8 +15,9 @@ from qdqpatch.errors import NotQuantizedError, QuantizationWarning, QuantizedErr
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.patching.apply import is_quantized, own_config, set_fixed_ranges
 from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
-from qdqpatch.patching.plan import Plan, find_sites
+from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.recorded import KEY
+from qdqpatch.patching.sites import find_sites
 from qdqpatch.patching.wrapped import unwrapped
 from qdqpatch.rules.base import Rule
 

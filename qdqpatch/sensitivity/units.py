@@ -13,8 +13,8 @@ from qdqpatch.config.config import PARTS, QDQConfig
 from qdqpatch.config.quantizer import Override
 from qdqpatch.errors import ConfigError, UnsupportedModelError
 from qdqpatch.patching.apply import enabled_quantizers
-from qdqpatch.patching.plan import find_sites
 from qdqpatch.patching.quantize import float_twin
+from qdqpatch.patching.sites import find_sites
 from qdqpatch.rules import rules_of
 from qdqpatch.rules.linears import Linears
 from qdqpatch.rules.matmuls import AttentionMatmuls

@@ -224,7 +224,7 @@ def moves(each: PreTrainedModel, shard: list[Any]) -> dict[str, Tensor]:
     paths = {id(quantizer): path for path, quantizer in models.named_quantizers(each)}
     quantizers = list(refining._learnable(each).values())
     with observing(each, {}):
-        reconstruction = refining._Reconstruction(each, refining._layers(each), True)
+        reconstruction = refining.Reconstruction(each, refining.quantized_layers(each), True)
         given = [batch for place, batch in enumerate(shard) if place % 8 != 1]
         moved = refining._learn(reconstruction, quantizers, given, 3, lambda done, total: None)
     return {paths[id(quantizer)]: change for quantizer, change in zip(quantizers, moved, strict=True)}

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qdqpatch.calibration import histogram
+from qdqpatch.calibration.counting import BatchCounts
 from qdqpatch.calibration.histogram import BINS, CHUNK, LARGEST_CALL, SMALLEST_EXPONENT, UNSEEN, Histogram
-from qdqpatch.calibration.observing import BatchCounts
 
 CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -249,8 +249,7 @@ def test_threads_share_the_counting() -> None:
 def test_a_tensor_that_is_gone_is_forgotten() -> None:
     counts = BatchCounts(None)
     kept, gone = torch.ones(3), torch.full((4,), 2.0)
-    first = counts.of(kept, "_input_quantizer")
-    counts.of(gone, "_input_quantizer")
-    del gone
-    assert len(counts._counted) == 1
-    assert counts.of(kept, "_input_quantizer") is first
+    for tensor in (kept, gone):
+        counts.count(tensor, "_input_quantizer", Histogram.empty(CPU))
+    del tensor, gone
+    assert len(counts._known) == 1

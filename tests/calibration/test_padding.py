@@ -11,8 +11,8 @@ from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
 import qdqpatch
 from qdqpatch.calibration import collect
+from qdqpatch.calibration.counting import BatchCounts
 from qdqpatch.calibration.histogram import Histogram
-from qdqpatch.calibration.observing import BatchCounts
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.calibration.statistics import Statistics
 
@@ -35,7 +35,9 @@ def random(*shape: int) -> Tensor:
 
 
 def counted(tensor: Tensor, name: str, batch: dict[str, Any]) -> Histogram:
-    return BatchCounts(Padding(batch)).of(tensor, name)
+    total = Histogram.empty(tensor.device)
+    BatchCounts(Padding(batch)).count(tensor, name, total)
+    return total
 
 
 def assert_counts(actual: Histogram, rows: list[Tensor]) -> None:

@@ -107,7 +107,7 @@ def test_padding_is_left_out_in_every_step(aware: bool, monkeypatch: pytest.Monk
         (input_smoothing, "collect_channels", 3),
         (input_smoothing, "feed_watched", 4),
         (bias_correction, "feed_watched", 4),
-        (refining, "_Reconstruction", 2),
+        (refining, "Reconstruction", 2),
     ):
         original = getattr(module, name)
 

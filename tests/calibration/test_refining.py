@@ -55,7 +55,7 @@ def by_hand(model: PreTrainedModel, data: list[models.Tensors], padding: bool = 
 def test_the_error_is_that_of_the_layers_outputs(padding: bool) -> None:
     model, data = spoilt(), batches(3)
     with observing(model, {}):
-        reconstruction = refining._Reconstruction(model, refining._layers(model), padding)
+        reconstruction = refining.Reconstruction(model, refining.quantized_layers(model), padding)
         found = float(reconstruction.error(data))
     # The same fp32 terms, summed over the channels in another order.
     assert found == pytest.approx(by_hand(model, data, padding), rel=1e-5)
@@ -97,7 +97,7 @@ def test_one_batch_in_eight_is_held_back(
     count: int, held: list[int], learned: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, data, taught, judged = spoilt(), batches(count), [], []
-    loss, error = refining._Reconstruction.loss, refining._Reconstruction.error
+    loss, error = refining.Reconstruction.loss, refining.Reconstruction.error
 
     def watch_loss(self: Any, batch: Any) -> Tensor:
         if torch.is_grad_enabled():
@@ -111,8 +111,8 @@ def test_one_batch_in_eight_is_held_back(
         judged.append(given)
         return error(self, given)
 
-    monkeypatch.setattr(refining._Reconstruction, "loss", watch_loss)
-    monkeypatch.setattr(refining._Reconstruction, "error", watch_error)
+    monkeypatch.setattr(refining.Reconstruction, "loss", watch_loss)
+    monkeypatch.setattr(refining.Reconstruction, "error", watch_error)
     refine_ranges(model, data, epochs=1)
     places = [next(i for i, each in enumerate(data) if each is batch) for batch in taught]
     assert set(places) >= set(learned)

@@ -51,7 +51,7 @@ def test_rules_that_changed_since_move_nothing(
 ) -> None:
     model = calibrated()
     rules = () if change == "fewer" else (Linears((modeling_bert.BertModel,)),)
-    monkeypatch.setattr("qdqpatch.patching.plan.rules_of", lambda _: rules)
+    monkeypatch.setattr("qdqpatch.patching.sites.rules_of", lambda _: rules)
     loaded, info = BertModel.from_pretrained(saved, output_loading_info=True)
     assert not {*info["missing_keys"], *info["unexpected_keys"]}
     assert paths(loaded) == paths(model)

@@ -1,0 +1,70 @@
+"""The parts of a model that rules are for, by the names that their modules go by."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from qdqpatch.errors import UnsupportedModelError
+from qdqpatch.patching.wrapped import refusal
+from qdqpatch.rules import has_rules
+from qdqpatch.rules.base import Miss
+
+
+class Aliases:
+    """The names that a quantizer goes by: with and without the prefix that a head puts before the base.
+
+    Args:
+        root_path: Where in the whole model the part is; empty for the whole.
+        root: The part.
+    """
+
+    def __init__(self, root_path: str, root: PreTrainedModel) -> None:
+        self._root = f"{root_path}." if root_path else ""
+        self._prefix = f"{root.base_model_prefix}."
+        self._is_base = root.base_model is root
+
+    def full(self, path: str) -> str:
+        """Return a path in the part as one in the whole model."""
+        return f"{self._root}{path}"
+
+    def of(self, path: str) -> tuple[str, str]:
+        """Return both names of a path in the part, the one in the whole model first."""
+        other = self._prefix + path if self._is_base else path.removeprefix(self._prefix)
+        return self.full(path), self._root + other
+
+
+def known_models(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
+    """Return the outermost models that rules are for: the model itself, or the parts of a composite one.
+
+    Raises:
+        UnsupportedModelError: If it is no model of transformers.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(refusal(model))
+    parts = [(path, module) for path, module in model.named_modules() if isinstance(module, PreTrainedModel)]
+    known = _outermost([(path, module) for path, module in parts if has_rules(module)])
+    between = {
+        id(part) for _, part in parts if any(module is root for module in part.modules() for _, root in known)
+    }
+    # Of a composite model, the parts without rules too; not what only holds parts that have some.
+    return _outermost(
+        [(path, module) for path, module in parts if has_rules(module) or id(module) not in between]
+    )
+
+
+def _outermost(models: list[tuple[str, PreTrainedModel]]) -> list[tuple[str, PreTrainedModel]]:
+    found: list[tuple[str, PreTrainedModel]] = []
+    for path, module in models:
+        if not any(not outer or path.startswith(f"{outer}.") for outer, _ in found):
+            found.append((path, module))
+    return found
+
+
+def uncovered(model: nn.Module, covered: set[str]) -> list[Miss]:
+    """Name the Linears that are no rule's business: those of a composite model between its parts."""
+    return [
+        Miss(path, "linear", "it is outside the parts that there are rules for")
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path not in covered
+    ]
