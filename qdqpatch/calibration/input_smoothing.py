@@ -139,12 +139,12 @@ class _Group:
 
     Attributes:
         paths: Theirs.
-        amax: The largest magnitude of each channel of the tensor, fp32, shape `(channels,)`.
+        ends: The lowest and the highest value of each channel of the tensor, fp32, shape `(2, channels)`.
         candidates: What its channels can be multiplied by, in the same shape; the first is 1 throughout.
     """
 
     paths: tuple[str, ...]
-    amax: Tensor
+    ends: Tensor
     candidates: Sequence[Tensor]
 
     def best(self, errors: Tensor) -> Tensor | None:
@@ -162,10 +162,12 @@ def _groups(linears: Mapping[str, QuantLinear], channels: Mapping[str, Channels]
     groups = []
     for paths in readers.values():
         weights = torch.stack([linears[path].float_weight.float().abs().amax(0) for path in paths]).amax(0)
-        amax = channels[paths[0]].amax.float().to(weights.device)
+        seen = channels[paths[0]]
+        ends = torch.stack([seen.low, seen.high]).float().to(weights.device)
+        amax = ends.abs().amax(0)
         candidates = [torch.ones_like(amax)]
         candidates += [powers_of_two(weights ** (1 - alpha) / amax**alpha) for alpha in STRENGTHS]
-        groups.append(_Group(tuple(paths), amax, candidates))
+        groups.append(_Group(tuple(paths), ends, candidates))
     return groups
 
 
@@ -194,11 +196,14 @@ class _Errors(Observer):
         norm = expected.square().sum(-1)
         norm = (norm + norm.mean()).clamp(min=torch.finfo(norm.dtype).tiny)
         for place, factors in enumerate(self._group.candidates):
-            found = self._quantized(values * factors, weight / factors, (self._group.amax * factors).amax())
+            found = self._quantized(values * factors, weight / factors, self._group.ends * factors)
             self.errors[place] += ((found - expected).square().sum(-1) / norm).sum()
 
-    def _quantized(self, inputs: Tensor, weight: Tensor, amax: Tensor) -> Tensor:
-        """Return the output with inputs quantized to a range, and a weight to its own."""
-        quantizer = self._linear._weight_quantizer
+    def _quantized(self, inputs: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        """Return the output with inputs quantized to the range of their channels, and a weight to its own."""
+        quantizer, of_inputs = self._linear._weight_quantizer, self._linear._input_quantizer
         weight = quantizer.quantized(weight, absolute_max(weight, quantizer.axis))
-        return self._linear._input_quantizer.quantized(inputs, amax) @ weight.T
+        interval = torch.stack([ends[0].amin(), ends[1].amax()])
+        if of_inputs.is_symmetric:
+            interval = interval.abs().amax()
+        return of_inputs.quantized(inputs, interval) @ weight.T
