@@ -86,11 +86,12 @@ def _check_belong(statistics: Statistics, quantizers: Mapping[str, TensorQuantiz
         if quantizer is None:
             continue  # set_ranges says so
         per_channel = tensor.channel_amax is not None
-        as_now = per_channel == (quantizer.axis is not None) and (tensor.ends is None) == quantizer.is_symmetric
-        if tensor.levels != quantizer.levels or not as_now:
+        same_axis = per_channel == (quantizer.axis is not None)
+        same_ends = (tensor.ends is None) == quantizer.is_symmetric
+        if tensor.levels != quantizer.levels or not (same_axis and same_ends):
             raise CalibrationError(
-                f"The statistics of {path} were collected for another number of bits, another axis or another "
-                "symmetry than the quantizer has. Collect them again from this model."
+                f"The statistics of {path} were collected for another number of bits, another axis or "
+                "another symmetry than the quantizer has. Collect them again from this model."
             )
 
 

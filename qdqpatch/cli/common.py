@@ -96,8 +96,8 @@ def placement_options(command: Command) -> Command:
         click.option(
             "--asymmetric",
             is_flag=True,
-            help="Give the ranges of activations a zero point, so that they reach from the lowest value to the "
-            "highest: more exact, at no cost in ONNX Runtime and OpenVINO; TensorRT has no zero points.",
+            help="Give the ranges of activations a zero point, so that they reach from the lowest value to "
+            "the highest: more exact, at no cost in ONNX Runtime; TensorRT has no zero points.",
         ),
         click.option(
             "--config",

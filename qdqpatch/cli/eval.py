@@ -89,7 +89,7 @@ def command(
     exported folder has them beside the file. Differences are in the metric's own units and come with a 95%
     confidence interval: one that holds 0 means that these examples cannot tell the two models apart.
 
-    Data without labels compares the outputs with those of the first MODEL.
+    The outputs are compared with those of the first MODEL too, which needs no labels.
     """
     from qdqpatch.evaluation.evaluate import evaluate
 
@@ -152,6 +152,19 @@ def _print_evaluation(evaluation: Evaluation) -> None:
             f"Difference: of {evaluation.metric} to {evaluation.rows[0].name}, with the {CONFIDENCE:.0%} "
             f"confidence interval by a paired bootstrap over the examples ({RESAMPLES} resamples)."
         )
+    if any(row.closeness for row in evaluation.rows):
+        click.echo()
+        title = f"How close to {evaluation.rows[0].name}, with the {CONFIDENCE:.0%} confidence interval"
+        print_table(title, ("Model", "Engine", "Figure", "Value"), _close(evaluation))
+
+
+def _close(evaluation: Evaluation) -> list[list[str]]:
+    """Return a row for each figure of each model but the first."""
+    return [
+        [row.model, row.engine, figure.metric.name, str(figure)]
+        for row in evaluation.rows
+        for figure in reversed(row.closeness)
+    ]
 
 
 def _differences(row: EvaluationRow, metric: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,17 +51,33 @@ def difference(first: Metric, other: Metric, seed: int = 0) -> Difference:
     return Difference(value, _interval(first, other, seed), drop)
 
 
-def _interval(first: Metric, other: Metric, seed: int) -> tuple[float, float] | None:
-    count = len(first.columns[0])
-    if count < 2:
+def interval(metric: Metric, seed: int = 0) -> tuple[float, float] | None:
+    """Return the 95% confidence interval of a metric, by a bootstrap over the examples as `difference` has.
+
+    None for a single example, and for a figure of which resampling says nothing, such as the lowest of all.
+    """
+    if not metric.has_interval:
         return None
+    return _bootstrapped(metric.columns, metric.figures, seed)
+
+
+def _interval(first: Metric, other: Metric, seed: int) -> tuple[float, float] | None:
     own = len(first.columns)
 
-    def statistic(*columns: Floats, axis: int) -> Floats:
+    def statistic(*columns: Floats, axis: int = -1) -> Floats:
         return other.figures(*columns[own:], axis=axis) - first.figures(*columns[:own], axis=axis)
 
+    return _bootstrapped((*first.columns, *other.columns), statistic, seed)
+
+
+def _bootstrapped(
+    columns: tuple[Floats, ...], statistic: Callable[..., Floats], seed: int
+) -> tuple[float, float] | None:
+    count = len(columns[0])
+    if count < 2:
+        return None
     found = bootstrap(
-        (*first.columns, *other.columns),
+        columns,
         statistic,
         paired=True,
         vectorized=True,

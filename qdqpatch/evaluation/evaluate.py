@@ -18,7 +18,7 @@ from qdqpatch.errors import ConfigError, EngineError
 from qdqpatch.evaluation.bootstrap import difference
 from qdqpatch.evaluation.models import Model, load
 from qdqpatch.evaluation.predicting import predict
-from qdqpatch.evaluation.result import Evaluation, EvaluationRow
+from qdqpatch.evaluation.result import Evaluation, EvaluationRow, Figure
 from qdqpatch.evaluation.shared_task import settle
 from qdqpatch.tasks.base import DataSource, Feature, Task, draw
 
@@ -47,7 +47,8 @@ def evaluate(
             gives several rows. Config and tokenizer are those of the first one that has them.
         task: A key of `qdqpatch.tasks.TASKS`; None for what the head that the config names is for.
         source: The data. If it has no labels at all, the models are compared with the first one: how far
-            their outputs are from its, and how many predictions are the same.
+            their outputs are from its, and how many predictions are the same. With labels they are too,
+            beside the metrics (`EvaluationRow.closeness`).
         samples: How many of the examples to draw at random; None for all.
         seed: Another one draws other examples, and other ones in the bootstrap.
         max_length: Where sequences are cut; None for the task's default. At most what every model takes.
@@ -93,6 +94,14 @@ def evaluate(
         for run in runs
     ]
     first = metrics[0][-1]
+    close: list[tuple[Figure, ...]] = [
+        ()
+        if run is runs[0]
+        else tuple(
+            Figure.of(metric, seed) for metric in settled.closeness(examples, run.outputs, runs[0].outputs)
+        )
+        for run in runs
+    ]
     rows = [
         EvaluationRow(
             model=model.contender.model,
@@ -102,8 +111,9 @@ def evaluate(
             difference=None if own is metrics[0] else difference(first, own[-1], seed),
             seconds=run.seconds,
             note=model.note,
+            closeness=figures,
         )
-        for model, own, run in zip(loaded, metrics, runs, strict=True)
+        for model, own, run, figures in zip(loaded, metrics, runs, close, strict=True)
     ]
     return Evaluation(
         settled.name,

@@ -8,8 +8,33 @@ from typing import Any
 
 from qdqpatch.engines.loading import Skipped
 from qdqpatch.errors import ConfigError
-from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference
+from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference, interval
 from qdqpatch.tasks.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric with its 95% confidence interval; None where there is none."""
+
+    metric: Metric
+    interval: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, metric: Metric, seed: int = 0) -> Figure:
+        """Compute the interval."""
+        return cls(metric, interval(metric, seed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return value and interval as data for JSON."""
+        return {
+            "value": self.metric.value,
+            "interval": None if self.interval is None else list(self.interval),
+        }
+
+    def __str__(self) -> str:
+        """Return value and interval with the metric's digits."""
+        ends = ", ".join(f"{end:.{self.metric.digits}f}" for end in self.interval or ())
+        return f"{self.metric} [{ends}]" if ends else str(self.metric)
 
 
 @dataclass(frozen=True)
@@ -24,6 +49,7 @@ class EvaluationRow:
         difference: Of the main metric to that of the first row; None in the first row.
         seconds: How long the model ran on all of the data.
         note: What a reader of the figures has to know.
+        closeness: How close the outputs are to the first row's, whatever labels say; the main figure last.
     """
 
     model: str
@@ -33,6 +59,7 @@ class EvaluationRow:
     difference: Difference | None
     seconds: float
     note: str | None = None
+    closeness: tuple[Figure, ...] = ()
 
     @property
     def name(self) -> str:
@@ -52,6 +79,7 @@ class EvaluationRow:
             "drop_percent": None if compared is None else compared.drop,
             "seconds": self.seconds,
             "note": self.note,
+            "closeness": {figure.metric.name: figure.to_dict() for figure in self.closeness},
         }
 
 

@@ -1,9 +1,9 @@
 """Ranges that do not lie around zero, as a step and a zero point, which is how engines have them.
 
 A value x has the level round(x / step) + zero point. What GELU returns reaches from -0.17 to 6, say: a range
-around zero leaves nearly half of its levels to values that there are not, and this one doubles the resolution.
-A quantizer keeps the step as the range that it would be around zero, `amax = levels * step`, so that a scale
-is `amax / levels` whether there is a zero point or not.
+around zero leaves nearly half of its levels to values that there are not, and this one doubles the
+resolution. A quantizer keeps the step as the range that it would be around zero, `amax = levels * step`, so
+that a scale is `amax / levels` whether there is a zero point or not.
 """
 
 from __future__ import annotations

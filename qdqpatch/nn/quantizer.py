@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from qdqpatch.errors import CalibrationError, ConfigError
+from qdqpatch.nn import float8
 from qdqpatch.nn.affine import as_affine, ends
 from qdqpatch.nn.toolkit import QuantDescriptor, quant_nn
 
@@ -28,14 +29,14 @@ SMALLEST_AMAX = 2.0**-24
 
 
 class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
-    """Round a tensor to a few integer levels and back, in its own floating-point dtype.
+    """Round a tensor to a few levels and back, in its own floating-point dtype: those of an integer, or FP8.
 
     A quantizer that has a range `_amax` (fp32; a 0-dim tensor, or one entry per channel with the other
     dimensions kept as 1) uses it; one without computes it from each tensor that it sees. `_amax` stays
     fp32 when the model is cast.
 
-    One that is not symmetric has a zero point as well, `_zero_point` (`qdqpatch.nn.affine`), and its `_amax` is
-    the range that its step would have around zero.
+    One that is not symmetric has a zero point as well, `_zero_point` (`qdqpatch.nn.affine`), and its `_amax`
+    is the range that its step would have around zero.
 
     Args:
         quant_desc: Bits, axis and the rest, as pytorch-quantization describes them.
@@ -98,8 +99,13 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         return "_amax" in self._parameters
 
     @property
+    def is_float8(self) -> bool:
+        """Whether the levels are those of FP8 (E4M3), not of an integer."""
+        return bool(self.num_bits == float8.E4M3)
+
+    @property
     def levels(self) -> int:
-        """The highest integer: 127 for int8."""
+        """The highest level: 127 for int8, 448 for FP8."""
         return self.bounds[1]
 
     def load_range(self, amax: Tensor) -> None:
@@ -175,7 +181,8 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         amax, zero_point = self.range_of(inputs), self.zero_point
         if self.amax is None and not self.is_symmetric:
             amax, zero_point = as_affine(*torch.aminmax(inputs.detach()), self.levels)
-        arguments = (inputs, amax, self.levels, self._limits(zero_point), self.use_fb_fake_quant)
+        limits = self._limits(zero_point)
+        arguments = (inputs, amax, self.levels, limits, self.use_fb_fake_quant, self.is_float8)
         if torch.is_grad_enabled() and inputs.requires_grad:
             outputs: Tensor = _FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
             return outputs
@@ -192,16 +199,30 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         zero_point = self.zero_point
         if not self.is_symmetric and amax.shape == (2,):
             amax, zero_point = as_affine(*amax, self.levels)
-        return _fake_quantize(inputs, amax, self.levels, self._limits(zero_point), self.use_fb_fake_quant)[0]
+        limits, native = self._limits(zero_point), self.use_fb_fake_quant
+        return _fake_quantize(inputs, amax, self.levels, limits, native, self.is_float8)[0]
 
     def integers(self, inputs: Tensor) -> Tensor:
-        """Return the levels that `inputs` are rounded to, in fp32: whole numbers between the bounds."""
+        """Return the levels that `inputs` are rounded to, in fp32: whole numbers, or FP8's."""
         to_levels, _ = _scales(self.range_of(inputs), self.levels, self.use_fb_fake_quant)
-        return (at_least_fp32(inputs) * to_levels).round_().clamp_(*self.bounds)
+        return self.nearest_levels(at_least_fp32(inputs) * to_levels)
+
+    def nearest_levels(self, steps: Tensor) -> Tensor:
+        """Return the levels nearest to fp32 values that are given in steps, without the zero point."""
+        if self.is_float8:
+            return float8.nearest(steps)
+        return steps.round().clamp_(*self.limits)  # type: ignore[arg-type]  # both are of one type
+
+    @property
+    def step_size(self) -> Tensor | None:
+        """The range over the highest level; None where there is no range."""
+        return None if self.amax is None else self.amax / self.levels
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """The lowest and the highest integer."""
+        """The lowest and the highest level."""
+        if self.is_float8:
+            return -float8.LARGEST, float8.LARGEST
         high = 2 ** (self.num_bits - 1 + int(self.unsigned)) - 1
         if self.unsigned:
             return 0, high
@@ -286,10 +307,16 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, inputs: Tensor, amax: Tensor, high: int, limits: Limits, native: bool
+        ctx: FunctionCtx,
+        inputs: Tensor,
+        amax: Tensor,
+        high: int,
+        limits: Limits,
+        native: bool,
+        is_float8: bool,
     ) -> Tensor:
-        has_zero_point = isinstance(limits[0], Tensor)
-        outputs, levels = _fake_quantize(inputs, amax, high, limits, native, native or has_zero_point)
+        keep = native or isinstance(limits[0], Tensor)
+        outputs, levels = _fake_quantize(inputs, amax, high, limits, native, is_float8, keep)
         # The toolkit passes the gradient where |x| <= amax, PyTorch where the level needs no clipping.
         if levels is None:
             inside = at_least_fp32(inputs).abs() <= amax
@@ -302,11 +329,17 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
         (gradient,) = gradients
-        return torch.where(inside, gradient, gradient.new_zeros(())), None, None, None, None
+        return torch.where(inside, gradient, gradient.new_zeros(())), None, None, None, None, None
 
 
 def _fake_quantize(
-    inputs: Tensor, amax: Tensor, high: int, limits: Limits, native: bool, keep_levels: bool = False
+    inputs: Tensor,
+    amax: Tensor,
+    high: int,
+    limits: Limits,
+    native: bool,
+    is_float8: bool = False,
+    keep_levels: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the fake-quantized tensor and, if asked for, its levels before clipping.
 
@@ -315,8 +348,12 @@ def _fake_quantize(
     """
     to_levels, scale = _scales(amax, high, native)
     # In place wherever nothing else needs the tensor: memory traffic is what this costs.
-    levels = (at_least_fp32(inputs) * to_levels).round_()
-    outputs = levels.clamp(*limits) if keep_levels else levels.clamp_(*limits)  # type: ignore[arg-type]
+    levels = at_least_fp32(inputs) * to_levels
+    if is_float8:
+        outputs = float8.nearest(levels)
+    else:
+        levels = levels.round_()
+        outputs = levels.clamp(*limits) if keep_levels else levels.clamp_(*limits)  # type: ignore[arg-type]
     outputs = outputs.mul_(scale) if native else outputs.div_(scale)
     return outputs.to(inputs.dtype), levels if keep_levels else None
 

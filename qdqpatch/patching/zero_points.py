@@ -48,8 +48,8 @@ def make_room_for_zero_points(
         base_model_prefix: As for `stored_name`.
 
     Raises:
-        CheckpointError: If a quantizer that is symmetric by the configuration has a zero point, or one that is
-            not has a range without one, or one beyond its levels.
+        CheckpointError: If a quantizer that is symmetric by the configuration has a zero point, or one that
+            is not has a range without one, or one beyond its levels.
     """
     for path, quantizer in named_quantizers(model):
         if not quantizer.is_enabled:
@@ -61,8 +61,8 @@ def make_room_for_zero_points(
             continue
         if quantizer.is_symmetric:
             raise CheckpointError(
-                f"The stored range of {path} has a zero point, and its config.json says that it is symmetric. "
-                "Load the checkpoint as it was saved."
+                f"The stored range of {path} has a zero point, and its config.json says that it is "
+                "symmetric. Load the checkpoint as it was saved."
             )
         value = float(zero_points[name])
         if not quantizer.bounds[0] <= value <= quantizer.bounds[1]:

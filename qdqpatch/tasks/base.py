@@ -172,6 +172,18 @@ class Task(ABC, Generic[Example]):
             )
         return agreement(outputs, reference, self.logits, self.meaning)
 
+    def closeness(
+        self, examples: Sequence[Example], outputs: Sequence[Arrays], reference: Sequence[Arrays]
+    ) -> list[Metric]:
+        """Return how close a model's outputs are to another's, in every way that the head has; last the main.
+
+        Args:
+            examples: The examples.
+            outputs: What `reduce` left of the model's outputs for each of their features.
+            reference: The same of the model to compare with.
+        """
+        return self.compare(outputs, reference)
+
     def beginnings(self, texts: Iterable[str]) -> list[str]:
         """Return texts without what is certain to be cut off, so that it is not tokenized."""
         return beginnings(texts, self.tokenizer, self.max_length)

@@ -20,6 +20,9 @@ WANTED = "wanted"
 """Key of a feature that is not for training: the tokens to tell, where others have `IGNORED`."""
 
 
+RELATIVE = "perplexity ratio"
+
+
 class FillMask(TextTask):
     """Which words were masked: `...ForMaskedLM`.
 
@@ -75,3 +78,12 @@ class FillMask(TextTask):
             [np.sum(np.array(feature[WANTED]) != IGNORED) for feature in features], dtype=np.float64
         )
         return [Ratio("perplexity", losses, counts, in_percent=False, exponential=True)]
+
+    def closeness(
+        self, examples: Sequence[Text], outputs: Sequence[Arrays], reference: Sequence[Arrays]
+    ) -> list[Metric]:
+        """Return the perplexity in relation to the reference's, over texts: 1 where both are the same."""
+        apart = [
+            float(own["nll"]) - float(other["nll"]) for own, other in zip(outputs, reference, strict=True)
+        ]
+        return [Ratio(RELATIVE, np.array(apart), np.ones(len(apart)), in_percent=False, exponential=True)]

@@ -52,6 +52,11 @@ class Metric(ABC):
         return 4
 
     @property
+    def has_interval(self) -> bool:
+        """Whether the figures of samples tell how far the choice of the examples counts."""
+        return True
+
+    @property
     def value(self) -> float:
         """The figure on all examples."""
         return float(self.figures(*self.columns))

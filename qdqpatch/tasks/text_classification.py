@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from qdqpatch.data.arrays import Arrays
@@ -13,6 +14,7 @@ from qdqpatch.tasks.base import Batch, DataSource, Feature, Task, rows
 from qdqpatch.tasks.head import Meaning, meaning_of, problem_of
 from qdqpatch.tasks.labels import Found, Label, label_columns, label_of, read_labels
 from qdqpatch.tasks.metrics import Metric, accuracy, label_metrics, score_metrics
+from qdqpatch.tasks.ranking import order_metrics
 from qdqpatch.tasks.reading import read_rows, text_names
 
 
@@ -98,3 +100,21 @@ class TextClassification(Task[LabelledText]):
         if problem == "multi_label_classification":
             return label_metrics(outputs, labels)
         return [accuracy(outputs, labels)]
+
+    def closeness(
+        self, examples: Sequence[LabelledText], outputs: Sequence[Arrays], reference: Sequence[Arrays]
+    ) -> list[Metric]:
+        """Return divergence and agreement; of a score also drift, and what becomes of the order of texts."""
+        if problem_of(self.config) != "regression" or self.config.num_labels != 1:
+            return self.compare(outputs, reference)
+        own, other = (np.array([one["logits"].item() for one in some]) for some in (outputs, reference))
+        if not np.ptp(other):  # of which nothing can be told
+            return []
+        # Pairs are a query and a text; of single texts each is one of many.
+        groups = [number if example.pair is None else example.text for number, example in enumerate(examples)]
+        labels = [example.label for example in examples]
+        known = all(isinstance(label, list | tuple) for label in labels)
+        gains = np.array(labels, dtype=np.float64)[:, 0] if known else None
+        if gains is not None:
+            gains -= min(gains.min(), 0.0)
+        return [*order_metrics(own, other, groups, gains), *self.compare(outputs, reference)]

@@ -35,10 +35,15 @@ class TextTask(Task[Text]):
 
     def encode(self, examples: Sequence[Text], **options: Any) -> Any:
         """Return what the tokenizer gives for texts cut at `max_length`."""
-        return self.tokenizer(
-            self.beginnings(example.text for example in examples),
-            None if examples[0].pair is None else self.beginnings(example.pair or "" for example in examples),
-            truncation=True,
-            max_length=self.max_length,
-            **options,
-        )
+        return encoded(self, examples, **options)
+
+
+def encoded(task: Task[Any], examples: Sequence[Text], **options: Any) -> Any:
+    """Return what a task's tokenizer gives for texts cut at its `max_length`."""
+    return task.tokenizer(
+        task.beginnings(example.text for example in examples),
+        None if examples[0].pair is None else task.beginnings(example.pair or "" for example in examples),
+        truncation=True,
+        max_length=task.max_length,
+        **options,
+    )

@@ -67,9 +67,15 @@ def assert_fails(result: Result, fragment: str, code: int = 1) -> None:
 def test_the_table(evaluate: Eval) -> None:
     result = evaluate("a", "b", "a", *DATA)
     assert (result.exit_code, result.stderr) == (0, "")
-    title, header, _, first, second, third, note = (
+    title, header, _, first, second, third, note, close, names, _, *figures = (
         line.strip() for line in result.stdout.splitlines() if line.strip()
     )
+    assert close == "How close to a in torch, with the 95% confidence interval"
+    assert names.split() == ["Model", "Engine", "Figure", "Value"]
+    assert [line.split() for line in figures[:1]] == [
+        ["b", "torch", "unchanged", "predictions", "0.00", "[0.00,", "0.00]"]
+    ]
+    assert len(figures) == 4
     assert title == "text-classification, 10 examples of dev.tsv"
     assert header.split() == ["Model", "Engine", "accuracy", "Difference", "Drop", "%", "Seconds"]
     assert first.split()[:3] == ["a", "torch", "50.00"]

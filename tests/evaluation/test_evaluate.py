@@ -77,6 +77,7 @@ def test_as_data(data: DataSource) -> None:
                 "drop_percent": None,
                 "seconds": found.rows[0].seconds,
                 "note": None,
+                "closeness": {},
             },
             {
                 "model": "b",
@@ -88,6 +89,7 @@ def test_as_data(data: DataSource) -> None:
                 "drop_percent": 80,
                 "seconds": found.rows[1].seconds,
                 "note": None,
+                "closeness": {figure.metric.name: figure.to_dict() for figure in found.rows[1].closeness},
             },
         ],
         "skipped": [],
@@ -232,3 +234,43 @@ def test_data_is_read_before_models_are_loaded(data: DataSource, monkeypatch: py
     monkeypatch.setattr(module, "load", None)
     with pytest.raises(DataError, match=r"^dev\.tsv has no column 'labels'"):
         evaluate(["a"], None, DataSource(data.name, Columns(label="labels")))
+
+
+def test_closeness_beside_labels(data: DataSource) -> None:
+    write("a", always(0))
+    write("b", always(2))
+    _, row = evaluate(["a", "b"], None, data).rows
+    divergence, unchanged = row.closeness
+    assert (unchanged.metric.name, unchanged.metric.value, unchanged.interval) == (
+        "unchanged predictions",
+        0,
+        (0, 0),
+    )
+    assert divergence.metric.value > 0.1
+
+
+def test_an_embedder_finds_its_documents(here: Path) -> None:
+    write("float", models.float_model())
+    write("int8", models.calibrated())
+    lines = ["query\tdocument", "the cat\tthe cat", "a dog\ta dog", "the mat\tthe mat", "the cat\tthe cat"]
+    Path("pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
+    found = evaluate(["float", "int8"], None, DataSource("pairs.tsv"))
+    assert list(found.rows[0].metrics) == ["cosine", "recall@1", "recall@10", "MRR"]
+    assert found.rows[0].metrics["MRR"].value == 1  # each text is its own document
+    assert found.rows[0].metrics["recall@1"].value == 100
+    assert [figure.metric.name for figure in found.rows[1].closeness] == [
+        "lowest",
+        "5th percentile",
+        "cosine",
+    ]  # too few to say something of neighbours
+
+
+def test_an_embedder_on_scores(here: Path) -> None:
+    write("float", models.float_model())
+    lines = ["sentence1\tsentence2\tscore", "the cat\tthe cat\t5", "a dog\tthe mat\t1.5", "mats\ta cat\t2"]
+    Path("sts.tsv").write_text("\n".join(lines), encoding="utf-8")
+    found = evaluate(["float"], None, DataSource("sts.tsv"))  # which needs no model to compare with
+    assert list(found.rows[0].metrics) == ["Pearson", "Spearman"]
+    Path("sts.tsv").write_text("\n".join([*lines, "a cat\ta dog\tmuch"]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 5, has 'much' in 'score', which is no number"):
+        evaluate(["float"], None, DataSource("sts.tsv"))
