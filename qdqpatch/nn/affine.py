@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 
-def as_affine(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+def as_affine(interval: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Return `amax` and zero point of a range, which is widened to hold 0: that must have a level of its own.
 
     Args:
-        low: The lowest value, fp32, 0-dim.
-        high: The highest.
+        interval: The lowest and the highest value, shape `(2,)`.
         levels: The highest level; the lowest is one further away from 0.
     """
-    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    low, high = interval[0].float().clamp(max=0), interval[1].float().clamp(min=0)
     step = (high - low) / (2 * levels + 1)
     zero_point = (-(levels + 1) - low / step).round().clamp(-(levels + 1), levels)
     return step * levels, torch.where(step > 0, zero_point, torch.zeros_like(zero_point))

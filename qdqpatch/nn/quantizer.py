@@ -122,7 +122,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             with torch.inference_mode(False), torch.no_grad():
                 zero_point = self.zero_point
                 if amax.shape == (2,):
-                    amax, zero_point = as_affine(*amax.detach(), self.levels)
+                    amax, zero_point = as_affine(amax.detach(), self.levels)
                 elif zero_point is None:
                     zero_point = torch.zeros_like(amax, dtype=torch.float32)
                 persistent = "_amax" not in self._non_persistent_buffers_set
@@ -180,7 +180,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             return inputs
         amax, zero_point = self.range_of(inputs), self.zero_point
         if self.amax is None and not self.is_symmetric:
-            amax, zero_point = as_affine(*torch.aminmax(inputs.detach()), self.levels)
+            amax, zero_point = as_affine(torch.stack(torch.aminmax(inputs.detach())), self.levels)
         limits = self._limits(zero_point)
         arguments = (inputs, amax, self.levels, limits, self.use_fb_fake_quant, self.is_float8)
         if torch.is_grad_enabled() and inputs.requires_grad:
@@ -198,7 +198,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         """
         zero_point = self.zero_point
         if not self.is_symmetric and amax.shape == (2,):
-            amax, zero_point = as_affine(*amax, self.levels)
+            amax, zero_point = as_affine(amax, self.levels)
         limits, native = self._limits(zero_point), self.use_fb_fake_quant
         return _fake_quantize(inputs, amax, self.levels, limits, native, self.is_float8)[0]
 
@@ -211,7 +211,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         """Return the levels nearest to fp32 values that are given in steps, without the zero point."""
         if self.is_float8:
             return float8.nearest(steps)
-        return steps.round().clamp_(*self.limits)  # type: ignore[arg-type]  # both are of one type
+        return steps.round().clamp_(*self.limits)
 
     @property
     def step_size(self) -> Tensor | None:
@@ -353,7 +353,7 @@ def _fake_quantize(
         outputs = float8.nearest(levels)
     else:
         levels = levels.round_()
-        outputs = levels.clamp(*limits) if keep_levels else levels.clamp_(*limits)  # type: ignore[arg-type]
+        outputs = levels.clamp(*limits) if keep_levels else levels.clamp_(*limits)
     outputs = outputs.mul_(scale) if native else outputs.div_(scale)
     return outputs.to(inputs.dtype), levels if keep_levels else None
 

@@ -105,7 +105,7 @@ def report_quantizers(
     }
     steps = dict(ranges)
     intervals = {
-        path: ends(ranges[path].reshape(()), zero_point.reshape(()), 2 ** (settings[path].num_bits - 1) - 1)
+        path: ends(ranges[path].reshape(()), zero_point.reshape(()), make_quantizer(settings[path]).levels)
         for path, zero_point in (zero_points or {}).items()
         if path in ranges and path in settings
     }
@@ -124,9 +124,7 @@ def report_quantizers(
             levels = round(amax / step * seen.levels) if step else seen.levels
             known[path] = statistics[path], of_statistics(dataclasses.replace(seen, levels=levels), amax)
     return [
-        QuantizerReport(
-            path, config, ranges.get(path), *known.get(path, (None, None)), ends=intervals.get(path)
-        )
+        QuantizerReport(path, config, ranges.get(path), *known.get(path, (None, None)), intervals.get(path))
         for path, config in settings.items()
     ]
 
