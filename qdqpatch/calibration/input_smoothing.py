@@ -96,13 +96,7 @@ def linears_to_smooth(model: nn.Module) -> dict[str, QuantLinear]:
     """
     if not is_quantized(model):
         raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
-    users = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-    linears = {
-        path: module
-        for path, module in model.named_modules()
-        # A subclass, as of an adapter or with a parametrization, may compute something else from its weight.
-        if type(module) is QuantLinear and _is_plain(module) and users[id(module.weight)] == 1
-    }
+    linears = _plain_linears(model)
     if not linears:
         raise UnsupportedModelError(
             f"There is no input to smooth in {type(model).__name__}: no plain Linear has both quantizers on "
@@ -110,6 +104,21 @@ def linears_to_smooth(model: nn.Module) -> dict[str, QuantLinear]:
         )
     check_forgettable(model, _stale(linears), "smooth")
     return linears
+
+
+def can_smooth_inputs(model: nn.Module) -> bool:
+    """Return whether there is a Linear that `smooth_inputs` may change."""
+    return bool(_plain_linears(model))
+
+
+def _plain_linears(model: nn.Module) -> dict[str, QuantLinear]:
+    users = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    return {
+        path: module
+        for path, module in model.named_modules()
+        # A subclass, as of an adapter or with a parametrization, may compute something else from its weight.
+        if type(module) is QuantLinear and _is_plain(module) and users[id(module.weight)] == 1
+    }
 
 
 def changed_parameters(linears: Mapping[str, QuantLinear]) -> list[nn.Parameter]:

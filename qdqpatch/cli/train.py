@@ -127,6 +127,13 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
     help="Before that, move the channels of its values and LayerNorms around zero, as convert --shift does.",
 )
 @_ranges(
+    "--smooth-inputs/--no-smooth-inputs",
+    default=None,
+    show_default=False,
+    help="Before that, multiply what its Linears read, as convert --smooth-inputs does.  [default: for "
+    "embedders]",
+)
+@_ranges(
     "--refine",
     default=Job.refine,
     type=EPOCHS,
@@ -151,6 +158,7 @@ def command(
     weight_ranges: WeightRanges,
     method: Method,
     shift: bool,
+    smooth_inputs: bool | None,
     refine: int,
     placement: Placement,
     resume: bool,
@@ -187,6 +195,7 @@ def command(
         config=placement(),
         method=method,
         shift=shift,
+        smooth_inputs=smooth_inputs,
         refine=refine,
         activations=activation_ranges,
         weights=weight_ranges,
