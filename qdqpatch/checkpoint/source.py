@@ -19,6 +19,7 @@ from qdqpatch.choices import AUTO_CLASSES, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError, one_line
 from qdqpatch.patching.finite import check_finite
+from qdqpatch.patching.guard import lift
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.positions import check_positions
 from qdqpatch.patching.sites import find_sites
@@ -171,6 +172,11 @@ class Checkpoint:
         return Request(self.name, self.task, _named_class(self.config) is not None)
 
 
+def has_weights(name: str) -> bool:
+    """Whether a folder, or a model on the hub, has weights for torch."""
+    return any(find_file(name, f"{weights}{index}") for weights in WEIGHTS for index in ("", ".index.json"))
+
+
 def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
     """Read the config of a checkpoint and settle the class to load it with.
 
@@ -205,6 +211,7 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
             f"There is no folder {name} here, and no model of that name on the hub: {one_line(error)}"
         ) from error
     _check_method(name, getattr(config, "quantization_config", None))
+    lift(config)
     return Checkpoint(name, config, _model_class(config, task), task)
 
 

@@ -53,8 +53,9 @@ def command(
     """
     from qdqpatch.checkpoint.companions import read_companions
     from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
-    from qdqpatch.exporter.export import prepare_export
+    from qdqpatch.exporter.export import prepare_exports
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -93,7 +94,9 @@ def command(
     if source.quantization is None:
         quantize(model, config)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
-    writers = [prepare_export(model, name, tokenizer=tokenizer(ckpt), source=ckpt) for name in targets]
+    if not is_first():
+        return
+    writers = prepare_exports(model, targets, tokenizer=tokenizer(ckpt), source=ckpt) if targets else []
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # these need packages that are not always installed
     from qdqpatch.exporter.precision import Precision
     from qdqpatch.exporter.result import Export
     from qdqpatch.exporter.targets.base import Target
+    from qdqpatch.exporter.tracing import Traces
 
 PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 
@@ -143,11 +144,13 @@ def prepare_export(
     source: str | Path | None = None,
     build: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
+    traces: Traces | None = None,
 ) -> Callable[[Path, Path], Export]:
     """Refuse what can be refused without work, and return what does the rest.
 
-    Arguments and errors are those of `export`. What is returned takes a folder to write to, whose other files
-    stay, and the place that this folder gets in the end.
+    Arguments and errors are those of `export`; `traces` has what was traced of the model already. What is
+    returned takes a folder to write to, whose other files stay, and the place that this folder gets in the
+    end.
     """
     _require(PACKAGES)
     if not hasattr(torch.onnx, "ops"):
@@ -156,6 +159,7 @@ def prepare_export(
     from qdqpatch.exporter.inputs import Inputs
     from qdqpatch.exporter.pipeline import Ends, Pipeline
     from qdqpatch.exporter.preparing import prepared
+    from qdqpatch.exporter.tracing import Traces
 
     engine_target = _target(target, float_weights, vnni, check)
     float8 = has_float8(model)
@@ -172,13 +176,30 @@ def prepare_export(
     if companions is not None and type(model).__name__.endswith("Model"):
         head = load_sentence_head(companions)
     ends = Ends(int32_inputs, float32_outputs)
+    traced = Traces() if traces is None else traces
 
     def write(folder: Path, out: Path) -> Export:
         with prepared(model, int8_embeddings) as cpu_model:
-            pipeline = Pipeline(cpu_model, engine_target, inputs, progress, companions, head, precision, ends)
+            pipeline = Pipeline(
+                cpu_model, engine_target, inputs, progress, companions, head, precision, ends, traced
+            )
             return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
 
     return write
+
+
+def prepare_exports(
+    model: PreTrainedModel, targets: Iterable[str], **options: Any
+) -> list[Callable[[Path, Path], Export]]:
+    """Prepare exports for several targets, which share what is traced.
+
+    Options and errors are those of `prepare_export`, and so is what is returned for each target.
+    """
+    _require(PACKAGES)
+    from qdqpatch.exporter.tracing import Traces
+
+    traces = Traces()
+    return [prepare_export(model, target, traces=traces, **options) for target in targets]
 
 
 def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
-from qdqpatch.exporter.tracing import SENTENCE, outputs_of, trace
+from qdqpatch.exporter.tracing import SENTENCE, Traces, outputs_of
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.output.manifest import read_sections
 from qdqpatch.output.record import write_record
@@ -74,6 +74,7 @@ class Pipeline:
         head: What makes a text's embedding; None for a model that has none.
         precision: The type of what stays float.
         ends: What the file takes and gives.
+        traces: What was traced already, for another target.
     """
 
     model: PreTrainedModel
@@ -84,6 +85,7 @@ class Pipeline:
     head: SentenceHead | None = None
     precision: Precision = PRECISIONS["float32"]
     ends: Ends = Ends()
+    traces: Traces = field(default_factory=Traces)
 
     @property
     def engine(self) -> Engine:
@@ -195,7 +197,7 @@ class Pipeline:
 
     def _graph(self, opset: int | None) -> ir.Model:
         """Return the target's graph."""
-        graph = trace(
+        graph = self.traces.trace(
             self.model,
             self.inputs.example(),
             self.inputs.axes(),

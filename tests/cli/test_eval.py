@@ -239,7 +239,7 @@ def test_from_float_to_exported(here: Path) -> None:
         assert invoke(*arguments).exit_code == 0, arguments
     task = TextClassification(tiny_tasks.tokenizer(), models.config(HEAD))
     said = predict(loaded("float", task).run, task, features(task, *TEXTS))
-    labels = [int(each["logits"].argmax()) for each in said]
+    labels = [int(outputs["logits"].argmax()) for outputs in said]
     assert len(set(labels)) > 1
     write_data(*labels, *labels)
     names = ["float", "int8", "ort"]

@@ -26,7 +26,7 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(here: Path) -> Path:
-    rows = ["sentence\tlabel", *(f"the cat sat {'on ' * each}\t{each % 3}" for each in range(12))]
+    rows = ["sentence\tlabel", *(f"the cat sat {'on ' * number}\t{number % 3}" for number in range(12))]
     (here / "train.tsv").write_text("\n".join(rows) + "\n")
     return here / "train.tsv"
 
@@ -74,7 +74,7 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
         "--preset", "no-residual",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    (found,) = (each.to_dict() for each in job)
+    (found,) = (made.to_dict() for made in job)
     assert found.pop("config")["residual_adds"] is False
     columns = {"text": None, "text_pair": None, "label": None}
     assert found == {
@@ -105,7 +105,7 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
 def test_evaluation_has_a_split_of_its_own(given: str, found: tuple, job: list[Job]) -> None:
     options = ("--data", "glue", "--split", "train[:9]", "--subset", "sst2", "--eval-data", given)
     assert invoke("train", "ckpt", "out", *options).exit_code == 0
-    (source,) = (each.eval_data for each in job)
+    (source,) = (made.eval_data for made in job)
     assert (source.name, source.split, source.subset) == found
     assert job[0].data.split == "train[:9]"
 

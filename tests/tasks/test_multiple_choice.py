@@ -25,7 +25,7 @@ def task() -> MultipleChoice:
 def score_alone(model: torch.nn.Module, prompt: str, ending: str) -> float:
     encoded = tiny_tasks.tokenizer()(prompt, ending, return_tensors="pt")
     with torch.no_grad():
-        return float(model(**{name: each[None] for name, each in encoded.items()}).logits)
+        return float(model(**{name: tensor[None] for name, tensor in encoded.items()}).logits)
 
 
 def test_from_file_to_accuracy(write: Write) -> None:

@@ -52,7 +52,7 @@ def test_reads_names_of_labels_and_pairs(task: TextClassification, write: Write)
 def test_training_features_have_the_label_and_others_have_none(task: TextClassification) -> None:
     examples = [LabelledText("a cat", "a dog", 2), LabelledText("the mat and", "sat", 0)]
     training, plain = task.features(examples, training=True), task.features(examples)
-    assert training == [each | {"labels": label} for each, label in zip(plain, (2, 0), strict=True)]
+    assert training == [row | {"labels": label} for row, label in zip(plain, (2, 0), strict=True)]
     batch = task.collate(training)
     assert batch["labels"].tolist() == [2, 0]
     assert batch["input_ids"].tolist() == [[2, 5, 6, 3, 5, 7, 3], [2, 10, 11, 12, 3, 8, 3]]

@@ -87,7 +87,7 @@ def test_training_labels_are_at_first_tokens_only() -> None:
     task, _ = tiny_tasks.make(TokenClassification, HEAD, 8, id2label=NAMES)
     examples = [Sentence(("the", "cats", "sat"), (0, 1, 2)), Sentence(("dog",) * 9, (2,) * 9)]
     training = task.features(examples, training=True)
-    assert [each["labels"] for each in training] == [[-100, 0, 1, -100, 2, -100], [-100, *[2] * 6, -100]]
+    assert [row["labels"] for row in training] == [[-100, 0, 1, -100, 2, -100], [-100, *[2] * 6, -100]]
     assert "labels" not in task.features(examples)[0]
     batch = task.collate(training)
     assert batch["input_ids"][0].tolist() == [2, 10, 6, 13, 8, 3, 0, 0]

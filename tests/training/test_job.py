@@ -98,8 +98,8 @@ def test_a_run_goes_on_that_was_interrupted_before_its_first_checkpoint(
     assert listener.steps[0] == (1, 24)
     assert "Calibrating" not in listener.said
     one, other = (
-        dict(AutoModelForSequenceClassification.from_pretrained(tmp_path / each).state_dict())
-        for each in ("whole", "out")
+        dict(AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict())
+        for name in ("whole", "out")
     )
     models.assert_equal(one, other)
 
@@ -124,8 +124,8 @@ def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: DataSource
     assert "Calibrating" not in listener.said
     assert [stage.metrics for stage in resumed.stages] == [stage.metrics for stage in whole.stages]
     one, other = (
-        dict(AutoModelForSequenceClassification.from_pretrained(tmp_path / each).state_dict())
-        for each in ("whole", "out")
+        dict(AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict())
+        for name in ("whole", "out")
     )
     models.assert_equal(one, other)
     assert not folder.exists()
