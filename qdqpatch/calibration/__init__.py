@@ -12,6 +12,7 @@ from qdqpatch.calibration.refining import refine_ranges
 from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
+from qdqpatch.calibration.tuning import tune
 from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.batches import text_batches
 from qdqpatch.patching.switch import switch_quantizers
@@ -33,4 +34,5 @@ __all__ = [
     "smooth_inputs",
     "switch_quantizers",
     "text_batches",
+    "tune",
 ]
