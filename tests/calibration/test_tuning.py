@@ -30,7 +30,7 @@ def spoilt(name: str = "BertModel", config: QDQConfig | None = None) -> PreTrain
 
 
 def embedding_error(model: PreTrainedModel, mode: str = "mean") -> float:
-    """One minus the cosine to the float model's embeddings, the mean over texts that were not learned from."""
+    """One minus the cosine to the float model's embeddings, the mean over texts that were not seen."""
     head, reference = SentenceHead(Pooling((mode,))), models.float_model()
     total = 0.0
     for seed in range(81, 85):
