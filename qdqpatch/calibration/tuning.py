@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch import distributed
 from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.observing import no_batch, observing, on_device
 from qdqpatch.calibration.reconstruction import quantized_layers, quantizing
