@@ -20,6 +20,7 @@ import transformers
 from benches import weigh_nothing
 from checkpoints import SENTENCES, write_checkpoint, write_tokenizer
 from click.testing import CliRunner
+from sentence_folders import write_embedder
 
 import qdqpatch.calibration
 import qdqpatch.training
@@ -47,6 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     models.build("BertModel", max_position_embeddings=512).save_pretrained("tiny-minilm")
     write_tokenizer(Path("tiny-minilm"))
     write_checkpoint(Path("ckpt"))
+    write_embedder(Path("my-embedder"))
     Path("sentences.txt").write_text(SENTENCES, encoding="utf-8")
     shutil.copytree(ROOT / "tests/reference/checkpoints/QDQBertForMaskedLM", "old-qdqbert")
     write_question_answering()

@@ -36,6 +36,9 @@ from qdqpatch.patching.zero_points import read_zero_points
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a checkpoint's weights, in the order in which transformers looks for them."""
 
+EXPORTED = ("onnx/model.onnx", "openvino/openvino_model.xml")
+"""The files of an exported model."""
+
 ADAPTER = "adapter_config.json"
 """What tells a folder with an adapter of peft."""
 
@@ -136,7 +139,8 @@ class Checkpoint:
                 if missing := [name for name, file in files if file is None]:
                     raise CheckpointError(f"{self.name} lacks {', '.join(missing)}, which its index names.")
                 return [file for _, file in files if file is not None]
-        raise CheckpointError(f"{self.name} has no weights: neither {' nor '.join(WEIGHTS)} is there.")
+        more = " It holds an exported model: name the checkpoint it is from." if self._is_export else ""
+        raise CheckpointError(f"{self.name} has no weights: neither {' nor '.join(WEIGHTS)} is there.{more}")
 
     def load(
         self, fresh_head: bool = False, finite: bool = True, **options: Any
@@ -168,13 +172,18 @@ class Checkpoint:
         return model, missing
 
     @property
+    def _is_export(self) -> bool:
+        return any((Path(self.name) / file).is_file() for file in EXPORTED)
+
+    @property
     def _request(self) -> Request:
         return Request(self.name, self.task, _named_class(self.config) is not None)
 
 
-def has_weights(name: str) -> bool:
-    """Whether a folder, or a model on the hub, has weights for torch."""
-    return any(find_file(name, f"{weights}{index}") for weights in WEIGHTS for index in ("", ".index.json"))
+def has_weights(name: str, **hub: Any) -> bool:
+    """Whether a folder, or a model on the hub, has weights for torch; `hub` is that of `find_file`."""
+    files = [f"{weights}{index}" for weights in WEIGHTS for index in ("", ".index.json")]
+    return any(find_file(name, file, **hub) for file in files)
 
 
 def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:

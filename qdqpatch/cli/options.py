@@ -14,8 +14,24 @@ LENGTH = click.IntRange(min=4)
 SEED = click.IntRange(0, 2**32 - 1)
 EPOCHS = click.IntRange(min=0)
 
-json_option = functools.partial(
-    click.option, "--json", "as_json", is_flag=True, help="Print JSON instead of tables."
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    cls=SectionOption,
+    section="Output",
+    help="Print JSON instead of tables.",
+)
+
+batch_option = functools.partial(
+    click.option,
+    "--batch-size",
+    default=16,
+    show_default=True,
+    type=COUNT,
+    cls=SectionOption,
+    section="Running",
+    help="Sequences that run through the model at once.",
 )
 
 engine_option = click.option(
@@ -36,5 +52,7 @@ threads_option = click.option(
     type=COUNT,
     help="How many threads a run may use.  [default: one for each core]",
 )
+
+SPLIT_HELP = "The split of a hub data set.  [default: train; for eval, validation]"
 
 COLUMN_HELP = "The column with the texts. The default is a usual name, such as text or sentence1."

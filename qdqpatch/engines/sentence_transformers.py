@@ -23,6 +23,10 @@ from qdqpatch.engines.models import EXPORTS, TORCH
 from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import CheckpointError, ConfigError, DataError, EngineError
+from qdqpatch.spelling import spelled
+
+HUB = ("token", "cache_dir", "revision", "local_files_only")
+"""What sentence-transformers says of how to reach the hub."""
 
 BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The engines by sentence-transformers' names of backends; `torch`, the default, leaves the choice to us."""
@@ -53,7 +57,7 @@ class EngineModel(nn.Module):
         if any(fixed_sizes(self._session.inputs)):
             raise CheckpointError(
                 f"{file} takes one shape alone, and sentence-transformers gives batches of any: export it "
-                "without --shape."
+                f"without {spelled('shape')}."
             )
         self._dtypes = {value.name: getattr(torch, value.dtype) for value in self._session.inputs}
         self._longest = config_limit(config)
@@ -124,15 +128,17 @@ class Transformer(_Transformer):
         **model_kwargs: Any,
     ) -> Any:
         """Load the model; the one step of the base class that is another here."""
-        read_companions(model_name_or_path)  # refuses what the modules behind this one would stumble over
+        if Path(model_name_or_path).is_dir():
+            read_companions(model_name_or_path)  # refuses what the modules behind this one would stumble over
         if backend in BACKENDS:
             engine = BACKENDS[backend]
         if engine not in (None, TORCH, *ENGINES):
             raise ConfigError(f"There is no engine {engine!r}; there are {', '.join((TORCH, *ENGINES))}.")
-        files = {} if engine == TORCH else _files(model_name_or_path, file_name)
+        hub = {name: model_kwargs[name] for name in HUB if name in model_kwargs}
+        files = {} if engine == TORCH else _files(model_name_or_path, file_name, hub)
         if engine is None:
             engine = next((name for name in files if ENGINES[name].version is not None), TORCH)
-            if engine == TORCH and files and not has_weights(model_name_or_path):
+            if engine == TORCH and files and not has_weights(model_name_or_path, **hub):
                 packages = " or ".join(ENGINES[name].package for name in files)
                 raise EngineError(
                     f"Nothing that runs {model_name_or_path} is installed: pip install {packages}"
@@ -160,15 +166,15 @@ class Transformer(_Transformer):
         super().save(output_path, *args, **kwargs)
 
 
-def _files(source: str, file_name: str | None) -> dict[str, str]:
+def _files(source: str, file_name: str | None, hub: dict[str, Any]) -> dict[str, str]:
     """Return the exported files of a folder or a hub repository, by engine."""
     found = {}
     for engine in ENGINES.values():
         suffix = engine.suffixes[0]
         for name in EXPORTS[suffix] if file_name is None else _named(file_name, suffix):
-            if file := find_file(source, name):
+            if file := find_file(source, name, **hub):
                 for beside in (f"{name}_data", f"{name.removesuffix('.xml')}.bin"):
-                    find_file(source, beside)  # from a hub it is downloaded
+                    find_file(source, beside, **hub)  # from a hub it is downloaded
                 found[engine.name] = file
                 break
     return found

@@ -91,13 +91,17 @@ def _write(file: Path, data: Any) -> None:
 
 
 def link_quantized(file: Path) -> None:
-    """Give an ONNX file its second name: a hard link, or a copy where the file system has none."""
+    """Give an ONNX file the name that some servers look for."""
     if file.name == ONNX_FILE:
-        second = file.with_name(QUANTIZED)
-        try:
-            os.link(file, second)
-        except OSError:
-            shutil.copyfile(file, second)
+        link(file, file.with_name(QUANTIZED))
+
+
+def link(file: Path, second: Path) -> None:
+    """Give a file a second name: a hard link, or a copy where the file system has none."""
+    try:
+        os.link(file, second)
+    except OSError:
+        shutil.copyfile(file, second)
 
 
 def size_of(file: Path) -> int:

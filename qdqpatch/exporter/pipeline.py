@@ -38,6 +38,7 @@ from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.tracing import SENTENCE, Traces, outputs_of
+from qdqpatch.exporter.triton import write_triton
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.output.manifest import read_sections
 from qdqpatch.output.record import write_record
@@ -75,6 +76,7 @@ class Pipeline:
         precision: The type of what stays float.
         ends: What the file takes and gives.
         traces: What was traced already, for another target.
+        triton: Whether to make the folder a model of Triton's.
     """
 
     model: PreTrainedModel
@@ -86,6 +88,7 @@ class Pipeline:
     precision: Precision = PRECISIONS["float32"]
     ends: Ends = Ends()
     traces: Traces = field(default_factory=Traces)
+    triton: bool = False
 
     @property
     def engine(self) -> Engine:
@@ -112,7 +115,6 @@ class Pipeline:
         graph = self._graph(opset)
         file, place = folder / self.target.file, out / self.target.file
         comparisons, operations, float_matmuls = None, None, False
-        check = check and self.engine.version is not None
         if check and not self.precision.is_run:
             with tempfile.TemporaryDirectory() as exact:
                 self.target.write(graph, Path(exact) / self.target.file)
@@ -121,6 +123,8 @@ class Pipeline:
         lower(graph, self.precision)
         convert_ends(graph, self.ends.int32_inputs, self.ends.float32_outputs)
         self.target.write(graph, file)
+        if self.triton:
+            write_triton(graph.graph, file, folder)
         outputs = [str(value.name) for value in graph.graph.outputs]
         names = matmuls(graph.graph)
         del graph
@@ -132,7 +136,7 @@ class Pipeline:
         if check and self.precision.is_run:
             self.say(f"Comparing with the model in {self.engine.name}")
             comparisons, float_matmuls = self._compared(file, place, kept)
-        if self.target.kernels is not None and self.engine.version is not None:
+        if self.target.kernels is not None and self.engine.is_installed:
             self.say("Counting integer kernels")
             operations = match(self.model, names, self.target.kernels(file))
         builds = self._compiled(file, place, build)

@@ -154,7 +154,7 @@ def test_html_fails_in_one_line(inspect, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = inspect("calibrated", "--html", "page.html")
     assert result.exit_code == 1
-    assert "pip install jinja2 matplotlib" in result.stderr
+    assert "pip install matplotlib" in result.stderr
     assert sorted(path.name for path in Path().iterdir()) == ["file", "folder"]
 
 

@@ -127,7 +127,7 @@ def test_without_options_it_is_the_librarys_defaults(job: list[Job]) -> None:
         (["--label-column", "stars"], "train.tsv has no column 'stars'; it has sentence, label.", 1),
         (["--doc-stride", 9], "stride is for question-answering, not for text-classification.", 1),
         (["--null-threshold", 1], "is for questions that may have no answer: add --no-answer.", 2),
-        (["--no-answer"], "no_answer is for question-answering, not for text-classification.", 1),
+        (["--no-answer"], "--no-answer is for question-answering, not for text-classification.", 1),
         (["--text-pair-column", "x"], "--text-pair-column needs --text-column", 2),
         (["--epochs", 0], "0.0 is not in the range x>0", 2),
     ],

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sentence_folders import write, write_embedder
 
+from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.source import WEIGHTS
 from qdqpatch.engines.sessions import ENGINES, Session
 from qdqpatch.errors import CheckpointError, DataError, EngineError, QdqError
@@ -62,6 +63,19 @@ def test_a_file_is_loaded_once_with_the_threads_asked_for(folder: Path, opened: 
     assert model.to("meta").device == torch.device("meta")
 
 
+def test_files_are_of_the_revision_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def spy(source: str, name: str, **hub: Any) -> str | None:
+        asked.append(hub)
+        return find_file(source, name, **hub)
+
+    monkeypatch.setattr("qdqpatch.engines.sentence_transformers.find_file", spy)
+    load(folder, revision="v2", local_files_only=True)
+    assert asked
+    assert all((hub["revision"], hub["local_files_only"]) == ("v2", True) for hub in asked)
+
+
 @pytest.mark.parametrize("name", ["other.onnx", "onnx/other.onnx"])
 def test_another_file_can_be_named(name: str, folder: Path, opened: list[Any]) -> None:
     exported.write_onnx(folder / "onnx/other.onnx")
@@ -97,7 +111,7 @@ def test_modules_and_prompts_that_are_not_there_are_refused(folder: Path) -> Non
 
 def test_one_shape_is_refused(folder: Path) -> None:
     exported.write_onnx(folder / "onnx/model.onnx", (1, 8))
-    refused(folder, CheckpointError, "takes one shape alone, .*: export it without --shape")
+    refused(folder, CheckpointError, "takes one shape alone, .*: export it without shape")
 
 
 def test_texts_longer_than_the_model_takes(folder: Path) -> None:

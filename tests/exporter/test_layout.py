@@ -32,7 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "texts.txt").write_text("\n".join(TEXTS))
     result = invoke(
         "convert", root / "float", root / "out", "--calib", root / "texts.txt", "--method", "max",
-        "--export", "onnxruntime", "--export", "openvino",
+        "--export", "onnxruntime", "--export", "openvino", "--triton",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     return root
@@ -124,7 +124,9 @@ def test_companions_and_weights_are_there(root: Path) -> None:
     assert names >= {
         "1_Pooling/config.json",
         "2_Dense/model.safetensors",
+        "1/model.onnx",
         "config.json",
+        "config.pbtxt",
         "config_sentence_transformers.json",
         "export.json",
         "model.safetensors",
@@ -137,7 +139,8 @@ def test_companions_and_weights_are_there(root: Path) -> None:
         "tokenizer.json",
         "vocab.txt",
     }
-    assert (root / "out/onnx/model_quantized.onnx").samefile(root / "out/onnx/model.onnx")
+    for name in ("onnx/model_quantized.onnx", "1/model.onnx"):
+        assert (root / "out" / name).samefile(root / "out/onnx/model.onnx")
     assert "onnx/model_quantized.onnx" in json.loads((root / "out/qdqpatch.json").read_text())["files"]
 
 

@@ -197,7 +197,7 @@ def test_places_that_no_page_can_be_written_to(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ReportError, match="The page needs matplotlib: pip install jinja2 matplotlib"):
+    with pytest.raises(ReportError, match="The page needs matplotlib: pip install matplotlib"):
         render_page("title", HEAD, [])
 
 

@@ -122,8 +122,7 @@ def test_texts_that_cannot_be_read(task: FillMask, write: Write) -> None:
     assert tiny_tasks.error_of(task, data) == "data.txt, line 3, is not UTF-8 text."
     data = write("data.csv", "one,two\na cat,a dog\n")
     assert tiny_tasks.error_of(task, data) == (
-        "data.csv: which column holds the texts is not clear, for it has one, two. Name it with text_column "
-        "(--text-column)."
+        "data.csv: which column holds the texts is not clear, for it has one, two. Name it with text_column."
     )
 
 

@@ -157,13 +157,13 @@ def test_takes_named_columns(task: MultipleChoice, write: Write) -> None:
             "text.csv",
             "text,choice1,choice2,label\na,b,c,0\n",
             "text.csv has no column of prompts by a usual name (prompt, question, startphrase, ctx, "
-            "context); it has text, choice1, choice2, label. Name it with text (--text-column).",
+            "context); it has text, choice1, choice2, label. Name it with text.",
         ),
         (
             "answer.csv",
             "prompt,choice1,choice2,answer\na,b,c,0\n",
             "answer.csv has no column of labels by a usual name (label, labels, gold_label, target, class); "
-            "it has prompt, choice1, choice2, answer. Name it with label (--label-column).",
+            "it has prompt, choice1, choice2, answer. Name it with label.",
         ),
         (
             "more.jsonl",

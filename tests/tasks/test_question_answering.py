@@ -257,8 +257,7 @@ def test_other_layouts_than_squads(
         (question("", 4, "q2"), "line 19, question 'q2', has an answer that is empty."),
         (
             {"id": "q2", "question": "who", "answers": []},
-            "line 19, question 'q2', has no answer. If that is meant, as in SQuAD v2, set no_answer "
-            "(--no-answer).",
+            "line 19, question 'q2', has no answer. If that is meant, as in SQuAD v2, set no_answer.",
         ),
         (
             {"id": "q2", "question": "who", "answers": [{"text": "cat"}]},

@@ -132,7 +132,7 @@ def test_split_and_subset_are_for_the_hub(write: Write, case: tuple[Task[Any], s
     [
         ("token-classification", "{}", "Token classification has no second text, so"),
         ("multiple-choice", "{}", "Multiple choice has no second text, so"),
-        ("fill-mask", '{"text": "a"}', "text_pair needs text, which names the column of each pair's first"),
+        ("fill-mask", '{"text": "a"}', "text_pair needs text, which names the column of the first texts."),
     ],
 )
 def test_second_texts_where_there_are_none(write: Write, name: str, content: str, message: str) -> None:

@@ -86,13 +86,13 @@ def test_texts_are_cut_at_max_length() -> None:
             "unlabelled.csv",
             "text,source\nthe cat,web\n",
             "unlabelled.csv has no column of labels by a usual name (label, labels, gold_label, target, "
-            "class); it has text, source. Name it with label (--label-column).",
+            "class); it has text, source. Name it with label.",
         ),
         (
             "unclear.csv",
             "first,second,label\nthe cat,a dog,1\n",
             "unclear.csv: which column holds the texts is not clear, for it has first, second, label. Name "
-            "it with text_column (--text-column).",
+            "it with text_column.",
         ),
         (
             "lost.jsonl",

@@ -185,13 +185,13 @@ def test_reads_rows_with_names_and_numbers(task: TokenClassification, write: Wri
             "other.jsonl",
             '{"text": ["the"], "tags": [0]}',
             "other.jsonl has no column of words by a usual name (tokens, words); it has text, tags. Name it "
-            "with text (--text-column).",
+            "with text.",
         ),
         (
             "other.jsonl",
             '{"tokens": ["the"], "pos": [0]}',
             "other.jsonl has no column of tags by a usual name (ner_tags, tags, labels); it has tokens, pos. "
-            "Name it with label (--label-column).",
+            "Name it with label.",
         ),
     ],
 )

@@ -135,7 +135,7 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_changed() -> None:
         model,
         ConfigError,
         "bert.encoder.layer.1.attention.self.query._input_quantizer has a range for each channel; those of "
-        "activations are learned one per tensor. Train with activations='frozen' (--activation-ranges), or "
+        "activations are learned one per tensor. Train with activations='frozen', or "
         "quantize it with axis=None.",
     )
 
