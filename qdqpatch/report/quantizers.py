@@ -119,14 +119,16 @@ def report_quantizers(
     for path in ranges.keys() & settings.keys() & (set() if statistics is None else set(statistics)):
         assert statistics is not None
         if ranges[path].numel() == 1 and statistics[path].counts.any():
-            seen = statistics[path]
+            stored = statistics[path]
             amax, step = (float(_effective(kind[path], settings[path])) for kind in (ranges, steps))
-            levels = round(amax / step * seen.levels) if step else seen.levels
-            known[path] = statistics[path], of_statistics(dataclasses.replace(seen, levels=levels), amax)
-    return [
-        QuantizerReport(path, config, ranges.get(path), *known.get(path, (None, None)), intervals.get(path))
-        for path, config in settings.items()
-    ]
+            levels = round(amax / step * stored.levels) if step else stored.levels
+            known[path] = stored, of_statistics(dataclasses.replace(stored, levels=levels), amax)
+    reports = []
+    for path, config in settings.items():
+        figures = known.get(path)
+        saw, quality = (None, None) if figures is None else figures
+        reports.append(QuantizerReport(path, config, ranges.get(path), saw, quality, intervals.get(path)))
+    return reports
 
 
 def worst_first(reports: Iterable[QuantizerReport]) -> list[QuantizerReport]:
