@@ -42,6 +42,7 @@ class Calibration:
     prompt: str | None
     method: Method
     percentile: float
+    fuse_inputs: bool
     fuse_qkv: bool
     clip_gelu: float | None
     smooth: bool
@@ -97,7 +98,7 @@ class Calibration:
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
         names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine", "tune")
-        more = ("fuse_qkv", "clip_gelu", "correct_biases")
+        more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         data: dict[str, Any] = {"name": Path(self.source).name}
         if Path(self.source).is_file():
@@ -139,6 +140,7 @@ class Calibration:
                 refine=self.refine,
                 tune=self.tune,
                 head=head,
+                fuse_inputs=self.fuse_inputs,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
                 correct_biases=self.correct_biases,
