@@ -72,8 +72,8 @@ def fuse_inputs(
 def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the paths of the quantizers that read one tensor, for each tensor with several.
 
-    Only quantizers of activations with one symmetric range for the whole tensor count, and only such of the same
-    settings go together.
+    Only quantizers of activations with one symmetric range for the whole tensor count, and only such of the
+    same settings go together.
 
     Args:
         model: A quantized model; it is run once.
