@@ -13,8 +13,8 @@ from qdqpatch.bench.process import Footprint, alone
 from qdqpatch.bench.report import Benchmark, BenchmarkRow
 from qdqpatch.bench.sizes import size_on_disk
 from qdqpatch.engines.loading import Skipped, load_each
-from qdqpatch.engines.models import TORCH, Contender, find_contenders
-from qdqpatch.engines.sessions import ENGINES, fixed_sizes
+from qdqpatch.engines.models import TORCH, Contender, engine_of, find_contenders
+from qdqpatch.engines.sessions import fixed_sizes
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape, cut
 from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError
@@ -39,8 +39,8 @@ def compare(
         models: Files, folders, and names of checkpoints on the hub. The first one, in the first engine that
             runs it, is the baseline of speed-ups.
         shapes: Of the inputs; empty for `DEFAULT_SHAPES`, cut to what the models take.
-        engines: Some of `RUNNERS`; empty for all that are installed. An engine that was not asked for and
-            cannot load a model is skipped.
+        engines: Some of `RUNNERS` and `GPU_RUNNERS`; empty for all that can run here. An engine that was not
+            asked for and cannot load a model is skipped.
         threads: That a run may use; None for as many as torch takes by itself, one for each core.
         rounds: Turns of each contender at each shape.
         step: Told of the progress.
@@ -50,7 +50,7 @@ def compare(
         EngineError: If an engine is not installed, or fails.
         ConfigError: If a shape is too long for a model, or not the one that its graph is made for.
     """
-    contenders = find_contenders(models, engines)
+    contenders = find_contenders(models, engines, gpu=True)
     shapes, shortened = _shapes_for(contenders, shapes)
     threads = threads or torch.get_num_threads()
     progress = _Progress(step, 2 * len(contenders) + len(shapes) * (1 + rounds))
@@ -154,7 +154,7 @@ def _fitting(loaded: Loaded, shapes: Sequence[Shape]) -> list[Shape]:
 
 def _versions(loaded: Sequence[Loaded]) -> dict[str, str | None]:
     names = dict.fromkeys(candidate.contender.engine for candidate in loaded)
-    return {name: torch.__version__ if name == TORCH else ENGINES[name].version for name in names}
+    return {name: torch.__version__ if name == TORCH else engine_of(name).version for name in names}
 
 
 def _row(

@@ -41,6 +41,7 @@ class Calibration:
     prompt: str | None
     method: Method
     percentile: float
+    fuse_inputs: bool
     fuse_qkv: bool
     clip_gelu: float | None
     smooth: bool
@@ -91,7 +92,7 @@ class Calibration:
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
         names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
-        more = ("fuse_qkv", "clip_gelu", "correct_biases")
+        more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         data: dict[str, Any] = {"name": Path(self.source).name}
         if Path(self.source).is_file():
@@ -126,6 +127,7 @@ class Calibration:
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
                 refine=self.refine,
+                fuse_inputs=self.fuse_inputs,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
                 correct_biases=self.correct_biases,
