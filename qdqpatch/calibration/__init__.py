@@ -13,6 +13,7 @@ from qdqpatch.calibration.shared_inputs import fuse_inputs
 from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
+from qdqpatch.calibration.tuning import tune
 from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.batches import text_batches
 from qdqpatch.patching.switch import switch_quantizers
@@ -35,4 +36,5 @@ __all__ = [
     "smooth_inputs",
     "switch_quantizers",
     "text_batches",
+    "tune",
 ]

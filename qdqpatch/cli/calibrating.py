@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qdqpatch.calibration import Statistics
     from qdqpatch.checkpoint.companions import Companions
     from qdqpatch.data.texts import Texts
+    from qdqpatch.nn.pooling import SentenceHead
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Calibration:
     shift: bool
     smooth_inputs: bool
     refine: int
+    tune: int
     correct_biases: bool
 
     def prepare(
@@ -65,6 +67,7 @@ class Calibration:
         Raises:
             ConfigError: If there is no such prompt.
         """
+        from qdqpatch.checkpoint.sentence_head import load_sentence_head
         from qdqpatch.checkpoint.tokenizer import load_tokenizer
         from qdqpatch.data.texts import is_hub_name, read_texts
 
@@ -87,11 +90,14 @@ class Calibration:
         if companions.max_length is not None and not self.length_given:
             settings = dataclasses.replace(self, max_length=companions.max_length)
             tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
-        return functools.partial(settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console)
+        head = load_sentence_head(companions) if self.tune else None
+        return functools.partial(
+            settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console, head
+        )
 
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
-        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
+        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine", "tune")
         more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         data: dict[str, Any] = {"name": Path(self.source).name}
@@ -100,7 +106,12 @@ class Calibration:
         return {"calibration": settings, "data": data}
 
     def _run(
-        self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
+        self,
+        texts: Texts,
+        tokenizer: PreTrainedTokenizerBase,
+        console: Console,
+        head: SentenceHead | None,
+        model: PreTrainedModel,
     ) -> Statistics:
         """Say what the texts are, and calibrate the model behind a progress bar."""
         from qdqpatch.calibration.observing import HELD_BACK
@@ -127,6 +138,8 @@ class Calibration:
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
                 refine=self.refine,
+                tune=self.tune,
+                head=head,
                 fuse_inputs=self.fuse_inputs,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,

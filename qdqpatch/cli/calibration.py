@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -16,9 +16,6 @@ from qdqpatch.cli.common import Command
 from qdqpatch.cli.numbers import LARGEST, Number
 from qdqpatch.cli.options import COLUMN_HELP, EPOCHS, LENGTH, SEED, SPLIT_HELP, batch_option
 from qdqpatch.cli.sections import SectionOption
-
-if TYPE_CHECKING:
-    pass
 
 _data = functools.partial(click.option, cls=SectionOption, section="Data")
 _option = functools.partial(click.option, cls=SectionOption, section="Calibration")
@@ -117,9 +114,9 @@ OPTIONS = (
     _option(
         "--smooth-inputs",
         is_flag=True,
-        help="First multiply what the Linears read by powers of two, so that no channel is an outlier "
-        "(SmoothQuant), as much as texts held back say. What the float model computes stays the same; an "
-        "engine multiplies once more for each tensor.",
+        help="First multiply what the Linears read, so that no channel is an outlier (SmoothQuant), as much "
+        "as texts held back say. What the float model computes stays the same but for rounding; an engine "
+        "multiplies once more for each tensor.",
     ),
     _option(
         "--refine",
@@ -128,6 +125,15 @@ OPTIONS = (
         metavar="EPOCHS",
         help="Then let all ranges learn together to keep the layers' outputs. Takes about five times as long "
         "as running the texts through the model, for each of the EPOCHS; 2 to 4 are enough, 0 is none.",
+    ),
+    _option(
+        "--tune",
+        default=0,
+        type=EPOCHS,
+        metavar="EPOCHS",
+        help="Then let ranges, biases and LayerNorms learn together to keep what the model returns: "
+        "embeddings, logits. Takes several hundred texts; 3 epochs are enough, 0 is none. Changes the float "
+        "model too.",
     ),
     _option(
         "--correct-biases",
