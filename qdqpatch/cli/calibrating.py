@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdqpatch.choices import Method
 from qdqpatch.cli.common import progress_bar
+from qdqpatch.errors import CheckpointError
 from qdqpatch.listening import CalibrationListener
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Calibration:
         Raises:
             ConfigError: If there is no such prompt.
         """
+        if Path(self.source).is_dir():
+            return self._with_images(ckpt, console)
         from qdqpatch.checkpoint.sentence_head import load_sentence_head
         from qdqpatch.checkpoint.tokenizer import load_tokenizer
         from qdqpatch.data.texts import is_hub_name, read_texts
@@ -95,6 +98,30 @@ class Calibration:
             settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console, head
         )
 
+    def _with_images(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
+        """Find the images of the folder, and return what calibrates a model with them."""
+        from qdqpatch.calibration.observing import HELD_BACK
+        from qdqpatch.checkpoint.processor import PROCESSOR_FILES, has_processor, load_processor
+        from qdqpatch.data.images import ImageBatches, find_images
+        from qdqpatch.data.sampling import reservoir
+        from qdqpatch.distributed import share
+
+        if not has_processor(ckpt):
+            raise CheckpointError(
+                f"{self.source} is a folder. For texts, name a file; for images, {ckpt} needs its image "
+                f"processor ({PROCESSOR_FILES[0]}), from the model that it was made of."
+            )
+        processor = load_processor(ckpt)
+        drawn, total = reservoir(find_images(self.source), self.samples, self.seed)
+        own = share([image.path for image in drawn], HELD_BACK * self.batch_size)
+        batches = ImageBatches(own, processor, self.batch_size)
+
+        def run(model: PreTrainedModel) -> Statistics:
+            console.print(f"Calibrating with {len(drawn)} of {total} images in {self.source}.")
+            return self._ranges(model, batches, console)
+
+        return run
+
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
         names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine", "tune")
@@ -113,9 +140,8 @@ class Calibration:
         head: SentenceHead | None,
         model: PreTrainedModel,
     ) -> Statistics:
-        """Say what the texts are, and calibrate the model behind a progress bar."""
+        """Say what the texts are, and calibrate the model with them."""
         from qdqpatch.calibration.observing import HELD_BACK
-        from qdqpatch.calibration.ptq import ptq
         from qdqpatch.data.batches import TextBatches, warn_if_short
         from qdqpatch.data.lengths import served_length
         from qdqpatch.distributed import is_first, share
@@ -128,6 +154,14 @@ class Calibration:
         )
         if not self.length_given and is_first():
             warn_if_short(batches, served_length(tokenizer, model))
+        return self._ranges(model, batches, console, head)
+
+    def _ranges(
+        self, model: PreTrainedModel, batches: Any, console: Console, head: SentenceHead | None = None
+    ) -> Statistics:
+        """Calibrate the model behind a progress bar."""
+        from qdqpatch.calibration.ptq import ptq
+
         with _Bar(console) as bar:
             ptq(
                 model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,11 +26,11 @@ OPTIONS = (
         "--calib",
         "--data",
         "source",
-        metavar="FILE|NAME",
+        metavar="FILE|FOLDER|NAME",
         help="Set the ranges from the texts in FILE: lines of .txt, rows of .csv or .tsv (the first line "
-        "names the columns), objects of .jsonl, questions of SQuAD's .json; also gzipped (.gz). A NAME that "
-        "is no file is a data set on the Hugging Face hub. Without --calib, ranges are computed from each "
-        "input, and engines that need fixed ones cannot take the model.",
+        "names the columns), objects of .jsonl, questions of SQuAD's .json; also gzipped (.gz); or from the "
+        "images in FOLDER. A NAME that is neither is a data set on the Hugging Face hub. Without --calib, "
+        "ranges are computed from each input, and engines that need fixed ones cannot take the model.",
     ),
     _data(
         "--text-column",
@@ -178,6 +179,12 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         raise click.UsageError(f"--percentile is for --method percentile, not {values['method']}.")
     if "text_pair_column" in given and "text_column" not in given:
         raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
+    if values["source"] is not None and Path(values["source"]).is_dir():
+        of_texts = ("text_column", "text_pair_column", "split", "subset", "max_length", "prompt")
+        if wrong := [given[name] for name in of_texts if name in given]:
+            raise click.UsageError(
+                f"{', '.join(wrong)}: this is for texts, and --calib names a folder of images."
+            )
     if given.keys() & {"split", "subset"}:
         from qdqpatch.data.texts import is_hub_name
 
