@@ -173,6 +173,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_config(folder, num_attention_heads=0),
         r"Cannot build a model by the config\.json of ckpt",
     ),
+    "fewer than none": (
+        lambda folder: change_config(folder, num_attention_heads=-1),
+        r"config\.json of ckpt: num_attention_heads is -1\.",
+    ),
     "unknown activation": (
         lambda folder: change_config(folder, hidden_act="evil"),
         r"config\.json of ckpt: 'evil'",
