@@ -27,9 +27,8 @@ SMALLEST_AMAX = 2.0**-24
 class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
     """Round a tensor to a few levels and back, in its own floating-point dtype: those of an integer, or FP8.
 
-    A quantizer that has a range `_amax` (fp32; a 0-dim tensor, or one entry per channel with the other
-    dimensions kept as 1) uses it; one without computes it from each tensor that it sees. `_amax` stays
-    fp32 when the model is cast.
+    A quantizer with a range `_amax` (fp32; 0-dim, or one per channel, other dimensions kept as 1) uses it; one
+    without computes it from each tensor that it sees. `_amax` stays fp32 when the model is cast.
 
     Args:
         quant_desc: Bits, axis and the rest, as pytorch-quantization describes them.
@@ -142,15 +141,15 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             self._calibrator.collect(inputs)
         if not self._if_quant:
             return inputs
-        low, high = self.bounds
-        arguments = (inputs, self.range_of(inputs), low, high, self.use_fb_fake_quant, self.is_float8)
+        amax = self.range_of(inputs)
+        arguments = (inputs, amax, *self.bounds, self.use_fb_fake_quant, self.is_float8)
         if torch.is_grad_enabled() and inputs.requires_grad:
             outputs: Tensor = _FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
             return outputs
         return _fake_quantize(*arguments)[0]
 
     def quantized(self, inputs: Tensor, amax: Tensor) -> Tensor:
-        """Return `inputs` rounded to the levels of another range than the quantizer's own."""
+        """Return `inputs` rounded to another range's levels than the quantizer's own."""
         return _fake_quantize(inputs, amax, *self.bounds, self.use_fb_fake_quant, self.is_float8)[0]
 
     def integers(self, inputs: Tensor) -> Tensor:
@@ -279,8 +278,7 @@ def _fake_quantize(
     if is_float8:
         outputs = float8.nearest(levels)
     else:
-        levels = levels.round_()
-        outputs = levels.clamp(low, high) if keep_levels else levels.clamp_(low, high)
+        outputs = levels.round_().clamp(low, high) if keep_levels else levels.round_().clamp_(low, high)
     outputs = outputs.mul_(scale) if native else outputs.div_(scale)
     return outputs.to(inputs.dtype), levels if keep_levels else None
 
