@@ -27,7 +27,7 @@ SMALLEST_AMAX = 2.0**-24
 class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
     """Round a tensor to a few levels and back, in its own floating-point dtype: those of an integer, or FP8.
 
-    A quantizer with a range `_amax` (fp32; 0-dim, or one per channel, other dimensions kept as 1) uses it; one
+    A quantizer with a range `_amax` (fp32; 0-dim, or one per channel, other dimensions kept 1) uses it; one
     without computes it from each tensor that it sees. `_amax` stays fp32 when the model is cast.
 
     Args:
