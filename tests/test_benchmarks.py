@@ -42,6 +42,15 @@ def test_time_of_quantizing(benchmark_module, checkpoint):
     assert all(figure.endswith(" ms") for row in rows for figure in row[1:])
 
 
+def test_an_architecture_has_a_row_for_each_engine(benchmark_module):
+    module = benchmark_module("families")
+    sizes = {"vocab_size": 60, "dim": 24, "n_layers": 1, "n_heads": 3, "hidden_dim": 40}
+    (row,) = module.measure("distilbert", sizes, module.Shape(1, 8), ["onnxruntime"], rounds=1)
+    assert len(row) == len(module.COLUMNS)
+    assert (row[0], row[4], row[6]) == ("distilbert", "onnxruntime", "8 of 8")
+    assert module.CHANGES.keys() <= module.ARCHITECTURES.keys()
+
+
 def test_quantizing_allocates_no_tensor_and_keeps_every_parameter(benchmark_module, checkpoint):
     figures = dict(benchmark_module("quantize_time").measure_memory(checkpoint))
     count = len(list(BertModel(config()).parameters()))
@@ -144,35 +153,6 @@ def test_an_answer_has_at_most_so_many_tokens(tasks):
     start, end = torch.zeros(longest + 10), torch.zeros(longest + 10)
     start[0], end[longest - 1], end[longest] = 2, 2, 3
     assert tasks._best_span(start, end) == (4.0, 0, longest - 1)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("The Eiffel Tower!", ["eiffel", "tower"]),
-        ("An  apple a day", ["apple", "day"]),
-        ("there, then", ["there", "then"]),  # an article is a word, not the beginning of one
-        ("U.S.A.", ["usa"]),  # a point goes before articles are looked for
-        ("the", []),
-    ],
-)
-def test_answers_are_compared_as_squad_does(tasks, text, words):
-    assert tasks._words(text) == words
-
-
-@pytest.mark.parametrize(
-    ("answer", "references", "scores"),
-    [
-        ("the cat", ["Cat."], (1.0, 1.0)),
-        ("black cat", ["a white cat", "dog"], (0.0, 0.5)),
-        ("black cat", ["white cat", "the black cat"], (1.0, 1.0)),
-        ("cat cat", ["cat"], (0.0, 2 / 3)),  # a word counts as often as both have it
-        ("dog", ["cat"], (0.0, 0.0)),
-        ("", ["cat"], (0.0, 0.0)),
-    ],
-)
-def test_exact_match_and_f1(tasks, answer, references, scores):
-    assert tasks._scores(answer, references) == pytest.approx(scores)
 
 
 def test_a_folder_without_models_is_named(tasks, tmp_path):

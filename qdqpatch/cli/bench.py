@@ -13,7 +13,7 @@ from qdqpatch.cli.options import bench_engine_option, json_option, threads_optio
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.shapes import SHAPE
-from qdqpatch.cli.tables import print_table
+from qdqpatch.cli.tables import print_table, print_text
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
 
 if TYPE_CHECKING:
@@ -116,4 +116,4 @@ def _print_report(report: Benchmark) -> None:
 
     print_table(report.title, COLUMNS, report.table(), NUMBERS)
     for line in report.footnotes():
-        click.echo(line)
+        print_text(line)

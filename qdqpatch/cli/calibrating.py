@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdqpatch.choices import Method
 from qdqpatch.cli.common import progress_bar
+from qdqpatch.errors import CheckpointError
 from qdqpatch.listening import CalibrationListener
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qdqpatch.calibration import Statistics
     from qdqpatch.checkpoint.companions import Companions
     from qdqpatch.data.texts import Texts
+    from qdqpatch.nn.pooling import SentenceHead
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Calibration:
     shift: bool
     smooth_inputs: bool
     refine: int
+    tune: int
     correct_biases: bool
 
     def prepare(
@@ -65,6 +68,9 @@ class Calibration:
         Raises:
             ConfigError: If there is no such prompt.
         """
+        if Path(self.source).is_dir():
+            return self._with_images(ckpt, console)
+        from qdqpatch.checkpoint.sentence_head import load_sentence_head
         from qdqpatch.checkpoint.tokenizer import load_tokenizer
         from qdqpatch.data.texts import is_hub_name, read_texts
 
@@ -87,11 +93,38 @@ class Calibration:
         if companions.max_length is not None and not self.length_given:
             settings = dataclasses.replace(self, max_length=companions.max_length)
             tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
-        return functools.partial(settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console)
+        head = load_sentence_head(companions) if self.tune else None
+        return functools.partial(
+            settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console, head
+        )
+
+    def _with_images(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
+        """Find the images of the folder, and return what calibrates a model with them."""
+        from qdqpatch.calibration.observing import HELD_BACK
+        from qdqpatch.checkpoint.processor import PROCESSOR_FILES, has_processor, load_processor
+        from qdqpatch.data.images import ImageBatches, find_images
+        from qdqpatch.data.sampling import reservoir
+        from qdqpatch.distributed import share
+
+        if not has_processor(ckpt):
+            raise CheckpointError(
+                f"{self.source} is a folder. For texts, name a file; for images, {ckpt} needs its image "
+                f"processor ({PROCESSOR_FILES[0]}), from the model that it was made of."
+            )
+        processor = load_processor(ckpt)
+        drawn, total = reservoir(find_images(self.source), self.samples, self.seed)
+        own = share([image.path for image in drawn], HELD_BACK * self.batch_size)
+        batches = ImageBatches(own, processor, self.batch_size)
+
+        def run(model: PreTrainedModel) -> Statistics:
+            console.print(f"Calibrating with {len(drawn)} of {total} images in {self.source}.")
+            return self._ranges(model, batches, console)
+
+        return run
 
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
-        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
+        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine", "tune")
         more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         data: dict[str, Any] = {"name": Path(self.source).name}
@@ -100,11 +133,15 @@ class Calibration:
         return {"calibration": settings, "data": data}
 
     def _run(
-        self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
+        self,
+        texts: Texts,
+        tokenizer: PreTrainedTokenizerBase,
+        console: Console,
+        head: SentenceHead | None,
+        model: PreTrainedModel,
     ) -> Statistics:
-        """Say what the texts are, and calibrate the model behind a progress bar."""
+        """Say what the texts are, and calibrate the model with them."""
         from qdqpatch.calibration.observing import HELD_BACK
-        from qdqpatch.calibration.ptq import ptq
         from qdqpatch.data.batches import TextBatches, warn_if_short
         from qdqpatch.data.lengths import served_length
         from qdqpatch.distributed import is_first, share
@@ -117,6 +154,14 @@ class Calibration:
         )
         if not self.length_given and is_first():
             warn_if_short(batches, served_length(tokenizer, model))
+        return self._ranges(model, batches, console, head)
+
+    def _ranges(
+        self, model: PreTrainedModel, batches: Any, console: Console, head: SentenceHead | None = None
+    ) -> Statistics:
+        """Calibrate the model behind a progress bar."""
+        from qdqpatch.calibration.ptq import ptq
+
         with _Bar(console) as bar:
             ptq(
                 model,
@@ -127,6 +172,8 @@ class Calibration:
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
                 refine=self.refine,
+                tune=self.tune,
+                head=head,
                 fuse_inputs=self.fuse_inputs,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,

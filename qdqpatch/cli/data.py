@@ -26,15 +26,16 @@ OPTIONS = (
     _option(
         "--task",
         type=click.Choice(MEASURED_TASKS),
-        help="What the model does; the default is what the head that the checkpoint names is for.",
+        metavar="TASK",
+        help=f"What the model does: {', '.join(MEASURED_TASKS)}.  [default: what the checkpoint's head does]",
     ),
     _option(
         "--data",
         metavar="FILE|NAME",
         required=True,
         help="The data: a file (.csv, .tsv, .jsonl; SQuAD's .json for question answering; .conll for token "
-        "classification; .txt where no labels are needed), also gzipped (.gz). A NAME that is no file "
-        "is a data set on the Hugging Face hub.",
+        "classification; .txt where no labels are needed), also gzipped (.gz); for image classification a "
+        "folder. A NAME that is neither is a data set on the Hugging Face hub.",
     ),
     _option("--text-column", metavar="COLUMN", help=COLUMN_HELP),
     _option(
