@@ -28,11 +28,15 @@ WeightRanges = Literal["frozen", "follow"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
 """An engine to export for."""
 
+Cpu = Literal["vnni", "avx2", "arm"]
+"""Processors that run an exported file: x86 with VNNI or without, or Arm."""
+
 Runner = Literal["torch", "onnxruntime", "openvino"]
 """What a model can be run in here, in the order of tables."""
 
 METHODS: tuple[str, ...] = get_args(Method)
 TARGETS: tuple[str, ...] = get_args(Target)
+CPUS: tuple[str, ...] = get_args(Cpu)
 RUNNERS: tuple[str, ...] = get_args(Runner)
 
 PRESETS: dict[str, dict[str, bool]] = {

@@ -8,7 +8,7 @@ import click
 
 import qdqpatch
 
-COMMANDS = ("bench", "convert", "eval", "export", "inspect", "lint", "sensitivity", "train")
+COMMANDS = ("bench", "convert", "eval", "export", "inspect", "lint", "sensitivity", "train", "verify")
 """The commands, each the `command` of the module of its name."""
 
 
@@ -45,4 +45,5 @@ def main() -> None:
     Compare speed, size and memory:   qdqpatch bench CKPT OUT
     Find what to leave in float:      qdqpatch sensitivity CKPT --data dev.tsv --max-drop 1
     Compare metrics on labelled data: qdqpatch eval CKPT OUT --data dev.tsv
+    Check a folder on this machine:   qdqpatch verify OUT
     """  # noqa: D301 - click takes the character, not a backslash

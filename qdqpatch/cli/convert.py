@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import TARGETS
+from qdqpatch.choices import TARGETS, Cpu
 from qdqpatch.cli.calibration import Calibration, calibration_options
 from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
+from qdqpatch.cli.options import cpu_option
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.errors import QuantizedError
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     help="Also write the model for this engine: OUT/onnx/model.onnx, or OUT/openvino/openvino_model.xml. Can "
     "be repeated, but for tensorrt and onnxruntime, whose files have the same name.",
 )
+@cpu_option
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
 def command(
@@ -43,6 +45,7 @@ def command(
     placement: Placement,
     calibration: Calibration | None,
     targets: tuple[str, ...],
+    cpu: Cpu | None,
     force: bool,
     console: Console,
 ) -> None:
@@ -63,6 +66,8 @@ def command(
 
     started = time.perf_counter()
     targets = tuple(dict.fromkeys(targets))
+    if cpu is not None and not {"onnxruntime", "openvino"} & {*targets}:
+        raise click.UsageError("--cpu is for --export onnxruntime and --export openvino.")
     if {"onnxruntime", "tensorrt"} <= {*targets}:
         raise click.UsageError(
             "--export onnxruntime and --export tensorrt both write onnx/model.onnx: leave one out, and "
@@ -93,7 +98,16 @@ def command(
     if source.quantization is None:
         quantize(model, config)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
-    writers = [prepare_export(model, name, tokenizer=tokenizer(ckpt), source=ckpt) for name in targets]
+    writers = [
+        prepare_export(
+            model,
+            name,
+            cpu=None if name == "tensorrt" else cpu,
+            tokenizer=tokenizer(ckpt),
+            source=ckpt,
+        )
+        for name in targets
+    ]
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:

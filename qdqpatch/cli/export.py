@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import TARGETS
+from qdqpatch.choices import TARGETS, Cpu
 from qdqpatch.cli.common import task_option, verbosity_options
 from qdqpatch.cli.compiling import build_options, print_builds, read_builds, wanted
+from qdqpatch.cli.options import cpu_option
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, NotQuantizedError
@@ -46,11 +47,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="How weights are stored; fp32 is for TensorRT alone, and four times the size.",
 )
+@cpu_option
 @click.option(
     "--vnni/--no-vnni",
     default=None,
-    help="Whether the processors that will run a file for ONNX Runtime have VNNI, or are Arm; the default is "
-    "as this one. Without it all integers are uint8: exact on all, but slower where there is VNNI.",
+    hidden=True,
+    help="The same as --cpu vnni or --cpu avx2.",
+)
+@click.option(
+    "--float",
+    "as_float",
+    is_flag=True,
+    help="Write a float CKPT as it is, to compare an int8 file with in the same engine.",
 )
 @click.option(
     "--int8-embeddings", is_flag=True, help="Store the embeddings in int8 too. Outputs change a bit."
@@ -78,7 +86,9 @@ def command(
     task: str | None,
     shape: tuple[int, int] | None,
     weights: str,
+    cpu: Cpu | None,
     vnni: bool | None,
+    as_float: bool,
     int8_embeddings: bool,
     dtype: str | None,
     int32_inputs: bool,
@@ -92,6 +102,8 @@ def command(
 ) -> None:
     """Write the calibrated checkpoint CKPT to the folder OUT, for TensorRT, ONNX Runtime or OpenVINO.
 
+    With --float it is a float checkpoint that is written, in float.
+
     OUT gets onnx/model.onnx, or openvino/openvino_model.xml for OpenVINO, with config.json, the tokenizer and
     what sentence-transformers needs, as servers look for them. The file is run on texts of several lengths
     and compared with the model first: OUT is right or is not there.
@@ -103,10 +115,10 @@ def command(
     started = time.perf_counter()
     capabilities = wanted(target, build, capability)
     source = open_checkpoint(ckpt, task)
-    if source.quantization is None:
+    if source.quantization is None and not as_float:
         raise NotQuantizedError(
             f"{ckpt} is not quantized. Make an int8 checkpoint of it first: "
-            f"qdqpatch convert {ckpt} OUT --calib FILE"
+            f"qdqpatch convert {ckpt} OUT --calib FILE. For a float file, to compare with: --float."
         )
     OutputFolder.open(out, {"the checkpoint": ckpt}, force)
     with console.status(f"Loading {ckpt}") as status:
@@ -117,7 +129,9 @@ def command(
             target,
             shape=shape,
             float_weights=weights == "fp32",
+            cpu=cpu,
             vnni=vnni,
+            as_float=as_float,
             int8_embeddings=int8_embeddings,
             dtype=dtype,
             int32_inputs=int32_inputs,

@@ -6,7 +6,7 @@ import functools
 
 import click
 
-from qdqpatch.choices import RUNNERS
+from qdqpatch.choices import CPUS, RUNNERS
 from qdqpatch.cli.sections import SectionOption
 
 COUNT = click.IntRange(min=1)
@@ -35,6 +35,13 @@ threads_option = click.option(
     section="Running",
     type=COUNT,
     help="How many threads a run may use.  [default: one for each core]",
+)
+
+cpu_option = click.option(
+    "--cpu",
+    type=click.Choice(CPUS),
+    help="What will run a file for ONNX Runtime: x86 with VNNI or without (avx2), or Arm; the default is "
+    "this machine. For avx2 all integers are uint8: exact everywhere, but slower where there is VNNI.",
 )
 
 COLUMN_HELP = "The column with the texts. The default is a usual name, such as text or sentence1."

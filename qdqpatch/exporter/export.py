@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,15 @@ from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import MODULES, Companions, read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
-from qdqpatch.choices import TARGETS
+from qdqpatch.choices import CPUS, TARGETS, Cpu
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
-from qdqpatch.errors import ExportError
+from qdqpatch.errors import ExportError, QuantizedError
 from qdqpatch.exporter.held import held
 from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.packages import pip_install
-from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
+from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers, is_quantized
 from qdqpatch.patching.finite import check_finite
 
 if TYPE_CHECKING:  # these need packages that are not always installed
@@ -39,7 +40,9 @@ def export(
     *,
     shape: tuple[int, int] | None = None,
     float_weights: bool = False,
+    cpu: Cpu | None = None,
     vnni: bool | None = None,
+    as_float: bool = False,
     int8_embeddings: bool = False,
     dtype: str | None = None,
     int32_inputs: bool = False,
@@ -70,9 +73,13 @@ def export(
         target: `tensorrt`, `onnxruntime` or `openvino`.
         shape: Batch and sequence length, if the file shall take no other; None for any.
         float_weights: For TensorRT: store the weights in fp32 and quantize them in the graph.
-        vnni: For ONNX Runtime: whether the processors that will run the file multiply uint8 by int8 exactly,
-            as x86 with VNNI and Arm do. If not, weights, keys and values are uint8: the same levels, exact on
-            every processor, but slower where there is VNNI. None for what this machine does.
+        cpu: What will run the file: `vnni` (x86 with VNNI), `avx2` (x86 without) or `arm`. For ONNX Runtime
+            weights, keys and values are uint8 for `avx2`: the same levels, exact on every processor, but
+            slower where products of uint8 and int8 are exact. OpenVINO's file is the same for all. None for
+            this machine.
+        vnni: The same for ONNX Runtime: whether products of uint8 and int8 are exact where the file runs, as
+            they are with VNNI and on Arm.
+        as_float: Write a model that is not quantized, such as the float one to compare an int8 file with.
         int8_embeddings: Store the embeddings' tables in int8 too, with a range for each row. Numbers change
             by that; those of a model whose `QDQConfig` has `embeddings=True` are stored so anyway.
         dtype: For TensorRT: the type of what stays float, scales included: `float16` (the default),
@@ -96,7 +103,8 @@ def export(
         What was written, how each matmul is computed and how far the outputs are from the model's.
 
     Raises:
-        NotQuantizedError: If the model has no enabled quantizer.
+        NotQuantizedError: If the model has no enabled quantizer, and `as_float` is not set.
+        QuantizedError: If it has one, and `as_float` is set.
         ExportError: If a range is missing, a weight is NaN or infinite, the target cannot have what was asked
             for, or the file does something else than the model. Nothing is left behind.
         CheckpointError: If the folder cannot be written.
@@ -107,7 +115,9 @@ def export(
             target,
             shape=shape,
             float_weights=float_weights,
+            cpu=cpu,
             vnni=vnni,
+            as_float=as_float,
             int8_embeddings=int8_embeddings,
             dtype=dtype,
             int32_inputs=int32_inputs,
@@ -131,7 +141,9 @@ def prepare_export(
     *,
     shape: tuple[int, int] | None = None,
     float_weights: bool = False,
+    cpu: Cpu | None = None,
     vnni: bool | None = None,
+    as_float: bool = False,
     int8_embeddings: bool = False,
     dtype: str | None = None,
     int32_inputs: bool = False,
@@ -156,12 +168,15 @@ def prepare_export(
     from qdqpatch.exporter.pipeline import Ends, Pipeline
     from qdqpatch.exporter.preparing import prepared
 
-    engine_target = _target(target, float_weights, vnni, check)
+    engine_target = _target(target, float_weights, _vnni(target, cpu, vnni), cpu, check)
     _check_build(target, build)
     precision = _precision(target, dtype, opset)
     if target != "tensorrt" and (int32_inputs or float32_outputs):
         raise ExportError(f"int32_inputs and float32_outputs are for TensorRT, not for {target}.")
-    _check_ranges(model)
+    if as_float:
+        _check_is_float(model, float_weights, int8_embeddings)
+    else:
+        _check_ranges(model)
     check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
     inputs = Inputs(model, None if shape is None else Shape(*shape))
     inputs.check()
@@ -173,7 +188,9 @@ def prepare_export(
 
     def write(folder: Path, out: Path) -> Export:
         with prepared(model, int8_embeddings) as cpu_model:
-            pipeline = Pipeline(cpu_model, engine_target, inputs, progress, companions, head, precision, ends)
+            pipeline = Pipeline(
+                cpu_model, engine_target, inputs, progress, companions, head, precision, ends, as_float
+            )
             return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
 
     return write
@@ -188,7 +205,30 @@ def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions
     return read_companions(loaded_from) if is_embedder else None
 
 
-def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> Target:
+def _vnni(target: str, cpu: str | None, vnni: bool | None) -> bool | None:
+    """Return whether products of uint8 and int8 are exact where a file will run; None for as here."""
+    if cpu is None:
+        return vnni
+    if cpu not in CPUS:
+        raise ExportError(f"There is no cpu {cpu!r}; there are {', '.join(CPUS)}.")
+    if target == "tensorrt":
+        raise ExportError("cpu is for onnxruntime and openvino; TensorRT runs on NVIDIA's GPUs.")
+    exact = cpu != "avx2"
+    if vnni not in (None, exact):
+        raise ExportError(f"cpu={cpu!r} and vnni={vnni} contradict each other; vnni can be left out.")
+    return exact if target == "onnxruntime" else None
+
+
+def _check_is_float(model: PreTrainedModel, float_weights: bool, int8_embeddings: bool) -> None:
+    if float_weights or int8_embeddings:
+        raise ExportError("as_float writes everything in float: leave float_weights, int8_embeddings out.")
+    if is_quantized(model):
+        raise QuantizedError(
+            "The model is quantized: as_float (--float) is for the float one that it was made of."
+        )
+
+
+def _target(name: str, float_weights: bool, vnni: bool | None, cpu: str | None, check: bool) -> Target:
     if name not in TARGETS:
         raise ExportError(f"There is no target {name!r}; there are {', '.join(TARGETS)}.")
     if float_weights and name != "tensorrt":
@@ -199,7 +239,7 @@ def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> T
         _require(("openvino",))
         from qdqpatch.exporter.targets import openvino
 
-        return openvino.TARGET
+        return replace(openvino.TARGET, cpu=cpu)
     if name == "onnxruntime":
         from qdqpatch.exporter.targets import onnxruntime
 
@@ -209,7 +249,7 @@ def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> T
                 "processors with VNNI cannot be compared with the model here. Leave vnni out for a file that "
                 "is exact on every processor, or export unchecked, with check=False or --no-check."
             )
-        return onnxruntime.target(not saturates() if vnni is None else vnni)
+        return onnxruntime.target(not saturates() if vnni is None else vnni, cpu)
     from qdqpatch.exporter.targets import tensorrt
 
     return tensorrt.target(float_weights)

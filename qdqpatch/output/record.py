@@ -25,18 +25,20 @@ def write_record(model: PreTrainedModel, folder: Path, **sections: Any) -> None:
     """Write recipe, versions and results into a folder's `qdqpatch.json` and its card.
 
     Args:
-        model: The quantized model.
+        model: The model; a float one has no recipe, and no part of the card.
         folder: Where to; the card that is there is the base of the new one.
         sections: What else there is to tell, by name; None for what there is not.
     """
-    recipe = model.config.quantization_config.to_dict()
+    config = getattr(model.config, "quantization_config", None)
+    recipe = None if config is None else config.to_dict()
     given = {name: value for name, value in sections.items() if value is not None}
     add_sections(folder, recipe=recipe, versions=_versions(), **given)
     data = read_sections(folder)
     known = {name: data.get(name) for name in ("recipe", "calibration", "data")}
     variant = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
     add_sections(folder, variant=variant)
-    write_card(folder)
+    if recipe is not None:
+        write_card(folder)
 
 
 def write_card(folder: Path) -> None:

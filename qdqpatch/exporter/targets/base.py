@@ -28,6 +28,7 @@ class Target:
         kernels: Lists the kernels with matmuls that the engine makes of a file; None if it cannot say.
         signed: Whether it has signed levels alone.
         domains: Versions of operators other than ONNX's own.
+        cpu: The processors that its form is for, one of `qdqpatch.choices.CPUS`; None for any.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Target:
     kernels: Callable[[Path], list[Kernel]] | None = None
     signed: bool = False
     domains: dict[str, int] = field(default_factory=dict)
+    cpu: str | None = None
 
 
 ONNX_FILE = "model.onnx"
