@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ from common import Row, prepare, seconds, show, surroundings
 from tasks import SHARED, TASKS, Task
 
 import qdqpatch
+from qdqpatch import QDQConfig
 
-PLACEMENTS = {"full placement": "qdqbert", "residual adds float": "no-residual"}
+CONFIGS = {
+    "full placement": QDQConfig(),
+    "residual adds float": QDQConfig.preset("no-residual"),
+    "FP8": QDQConfig.preset("fp8"),
+    "FP8, residual adds float": QDQConfig.preset("fp8", residual_adds=False),
+}
 METHODS = (
     *("max", "percentile-99.9", "percentile-99.99", "percentile-99.999", "mse", "entropy", "auto"),
     *("auto-shift", "auto-shift-refine"),
@@ -38,6 +45,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS], default=None)
     parser.add_argument("--questions", type=int, default=1000, help="of SQuAD's dev set")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=tuple(CONFIGS))
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
         print(f"Skipped: there is no {arguments.folder}. Name the folder that holds the models and the data.")
@@ -47,23 +55,23 @@ def main() -> None:
         if arguments.tasks is None or kind.name in arguments.tasks:
             task = kind(arguments.folder)
             limit = arguments.questions if task.name == "squad" else None
-            rows = measure(task, arguments.methods, limit)
+            rows = measure(task, arguments.methods, arguments.configs, limit)
             show(f"{task.name}, {EXAMPLES} examples", ("", *rows.pop(0)), rows)
     print(surroundings())
 
 
-def measure(task: Task, methods: tuple[str, ...], limit: int | None) -> list[Row]:
-    """Return the names of the columns, then a row for the float model and for each method and placement."""
+def measure(task: Task, methods: Sequence[str], configs: Sequence[str], limit: int | None) -> list[Row]:
+    """Return the names of the columns, then a row for the float model and for each of the others."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batches = shuffled(task.calibration_batches(EXAMPLES, batch_size=16))
     floating = task.evaluate(task.load().to(device), limit)
     rows: list[Row] = [(*floating, "change", "calibration")]
     rows.append(("float", *(f"{figure:.1f}" for figure in floating.values()), "", ""))
-    for title, preset in PLACEMENTS.items():
+    for title in configs:
         for method in methods:
             model = task.load().to(device)
-            config = qdqpatch.QDQConfig.preset(preset)
-            duration, _ = seconds(functools.partial(qdqpatch.ptq, model, batches, config, **options(method)))
+            quantize = functools.partial(qdqpatch.ptq, model, batches, CONFIGS[title], **options(method))
+            duration, _ = seconds(quantize)
             figures = task.evaluate(model, limit)
             main_metric = list(figures)[-1]
             change = 100 * (figures[main_metric] / floating[main_metric] - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 QUANT_METHOD = "qdqpatch"
 """The name under which transformers finds our way of quantizing in a `config.json`."""
@@ -39,12 +39,14 @@ TARGETS: tuple[str, ...] = get_args(Target)
 CPUS: tuple[str, ...] = get_args(Cpu)
 RUNNERS: tuple[str, ...] = get_args(Runner)
 
-PRESETS: dict[str, dict[str, bool]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "qdqbert": {},
     "no-residual": {"residual_adds": False},
     "linear-only": {"residual_adds": False, "matmuls": False},
+    "fp8": {"activation": {"num_bits": (4, 3)}, "weight": {"num_bits": (4, 3), "axis": 0}},
 }
-"""Named placements: what each changes from the default, which is QDQBERT's."""
+"""Named configurations: what each changes from the default, which is QDQBERT's. The first three are places
+for int8, the last is QDQBERT's placement in FP8 (E4M3)."""
 
 AUTO_CLASSES = {
     "feature-extraction": "AutoModel",
@@ -74,3 +76,6 @@ CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 
 DEFAULT_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
 """Those that files are compiled for unless told otherwise."""
+
+FLOAT8_CAPABILITIES = ("SM89", "SM120", "SM121")
+"""Those of them that multiply FP8."""

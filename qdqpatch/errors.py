@@ -31,6 +31,10 @@ class CalibrationError(QdqError, RuntimeError):
     """A range could not be determined from the data given."""
 
 
+class ProcessError(CalibrationError):
+    """Another one of the processes that work together failed, and says why."""
+
+
 class DataError(CalibrationError, ValueError):
     """Data is missing, damaged, or wrong at a place that the message names."""
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch import distributed
 from qdqpatch.calibration.observing import Observer, feed_watched, nothing_seen
 from qdqpatch.errors import CalibrationError, NotQuantizedError
 from qdqpatch.nn.linear import QuantLinear

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch import distributed
 from qdqpatch.calibration.collecting import collect
 from qdqpatch.calibration.methods import check_method, check_weight_method, method_for
 from qdqpatch.calibration.statistics import Statistics

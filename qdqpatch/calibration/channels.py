@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch import distributed
 from qdqpatch.calibration.observing import Observer, feed_watched, nothing_seen
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32

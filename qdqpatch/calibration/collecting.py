@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch import distributed
 from qdqpatch.calibration.candidates import candidates, stages
 from qdqpatch.calibration.comparing import OperationComparison
-from qdqpatch.calibration.histogram import UNSEEN
+from qdqpatch.calibration.histogram import UNSEEN, Histogram
 from qdqpatch.calibration.observing import (
     Observer,
     feed_batches,
@@ -112,7 +113,7 @@ def _checked(
 ) -> Statistics:
     """Return what was collected, if it is enough for every quantizer to get a range."""
     if distributed.is_distributed():
-        distributed.merge([observer.histogram for observer in observers.values()])
+        _merge([observer.histogram for observer in observers.values()])
         maxima = distributed.merge_maxima([observer.channel_amax for observer in observers.values()])
         for observer, merged in zip(observers.values(), maxima, strict=True):
             observer.channel_amax = merged
@@ -127,3 +128,23 @@ def _checked(
             )
         collected[path] = statistics
     return Statistics(collected)
+
+
+def _merge(histograms: Sequence[Histogram]) -> None:
+    """Give every process the histograms of all, in place.
+
+    Args:
+        histograms: Of the same quantizers in the same order in every process.
+    """
+    if not histograms:
+        return
+    exponents = torch.stack([histogram.exponent for histogram in histograms])
+    amax = torch.stack([histogram.amax for histogram in histograms])
+    dist.all_reduce(exponents, dist.ReduceOp.MAX)
+    dist.all_reduce(amax, dist.ReduceOp.MAX)
+    counts = torch.stack(
+        [histogram.coarsened(exponent) for histogram, exponent in zip(histograms, exponents, strict=True)]
+    )
+    dist.all_reduce(counts, dist.ReduceOp.SUM)
+    for histogram, *merged in zip(histograms, counts, exponents, amax, strict=True):
+        histogram.counts, histogram.exponent, histogram.amax = merged

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch import distributed
 from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import Channels, collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges

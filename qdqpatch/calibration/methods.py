@@ -7,9 +7,10 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from qdqpatch.calibration.searches import entropy, mse, percentile
+from qdqpatch.calibration.searches import entropy, float8, mse, percentile
 from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method, WeightMethod
 from qdqpatch.errors import ConfigError
+from qdqpatch.nn.float8 import LARGEST
 
 PERCENTILES = (99.0, 99.9, 99.99, 99.999)
 """The percentiles that `"auto"` compares, beside the other methods."""
@@ -41,10 +42,13 @@ def bins_in_range(counts: NDArray[np.int64], levels: int, method: Method, share:
 
     Args:
         counts: The histogram, shape `(bins,)`, its last count not 0.
-        levels: The highest integer of the quantizer.
+        levels: The highest level of the quantizer, which tells FP8 from integers.
         method: `"mse"` or `"entropy"`; any other counts as `"percentile"`.
         share: The percentile.
     """
+    if levels == LARGEST and method in ("mse", "entropy"):
+        search = float8.least_squared_error if method == "mse" else float8.least_divergence
+        return search(counts)
     if method == "mse":
         return mse.search(counts, levels)
     if method == "entropy":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch import distributed
 from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.counting import BatchCounts
 from qdqpatch.calibration.histogram import Histogram

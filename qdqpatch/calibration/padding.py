@@ -19,7 +19,7 @@ POSITIONS: dict[str, tuple[int, int] | None] = {
     ),
     **dict.fromkeys(map(operand, ("k", "layout_k")), (0, 3)),
     # What relative positions are embedded as, and windows of tokens, have no row of the batch.
-    **dict.fromkeys(map(operand, ("c2p_k", "p2c_q", "conv_x", "conv_kernel"))),
+    **dict.fromkeys(map(operand, ("c2p_k", "p2c_q", "conv_span", "conv_kernel"))),
 }
 """The dimensions of an attention operand that are row and position, None if it has none; `(0, 1)` for every
 other tensor. Where an attention multiplies in three dimensions, heads are in the rows."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch import distributed
 from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.observing import HELD_BACK, no_batch, observing
 from qdqpatch.calibration.reconstruction import Reconstruction, quantized_layers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration import distributed
+from qdqpatch import distributed
 from qdqpatch.calibration.observing import observing, on_device
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import CalibrationWarning

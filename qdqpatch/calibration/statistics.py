@@ -35,7 +35,7 @@ class TensorStatistics:
             `i * width`.
         width: The bin width, a power of two.
         amax: The largest magnitude, exactly.
-        levels: The highest integer of the quantizer.
+        levels: The highest level of the quantizer: 127 for int8, 448 for FP8.
         channel_amax: Of a quantizer with a range per channel, the largest magnitude of each, shaped like
             its range. It has no histogram: its counts are 0.
         errors: How far each candidate range moves the operation's result on the batches that were held

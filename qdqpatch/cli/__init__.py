@@ -7,6 +7,7 @@ from importlib import import_module
 import click
 
 import qdqpatch
+from qdqpatch.cli.processes import joined
 
 COMMANDS = ("bench", "convert", "eval", "export", "inspect", "lint", "sensitivity", "train", "verify")
 """The commands, each the `command` of the module of its name."""
@@ -31,7 +32,8 @@ class LazyGroup(click.Group):
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(qdqpatch.__version__, prog_name="qdqpatch")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Turn Hugging Face BERTs into int8 ones that TensorRT, ONNX Runtime and OpenVINO run fast.
 
     CKPT is a folder that save_pretrained wrote, or the name of a model on the Hugging Face hub.
@@ -47,3 +49,4 @@ def main() -> None:
     Compare metrics on labelled data: qdqpatch eval CKPT OUT --data dev.tsv
     Check a folder on this machine:   qdqpatch verify OUT
     """  # noqa: D301 - click takes the character, not a backslash
+    context.with_resource(joined(context.invoked_subcommand))

@@ -225,18 +225,19 @@ class Calibration:
         self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
     ) -> Statistics:
         """Say what the texts are, and calibrate the model behind a progress bar."""
+        from qdqpatch.calibration.observing import HELD_BACK
         from qdqpatch.calibration.ptq import ptq
         from qdqpatch.data.batches import TextBatches, warn_if_short
         from qdqpatch.data.lengths import served_length
+        from qdqpatch.distributed import is_first, share
 
-        batches = TextBatches(
-            texts.rows, tokenizer, model, batch_size=self.batch_size, max_length=self.max_length
-        )
+        rows = share(texts.rows, HELD_BACK * self.batch_size)
+        batches = TextBatches(rows, tokenizer, model, batch_size=self.batch_size, max_length=self.max_length)
         columns = " and ".join(column for column in texts.columns if column is not None)
         console.print(
             f"Calibrating with {len(texts.rows)} of {texts.total} texts in {texts.source} ({columns}).",
         )
-        if not self.length_given:
+        if not self.length_given and is_first():
             warn_if_short(batches, served_length(tokenizer, model))
         with _Bar(console) as bar:
             ptq(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES
+from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES, FLOAT8_CAPABILITIES
 from qdqpatch.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -37,8 +37,11 @@ def build_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def wanted(target: str, build: bool, capability: Sequence[str]) -> tuple[str, ...]:
+def wanted(target: str, build: bool, capability: Sequence[str], float8: bool = False) -> tuple[str, ...]:
     """Return the capabilities to compile for, none without `--build`; check the options first.
+
+    Unless any is named, those are the default ones, and of them those with FP8 where `float8` says that it
+    is needed.
 
     Raises:
         UsageError: If the options contradict each other.
@@ -52,8 +55,9 @@ def wanted(target: str, build: bool, capability: Sequence[str]) -> tuple[str, ..
         raise click.UsageError(f"--build compiles for TensorRT; there is none for {target}.")
     from qdqpatch.engines.tensorrt.build import require
 
-    capabilities = tuple(dict.fromkeys(capability)) or DEFAULT_CAPABILITIES
-    require(capabilities)
+    usual = [name for name in DEFAULT_CAPABILITIES if not float8 or name in FLOAT8_CAPABILITIES]
+    capabilities = tuple(dict.fromkeys(capability or usual))
+    require(capabilities, float8)
     return capabilities
 
 

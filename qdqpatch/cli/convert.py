@@ -56,6 +56,7 @@ def command(
     """
     from qdqpatch.checkpoint.companions import read_companions
     from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.exporter.export import prepare_export
     from qdqpatch.output.folder import OutputFolder
@@ -98,6 +99,8 @@ def command(
     if source.quantization is None:
         quantize(model, config)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
+    if not is_first():
+        return
     writers = [
         prepare_export(
             model,

@@ -113,13 +113,13 @@ def command(
     from qdqpatch.output.folder import OutputFolder
 
     started = time.perf_counter()
-    capabilities = wanted(target, build, capability)
     source = open_checkpoint(ckpt, task)
     if source.quantization is None and not as_float:
         raise NotQuantizedError(
             f"{ckpt} is not quantized. Make an int8 checkpoint of it first: "
             f"qdqpatch convert {ckpt} OUT --calib FILE. For a float file, to compare with: --float."
         )
+    capabilities = wanted(target, build, capability, source.quantization.has_float8)
     OutputFolder.open(out, {"the checkpoint": ckpt}, force)
     with console.status(f"Loading {ckpt}") as status:
         model, _ = source.load()

@@ -58,9 +58,9 @@ def command(
 
     if shape is not None and not build:
         raise click.UsageError("--shape says what --build compiles for: add --build.")
-    capabilities = wanted(target, build, capability)
     with console.status(f"Reading {file}"):
         report = check_file(file, target)
+    capabilities = wanted(target, build, capability, report.has_float8)
     if not as_json:
         _print_report(file, report)
     tables, error = [], None

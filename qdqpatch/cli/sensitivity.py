@@ -109,8 +109,10 @@ def command(
 
     A float CKPT is quantized and calibrated on the data first, 256 examples without their labels.
     """
+    from qdqpatch.calibration.observing import HELD_BACK
     from qdqpatch.calibration.ptq import ptq
     from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.distributed import is_first, share
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.evaluation.predicting import batches
     from qdqpatch.report.figures import check_can_plot
@@ -145,7 +147,8 @@ def command(
     if source.quantization is None:
         chosen = draw(everything, CALIBRATION, seed)
         with console.status(f"Calibrating with {len(chosen)} of {len(everything)} examples"):
-            ptq(model, batches(task, task.features(chosen), batch_size), config)
+            features = share(task.features(chosen), HELD_BACK * batch_size)
+            ptq(model, batches(task, features, batch_size), config)
         console.print(f"Calibrated with {len(chosen)} of {len(everything)} examples of the data.")
     _check_calibrated(ckpt, model)
     with progress_bar(console) as bar:
@@ -156,6 +159,8 @@ def command(
             found = search(
                 model, task, examples, costs, max_drop, labelled=labelled, batch_size=batch_size, step=step
             )
+    if not is_first():
+        return
     if found is not None and reason is not None:
         counted = (
             "counts predictions that change" if found.metric == UNCHANGED else f"goes by the {found.metric}"

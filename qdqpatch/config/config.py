@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from qdqpatch.choices import PRESETS, QUANT_METHOD
 from qdqpatch.config.quantizer import Override, QuantizerConfig, build, check_bool
 from qdqpatch.errors import ConfigError
+from qdqpatch.nn.float8 import E4M3
 from qdqpatch.nn.toolkit import QuantDescriptor
 
 PARTS = ("linears", "matmuls", "residual_adds", "embeddings", "pooler", "head")
@@ -79,9 +80,16 @@ class QDQConfig(QuantizationConfigMixin):
             raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
         super().__setattr__(name, value)
 
+    @property
+    def has_float8(self) -> bool:
+        """Whether a quantizer may round to FP8."""
+        settings = [item.settings.get("num_bits") for item in self.overrides]
+        settings += [part.num_bits for part in (self.activation, self.weight) if part is not None]
+        return E4M3 in settings
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> QDQConfig:
-        """Build one of the named placements: `qdqbert`, `no-residual` or `linear-only`.
+        """Build one of the named ones: `qdqbert`, `no-residual`, `linear-only` or `fp8`.
 
         Args:
             name: A key of `PRESETS`.

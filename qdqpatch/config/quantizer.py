@@ -14,7 +14,8 @@ import torch
 
 from qdqpatch.config import patterns
 from qdqpatch.errors import ConfigError
-from qdqpatch.nn.toolkit import QuantDescriptor
+from qdqpatch.nn.float8 import E4M3
+from qdqpatch.nn.toolkit import Float8Descriptor, QuantDescriptor
 
 T = TypeVar("T")
 
@@ -27,7 +28,8 @@ class QuantizerConfig:
     """How one quantizer rounds: the settings of pytorch-quantization's `QuantDescriptor`.
 
     Attributes:
-        num_bits: Width of the integer, 2 to 16.
+        num_bits: Width of the integer, 2 to 16; or (4, 3) for FP8 with four bits of exponent and three of
+            mantissa, which goes by the name "e4m3" too.
         axis: Dimensions that each keep a range of their own, as an int or a tuple of ints (0 is a
             weight's output channel); None for one range per tensor.
         unsigned: Whether the integers start at 0, for tensors that are never negative.
@@ -41,7 +43,7 @@ class QuantizerConfig:
         ConfigError: If a value is of the wrong type or out of range.
     """
 
-    num_bits: int = 8
+    num_bits: int | tuple[int, int] = 8
     axis: int | tuple[int, ...] | None = None
     unsigned: bool = False
     narrow_range: bool = False
@@ -53,17 +55,29 @@ class QuantizerConfig:
         if isinstance(self.axis, (list, tuple)):
             axis = self.axis[0] if len(self.axis) == 1 else tuple(self.axis)
             object.__setattr__(self, "axis", axis)
-        if type(self.num_bits) is not int or not 2 <= self.num_bits <= 16:
-            raise ConfigError(f"num_bits must be an integer from 2 to 16, not {self.num_bits!r}.")
+        given: Any = self.num_bits
+        if given == "e4m3" or (isinstance(given, list) and tuple(given) == E4M3):
+            object.__setattr__(self, "num_bits", E4M3)
+        elif self.num_bits != E4M3 and not (type(self.num_bits) is int and 2 <= self.num_bits <= 16):
+            raise ConfigError(
+                f"num_bits must be an integer from 2 to 16, or (4, 3) for FP8, not {self.num_bits!r}."
+            )
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         if self.axis is not None and not all(type(axis) is int for axis in axes):
             raise ConfigError(f"axis must be an integer, a list of them or null, not {self.axis!r}.")
         for name in ("unsigned", "narrow_range"):
             check_bool(name, getattr(self, name))
+            if self.is_float8 and getattr(self, name):
+                raise ConfigError(f"FP8 has a sign and one range: {name} is for integers.")
         for name in ("amax", "scale_amax"):
             _check_range(name, getattr(self, name))
         if self.calib_method not in ("max", "histogram"):
             raise ConfigError(f'calib_method must be "max" or "histogram", not {self.calib_method!r}.')
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether values are rounded to FP8 (E4M3), not to integers."""
+        return self.num_bits == E4M3
 
     @classmethod
     def from_descriptor(cls, descriptor: QuantDescriptor) -> QuantizerConfig:
@@ -90,7 +104,11 @@ class QuantizerConfig:
 
     def descriptor(self) -> QuantDescriptor:
         """Return the same settings as a `QuantDescriptor`."""
-        return QuantDescriptor(**dataclasses.asdict(self))
+        settings = dataclasses.asdict(self)
+        if self.is_float8:
+            del settings["num_bits"]
+            return Float8Descriptor(**settings)
+        return QuantDescriptor(**settings)
 
     def without_amax(self) -> QuantizerConfig:
         """Return the same settings without the fixed range."""
@@ -114,7 +132,7 @@ class QuantizerConfig:
             raise ConfigError(f"axis names a dimension of {of} twice: {self.axis}.")
 
     def __str__(self) -> str:
-        text = f"{'u' if self.unsigned else ''}int{self.num_bits}"
+        text = "fp8" if self.is_float8 else f"{'u' if self.unsigned else ''}int{self.num_bits}"
         if self.axis is not None:
             text += f" per channel (axis {self.axis})"
         return text

@@ -81,6 +81,8 @@ def config_limit(config: PreTrainedConfig) -> int:
 
 def positions_for_tokens(config: Mapping[str, Any]) -> int | None:
     """Return the same for a config as it is in `config.json`; None if it does not say."""
+    if isinstance(config.get("text_config"), Mapping):  # of a model of texts and images
+        return positions_for_tokens(config["text_config"])
     limit = config.get("max_position_embeddings")
     if not isinstance(limit, int):
         return None

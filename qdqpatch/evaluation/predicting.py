@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from qdqpatch.data.arrays import Array, Arrays
+from qdqpatch.distributed import gather, share
 from qdqpatch.engines.sessions import Session
 from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Task
 
@@ -25,7 +26,7 @@ def predict(
     batch_size: int = 32,
     step: Callable[[int, int], None] | None = None,
 ) -> list[Arrays]:
-    """Run a model on every feature.
+    """Run a model on every feature; several processes share the batches, and all get all outputs.
 
     Args:
         run: The model.
@@ -40,8 +41,8 @@ def predict(
     """
     lengths = [task.length(feature) for feature in features]
     order = sorted(range(len(features)), key=lengths.__getitem__)
-    outputs: list[Arrays] = [{} for _ in features]
-    for start in range(0, len(order), batch_size):
+    outputs: dict[int, Arrays] = {}
+    for start in share(range(0, len(order), batch_size)):
         chosen = order[start : start + batch_size]
         batch = task.collate([_inputs(features[index]) for index in chosen])
         found = run(batch)
@@ -54,7 +55,8 @@ def predict(
             outputs[number] = task.reduce(features[number], own)
         if step is not None:
             step(min(start + batch_size, len(order)), len(order))
-    return outputs
+    gathered = gather(outputs)
+    return [gathered[number] for number in range(len(features))]
 
 
 def batches(task: Task[Any], features: Sequence[Feature], batch_size: int) -> list[Batch]:

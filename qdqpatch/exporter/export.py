@@ -164,13 +164,15 @@ def prepare_export(
     _require(PACKAGES)
     if not hasattr(torch.onnx, "ops"):
         raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
+    from qdqpatch.exporter.grids import has_float8
     from qdqpatch.exporter.inputs import Inputs
     from qdqpatch.exporter.pipeline import Ends, Pipeline
     from qdqpatch.exporter.preparing import prepared
 
     engine_target = _target(target, float_weights, _vnni(target, cpu, vnni), cpu, check)
-    _check_build(target, build)
-    precision = _precision(target, dtype, opset)
+    float8 = has_float8(model)
+    _check_build(target, build, float8)
+    precision = _precision(target, dtype, opset, float8)
     if target != "tensorrt" and (int32_inputs or float32_outputs):
         raise ExportError(f"int32_inputs and float32_outputs are for TensorRT, not for {target}.")
     if as_float:
@@ -261,7 +263,7 @@ def _require(packages: Iterable[str]) -> None:
         raise ExportError(f"Exporting needs {', '.join(missing)}: {pip_install(*missing)}")
 
 
-def _precision(target: str, dtype: str | None, opset: int | None) -> Precision:
+def _precision(target: str, dtype: str | None, opset: int | None, float8: bool) -> Precision:
     from qdqpatch.exporter.precision import OPSET, PRECISIONS
 
     name = dtype or ("float16" if target == "tensorrt" else "float32")
@@ -269,19 +271,21 @@ def _precision(target: str, dtype: str | None, opset: int | None) -> Precision:
         raise ExportError(f"There is no dtype {name!r}; there are {', '.join(PRECISIONS)}.")
     if target != "tensorrt" and name != "float32":
         raise ExportError(f"dtype is for TensorRT; {target} gets what stays float in float32.")
+    if opset is not None and opset < OPSET and float8:
+        raise ExportError(f"FP8 needs opset {OPSET} or newer, not {opset}.")
     if opset is not None and opset < OPSET and name != "float32":
         raise ExportError(f"{name} needs opset {OPSET} or newer, not {opset}; dtype='float32' does not.")
     return PRECISIONS[name]
 
 
-def _check_build(target: str, capabilities: Sequence[str]) -> None:
+def _check_build(target: str, capabilities: Sequence[str], float8: bool) -> None:
     if not capabilities:
         return
     if target != "tensorrt":
         raise ExportError(f"build compiles for TensorRT; there is nothing to compile for {target}.")
     from qdqpatch.engines.tensorrt.build import require
 
-    require(capabilities)
+    require(capabilities, float8)
 
 
 def _check_ranges(model: PreTrainedModel) -> None:

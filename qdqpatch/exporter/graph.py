@@ -121,11 +121,11 @@ class Rewriter:
 
     def zero_point(self, grid: Grid, offset: bool = False, name: str = "") -> ir.Value:
         """Return a grid's zero point as an initializer."""
-        dtype = np.uint8 if grid.unsigned or offset else np.int8
+        dtype = grid.stored(offset)
         zero = 128 if offset and not grid.unsigned else 0
         if grid.scale.ndim:
             return self.constant(np.full(grid.scale.shape, zero, dtype), f"{name}_zero_point")
-        return self.constant(np.array(zero, dtype), f"zero_point_{np.dtype(dtype).name}_{zero}")
+        return self.constant(np.array(zero, dtype), f"zero_point_{dtype.name}_{zero}")
 
 
 def path(node: ir.Node) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -22,21 +24,28 @@ LARGEST_SCALE = 2.0**20
 
 @dataclass(frozen=True)
 class Grid:
-    """The levels of a tensor: whole numbers times a scale.
+    """The levels of a tensor: whole numbers, or those of FP8, times a scale.
 
     Attributes:
         scale: Of one step, fp32; 0-dim, or one per index of `axis`.
         axis: The dimension of the tensor that has a scale for each index; None for a single one.
         unsigned: Whether the levels are 0 to 255 instead of -128 to 127.
+        is_float8: Whether they are those of FP8 (E4M3).
     """
 
     scale: Float
     axis: int | None = None
     unsigned: bool = False
+    is_float8: bool = False
 
     def times(self, factor: float) -> Grid:
         """Return the grid of a tensor that is multiplied by a factor."""
-        return Grid((self.scale * np.float32(factor)).astype(np.float32), self.axis, self.unsigned)
+        return replace(self, scale=(self.scale * np.float32(factor)).astype(np.float32))
+
+    def stored(self, offset: bool = False) -> np.dtype[Any]:
+        """Return the type of the levels; `offset` for signed ones that are stored as uint8, 128 higher."""
+        stored: np.dtype[Any] = np.dtype(np.uint8 if self.unsigned or offset else np.int8)
+        return np.dtype(ml_dtypes.float8_e4m3fn) if self.is_float8 else stored
 
 
 def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
@@ -57,11 +66,12 @@ def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
             f"{path} has a narrow range, -127 to 127, which QuantizeLinear does not clip to. "
             "Quantize it with narrow_range=False."
         )
-    return Grid(_scale(quantizer, quantizer.range_of(quantizer.amax), path), unsigned=quantizer.unsigned)
+    scale = _scale(quantizer, quantizer.range_of(quantizer.amax), path)
+    return Grid(scale, None, quantizer.unsigned, quantizer.is_float8)
 
 
-def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[Grid, npt.NDArray[np.int8]]:
-    """Return the grid of a weight and its integers, in the weight's shape.
+def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[Grid, npt.NDArray[Any]]:
+    """Return the grid of a weight and its levels, in the weight's shape.
 
     Raises:
         ExportError: If the levels are none that QuantizeLinear has, or its ranges are not per row.
@@ -73,36 +83,47 @@ def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[
             f"{path} has a range per column; integer matmuls take one per row. Quantize weights with axis=0."
         )
     scale = _scale(quantizer, amax.flatten() if amax.dim() else amax, path)
-    levels = quantizer.integers(weight)
-    integers = levels.to(torch.uint8 if quantizer.unsigned else torch.int8).numpy()
-    return Grid(scale, 0 if amax.dim() else None, quantizer.unsigned), integers
+    grid = Grid(scale, 0 if amax.dim() else None, quantizer.unsigned, quantizer.is_float8)
+    return grid, quantizer.integers(weight).numpy().astype(grid.stored())
 
 
-def check_grids(model: nn.Module, signed: bool) -> None:
+def check_grids(model: nn.Module, signed: bool, float8: bool = False, name: str = "this engine") -> None:
     """Find out before the work whether every enabled quantizer has levels that an engine has.
 
     Args:
         model: A quantized model.
         signed: Whether the target has signed levels alone.
+        float8: Whether it has FP8.
+        name: The target's.
 
     Raises:
         ExportError: If one has not.
     """
     for path, quantizer in enabled_quantizers(model).items():
-        owner, _, name = path.rpartition(".")
+        owner, _, role = path.rpartition(".")
+        if quantizer.is_float8 and not float8:
+            raise ExportError(
+                f"{path} is FP8, which {name} does not multiply: its kernels take integers. Export it for "
+                "tensorrt, or quantize to int8, which is the default."
+            )
         if signed and quantizer.unsigned:
             raise ExportError(
                 f"{path} is unsigned; TensorRT quantizes symmetrically, to signed int8 alone. "
                 "Quantize it with unsigned=False."
             )
-        if name == WEIGHT:
+        if role == WEIGHT:
             weight_grid(quantizer, model.get_parameter(f"{owner}.weight"), path)
         else:
             activation_grid(quantizer, path)
 
 
+def has_float8(model: nn.Module) -> bool:
+    """Return whether an enabled quantizer rounds to FP8."""
+    return any(quantizer.is_float8 for quantizer in enabled_quantizers(model).values())
+
+
 def _scale(quantizer: TensorQuantizer, amax: Tensor, path: str) -> Float:
-    if quantizer.num_bits != 8:
+    if quantizer.num_bits != 8 and not quantizer.is_float8:
         raise ExportError(
             f"{path} has {quantizer.num_bits} bits, and the engines' integer kernels have 8. Quantize with "
             "num_bits=8, or turn it off with an override."

@@ -28,11 +28,18 @@ TEXT = (
 CHOICES = 3
 """In the batches for a multiple-choice head."""
 
+COUNT_OF_REGIONS = 5
+"""In the batches for a model that reads regions of images."""
+
 LONGEST = 512
 """A model that takes longer sequences is compared on such as these."""
 
 IMAGE = "pixel_values"
 BOXES = "bbox"
+REGIONS = "visual_embeds"
+
+SEQUENCES = {"encoder_": "encoder_sequence", "visual_": "regions"}
+"""What the second axis of inputs is called, by the beginning of their names."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +59,13 @@ class Inputs:
         if self.fixed is not None:
             return {}
         axes: dict[str, dict[int, str]] = {}
-        for name, tensor in self.example().items():
+        for name in self.example():
             if name == IMAGE:  # the size of images is the model's
-                axes[name] = {0: "batch"}
+                axes[name] = {0: "images" if hasattr(self.model.config, "vision_config") else "batch"}
                 continue
-            sequence = "encoder_sequence" if name.startswith("encoder_") else "sequence"
-            middle = {1: "choices"} if self._has_choices else {}
-            last = 1 if name in ("encoder_hidden_states", BOXES) else tensor.dim() - 1
-            axes[name] = {0: "batch", **middle, last: sequence}
+            sequence = next((SEQUENCES[first] for first in SEQUENCES if name.startswith(first)), "sequence")
+            choices = {1: "choices", 2: sequence} if self._has_choices else {1: sequence}
+            axes[name] = {0: "batch", **choices}
         return axes
 
     def example(self) -> Batch:
@@ -67,7 +73,7 @@ class Inputs:
         return self.batch(self.fixed or Shape(2, min(8, self.longest)))
 
     def batch(self, shape: Shape, seed: int = 0, words: Tensor | None = None, full: bool = True) -> Batch:
-        """Return a batch whose rows are of different lengths, padded on the right; or one of images.
+        """Return a batch whose rows are of different lengths, padded on the right; or one of images, or both.
 
         Every second row ends in a second segment, where the model tells segments.
 
@@ -78,11 +84,10 @@ class Inputs:
             words: Tokens to take the rows from, one after the other; None for random ones.
         """
         generator = torch.Generator().manual_seed(seed)
-        config = self.model.config
-        if self.model.main_input_name == IMAGE:
-            size = (shape.batch, config.num_channels, *_pair(config.image_size))
-            return {IMAGE: torch.randn(size, generator=generator)}
         accepted = inspect.signature(self.model.forward).parameters
+        if "input_ids" not in accepted:
+            return {IMAGE: _images(self.model.config, shape.batch, generator)}
+        config = getattr(self.model.config, "text_config", self.model.config)
         size = (shape.batch, CHOICES, shape.length) if self._has_choices else (shape.batch, shape.length)
         rows = size[0] if not self._has_choices else size[0] * CHOICES
         lengths = torch.randint(1 + shape.length // 2, shape.length + 1, (rows,), generator=generator)
@@ -102,6 +107,14 @@ class Inputs:
             batch["token_type_ids"] = (positions >= lengths[:, None] // 2).long() * mask
             batch["token_type_ids"][::2] = 0
         batch = {name: tensor.reshape(size) for name, tensor in batch.items()}
+        if "token_type_ids" in accepted and hasattr(config, "type_vocab_sizes"):  # one for each column
+            batch["token_type_ids"] = _columns(config.type_vocab_sizes, mask, generator)
+        if hasattr(self.model.config, "vision_config"):  # any number of images, whatever that of texts
+            batch[IMAGE] = _images(self.model.config.vision_config, shape.batch + 1, generator)
+        elif IMAGE in accepted and getattr(config, "visual_embed", False):
+            batch[IMAGE] = _images(config, shape.batch, generator)
+        if REGIONS in accepted:
+            batch |= _regions(config.visual_embedding_dim, size[:-1], generator)
         if BOXES in accepted:
             batch[BOXES] = _boxes(config.max_2d_position_embeddings, size, generator)
         if getattr(config, "add_cross_attention", False):
@@ -117,7 +130,8 @@ class Inputs:
         Args:
             tokenizer: Makes the tokens from `TEXT`; None for random ones.
         """
-        words = None if tokenizer is None else _tokens(tokenizer, self.model.config.vocab_size)
+        config = getattr(self.model.config, "text_config", self.model.config)
+        words = None if tokenizer is None else _tokens(tokenizer, config.vocab_size)
         longest = min(self.longest, LONGEST)
         shapes = [
             Shape(1, min(8, longest)),
@@ -152,6 +166,30 @@ class Inputs:
     @property
     def _has_choices(self) -> bool:
         return type(self.model).__name__.endswith("ForMultipleChoice")
+
+
+def _images(config: Any, count: int, generator: torch.Generator) -> Tensor:
+    """Draw images of the size that a config says, shape `(count, channels, height, width)`."""
+    size = config.image_size if hasattr(config, "image_size") else config.input_size
+    return torch.randn((count, config.num_channels, *_pair(size)), generator=generator)
+
+
+def _columns(sizes: Sequence[int], mask: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw where tokens stand in a table, and whether they do, shape `(*mask.shape, len(sizes))`."""
+    columns = [torch.randint(min(3, size), mask.shape, generator=generator) for size in sizes]
+    return torch.stack(columns, -1) * mask[..., None]
+
+
+def _regions(width: int, rows: tuple[int, ...], generator: torch.Generator) -> Batch:
+    """Draw features of regions of images: so many for each row, not all of them there."""
+    size = (*rows, COUNT_OF_REGIONS)
+    mask = torch.ones(size, dtype=torch.long)
+    mask[..., -1] = 0
+    return {
+        REGIONS: torch.randn((*size, width), generator=generator),
+        "visual_attention_mask": mask,
+        "visual_token_type_ids": torch.ones(size, dtype=torch.long),
+    }
 
 
 def _pair(size: int | Sequence[int]) -> Sequence[int]:

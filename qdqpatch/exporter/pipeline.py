@@ -21,7 +21,7 @@ from qdqpatch.engines.tensorrt.build import SHAPE, Build, build_all
 from qdqpatch.errors import EngineError, ExportError
 from qdqpatch.exporter.check import OutputComparison, compare, own_noise, require_equal
 from qdqpatch.exporter.graph import Rewriter
-from qdqpatch.exporter.grids import check_grids
+from qdqpatch.exporter.grids import check_grids, has_float8
 from qdqpatch.exporter.inputs import Inputs
 from qdqpatch.exporter.kernels import (
     Operation,
@@ -104,7 +104,7 @@ class Pipeline:
     ) -> Export:
         """Export to a folder that becomes `out` in the end; the other arguments are those of `export`."""
         if not self.is_float:
-            check_grids(self.model, self.target.signed)
+            check_grids(self.model, self.target.signed, self.target.float8, self.target.name)
         kept = list(self.inputs.batches(tokenizer) if batches is None else batches)
         if self.precision.name != "float32":
             self.say(f"Looking for numbers beyond {self.precision.name}")
@@ -203,7 +203,8 @@ class Pipeline:
 
     @property
     def _opset(self) -> int:
-        return self.target.opset if self.precision.name == "float32" else max(self.target.opset, OPSET)
+        plain = self.precision.name == "float32" and not has_float8(self.model)
+        return self.target.opset if plain else max(self.target.opset, OPSET)
 
     def _graph(self, opset: int | None) -> ir.Model:
         """Return the target's graph."""

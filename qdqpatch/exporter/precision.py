@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from qdqpatch.engines.tensorrt.half import cast_floats
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.check import JITTER
+from qdqpatch.exporter.wide import kept_wide, multiply_outer_products
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ reads it from 10.0 on, and TensorRT for RTX."""
 
 
 def lower(graph: ir.Model, precision: Precision) -> None:
-    """Change what is float in a graph to a type, in place; fp32 stays as it is."""
+    """Change what is float in a graph to a type, in place, but for what that would ruin (`wide.py`)."""
+    multiply_outer_products(graph.graph)
     if precision.onnx != ir.DataType.FLOAT:
-        cast_floats(graph, precision.onnx)
+        with kept_wide(graph.graph):
+            cast_floats(graph, precision.onnx)
 
 
 def convert_ends(graph: ir.Model, int32_inputs: bool, float32_outputs: bool) -> None:

@@ -44,6 +44,11 @@ class LintReport:
     findings: tuple[Finding, ...]
 
     @property
+    def has_float8(self) -> bool:
+        """Whether an operand is FP8."""
+        return any(operand.dtype == "float8e4m3fn" for site in self.sites for operand in site.operands)
+
+    @property
     def broken(self) -> dict[str, list[Finding]]:
         """The findings by the names of the rules, in the order of the engine's table."""
         found = {

@@ -70,7 +70,7 @@ class _LSQ(torch.autograd.Function):
         low, high = ctx.quantizer.bounds
         steps = at_least_fp32(inputs) * (high / amax)
         inside = (steps > low) & (steps < high)
-        slope = torch.where(inside, steps.round() - steps, steps.clamp(low, high))
+        slope = torch.where(inside, ctx.quantizer.nearest_levels(steps) - steps, steps.clamp(low, high))
         elements = inputs.numel() / inputs.shape[0] if inputs.dim() else 1
         to_step = (at_least_fp32(gradient) * slope).sum() / (elements * high) ** 0.5
         return torch.where(inside, gradient, gradient.new_zeros(())), to_step / high, None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from qdqpatch.errors import CalibrationError, ConfigError
+from qdqpatch.nn import float8
 from qdqpatch.nn.toolkit import QuantDescriptor, quant_nn
 
 SMALLEST_AMAX = 2.0**-24
@@ -24,7 +25,7 @@ SMALLEST_AMAX = 2.0**-24
 
 
 class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
-    """Round a tensor to a few integer levels and back, in its own floating-point dtype.
+    """Round a tensor to a few levels and back, in its own floating-point dtype: those of an integer, or FP8.
 
     A quantizer that has a range `_amax` (fp32; a 0-dim tensor, or one entry per channel with the other
     dimensions kept as 1) uses it; one without computes it from each tensor that it sees. `_amax` stays
@@ -76,8 +77,13 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         return "_amax" in self._parameters
 
     @property
+    def is_float8(self) -> bool:
+        """Whether the levels are those of FP8 (E4M3), not of an integer."""
+        return bool(self.num_bits == float8.E4M3)
+
+    @property
     def levels(self) -> int:
-        """The highest integer: 127 for int8."""
+        """The highest level: 127 for int8, 448 for FP8."""
         return self.bounds[1]
 
     def load_range(self, amax: Tensor) -> None:
@@ -137,7 +143,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         if not self._if_quant:
             return inputs
         low, high = self.bounds
-        arguments = (inputs, self.range_of(inputs), low, high, self.use_fb_fake_quant)
+        arguments = (inputs, self.range_of(inputs), low, high, self.use_fb_fake_quant, self.is_float8)
         if torch.is_grad_enabled() and inputs.requires_grad:
             outputs: Tensor = _FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
             return outputs
@@ -145,17 +151,27 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
 
     def quantized(self, inputs: Tensor, amax: Tensor) -> Tensor:
         """Return `inputs` rounded to the levels of another range than the quantizer's own."""
-        return _fake_quantize(inputs, amax, *self.bounds, self.use_fb_fake_quant)[0]
+        return _fake_quantize(inputs, amax, *self.bounds, self.use_fb_fake_quant, self.is_float8)[0]
 
     def integers(self, inputs: Tensor) -> Tensor:
-        """Return the levels that `inputs` are rounded to, in fp32: whole numbers between the bounds."""
-        low, high = self.bounds
-        to_levels, _ = _scales(self.range_of(inputs), high, self.use_fb_fake_quant)
-        return (at_least_fp32(inputs) * to_levels).round_().clamp_(low, high)
+        """Return the levels that `inputs` are rounded to, in fp32: whole numbers, or FP8's."""
+        to_levels, _ = _scales(self.range_of(inputs), self.levels, self.use_fb_fake_quant)
+        return self.nearest_levels(at_least_fp32(inputs) * to_levels)
+
+    def nearest_levels(self, steps: Tensor) -> Tensor:
+        """Return the levels nearest to fp32 values that are given in steps."""
+        return float8.nearest(steps) if self.is_float8 else steps.round().clamp_(*self.bounds)
+
+    @property
+    def step_size(self) -> Tensor | None:
+        """The range over the highest level; None where there is no range."""
+        return None if self.amax is None else self.amax / self.levels
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """The lowest and the highest integer."""
+        """The lowest and the highest level."""
+        if self.is_float8:
+            return -float8.LARGEST, float8.LARGEST
         high = 2 ** (self.num_bits - 1 + int(self.unsigned)) - 1
         if self.unsigned:
             return 0, high
@@ -227,8 +243,10 @@ class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with the straight-through gradient: 1 inside the range, 0 outside."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, amax: Tensor, low: int, high: int, native: bool) -> Tensor:
-        outputs, levels = _fake_quantize(inputs, amax, low, high, native, keep_levels=native)
+    def forward(
+        ctx: FunctionCtx, inputs: Tensor, amax: Tensor, low: int, high: int, native: bool, is_float8: bool
+    ) -> Tensor:
+        outputs, levels = _fake_quantize(inputs, amax, low, high, native, is_float8, keep_levels=native)
         # The toolkit passes the gradient where |x| <= amax, PyTorch where the level needs no clipping.
         inside = at_least_fp32(inputs).abs() <= amax if levels is None else (levels >= low) & (levels <= high)
         ctx.save_for_backward(inside)
@@ -238,11 +256,17 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
         (gradient,) = gradients
-        return torch.where(inside, gradient, gradient.new_zeros(())), None, None, None, None
+        return torch.where(inside, gradient, gradient.new_zeros(())), None, None, None, None, None
 
 
 def _fake_quantize(
-    inputs: Tensor, amax: Tensor, low: int, high: int, native: bool, keep_levels: bool = False
+    inputs: Tensor,
+    amax: Tensor,
+    low: int,
+    high: int,
+    native: bool,
+    is_float8: bool = False,
+    keep_levels: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the fake-quantized tensor and, if asked for, its levels before clipping.
 
@@ -251,8 +275,12 @@ def _fake_quantize(
     """
     to_levels, scale = _scales(amax, high, native)
     # In place wherever nothing else needs the tensor: memory traffic is what this costs.
-    levels = (at_least_fp32(inputs) * to_levels).round_()
-    outputs = levels.clamp(low, high) if keep_levels else levels.clamp_(low, high)
+    levels = at_least_fp32(inputs) * to_levels
+    if is_float8:
+        outputs = float8.nearest(levels)
+    else:
+        levels = levels.round_()
+        outputs = levels.clamp(low, high) if keep_levels else levels.clamp_(low, high)
     outputs = outputs.mul_(scale) if native else outputs.div_(scale)
     return outputs.to(inputs.dtype), levels if keep_levels else None
 

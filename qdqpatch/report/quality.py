@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qdqpatch.calibration.statistics import TensorStatistics
+from qdqpatch.nn.float8 import LARGEST
+from qdqpatch.nn.float8 import magnitudes as float8_magnitudes
 from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
 
 
@@ -55,7 +57,9 @@ def of_statistics(seen: TensorStatistics, amax: float) -> Quality:
     if amax <= SMALLEST_AMAX:  # then all values become 0
         return Quality(beyond, 0.0)
     step = amax / seen.levels
-    noise = float((counts * np.diff(_noise_up_to(edges / step, seen.levels))).sum()) * step**3 / seen.width
+    levels = seen.levels
+    up_to = _float8_noise_up_to(edges / step) if levels == LARGEST else _noise_up_to(edges / step, levels)
+    noise = float((counts * np.diff(up_to)).sum()) * step**3 / seen.width
     return Quality(beyond, _decibels(signal, noise))
 
 
@@ -91,6 +95,19 @@ def _noise_up_to(magnitudes: NDArray[np.float64], levels: int) -> NDArray[np.flo
     """
     nearest = np.minimum(np.floor(magnitudes + 0.5), levels)
     integral: NDArray[np.float64] = nearest / 12 + (magnitudes - nearest) ** 3 / 3
+    return integral
+
+
+def _float8_noise_up_to(magnitudes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the same for the levels of FP8."""
+    levels = float8_magnitudes().numpy().astype(np.float64)
+    bounds = (levels[1:] + levels[:-1]) / 2  # where one level ends and the next begins
+    starts = np.concatenate([[0.0], bounds])
+    whole = ((bounds - levels[:-1]) ** 3 - (starts[:-1] - levels[:-1]) ** 3) / 3
+    before = np.concatenate([[0.0], np.cumsum(whole)])
+    nearest = np.searchsorted(bounds, magnitudes)
+    level, start = levels[nearest], starts[nearest]
+    integral: NDArray[np.float64] = before[nearest] + ((magnitudes - level) ** 3 - (start - level) ** 3) / 3
     return integral
 
 

@@ -19,7 +19,7 @@ from qdqpatch.rules.flow import residual_adds
 from qdqpatch.rules.rewriting import Wrap, rewritten
 from qdqpatch.rules.source import Method, SourceError
 
-_COUNTED: dict[type[nn.Module], int] = {}
+_COUNTED: dict[tuple[type[nn.Module], str], int] = {}
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,15 @@ class ResidualAdds:
 
     Attributes:
         inside: The block classes, such as `BertSelfOutput`.
-        count: How many adds the `forward` of each of them has. A block with another number stays float: it
+        count: How many adds the method of each of them has. A block with another number stays float: it
             is not what the rule was written for.
+        method: The method that has them. Those of another one than `forward` are numbered on from its.
         part: The field of `QDQConfig` that turns this on.
     """
 
     inside: tuple[type[nn.Module], ...]
     count: int = 1
+    method: str = "forward"
     part: str = "residual_adds"
 
     def match(self, model: nn.Module) -> Iterator[Match | Miss]:
@@ -43,12 +45,16 @@ class ResidualAdds:
             if not isinstance(block, self.inside):
                 continue
             try:
-                becomes = quantized_classes(type(block), self.count)
+                first = 1 if self.method == "forward" else adds_of(type(block)) + 1
+                becomes = quantized_classes(type(block), self.count, self.method, first)
             except SourceError as error:
                 yield Miss(path, "residual add", str(error))
                 continue
-            for number, (names, cls) in enumerate(zip(add_names(self.count), becomes, strict=True), 1):
-                operation = "residual add" if self.count == 1 else f"residual add {number}"
+            last = first + self.count - 1
+            for number, (names, cls) in enumerate(
+                zip(add_names(last)[first - 1 :], becomes, strict=True), first
+            ):
+                operation = "residual add" if last == 1 else f"residual add {number}"
                 yield Match(path, operation, dict.fromkeys(names, "activation"), cls)
 
 
@@ -62,32 +68,40 @@ def add_names(count: int) -> list[tuple[str, str]]:
     ]
 
 
-def quantized_classes(float_class: type[nn.Module], count: int = 1) -> list[type[nn.Module]]:
+def quantized_classes(
+    float_class: type[nn.Module], count: int = 1, method: str = "forward", first: int = 1
+) -> list[type[nn.Module]]:
     """Return, for each residual add of a block's class, the subclass that quantizes that add.
 
+    Args:
+        float_class: The class.
+        count: How many adds the method has.
+        method: The method.
+        first: The number of the first one.
+
     Raises:
-        SourceError: If the source of its `forward` cannot be read, or has another number of adds.
+        SourceError: If the source of the method cannot be read, or has another number of adds.
     """
-    found = adds_of(float_class)
+    found = adds_of(float_class, method)
     if found != count:
         adds = "add" if found == 1 else "adds"
         raise SourceError(
-            f"its forward has {found} {adds} of the block's input to a computed tensor, and the rule needs "
+            f"its {method} has {found} {adds} of the block's input to a computed tensor, and the rule needs "
             f"{'exactly one' if count == 1 else count}"
         )
     return [
-        rewritten(float_class, [Wrap("forward", "residual add", number, names)])
-        for number, names in enumerate(add_names(count), 1)
+        rewritten(float_class, [Wrap(method, "residual add", number, names)])
+        for number, names in enumerate(add_names(first + count - 1)[first - 1 :], 1)
     ]
 
 
-def adds_of(float_class: type[nn.Module]) -> int:
-    """Return how many residual adds the `forward` of a class has; of two branches, the longer counts.
+def adds_of(float_class: type[nn.Module], method: str = "forward") -> int:
+    """Return how many residual adds a method of a class has; of two branches, the longer counts.
 
     Raises:
         SourceError: If its source cannot be read.
     """
-    if float_class not in _COUNTED:
-        adds = residual_adds(Method(float_class, "forward").tree)
-        _COUNTED[float_class] = max((add.number for add in adds), default=0)
-    return _COUNTED[float_class]
+    if (float_class, method) not in _COUNTED:
+        adds = residual_adds(Method(float_class, method).tree)
+        _COUNTED[float_class, method] = max((add.number for add in adds), default=0)
+    return _COUNTED[float_class, method]

@@ -7,8 +7,8 @@ no sooner. To add an architecture, add a row; `structural.py` serves a type that
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -28,7 +28,7 @@ class Architecture:
         stem: What the `*` stands for.
         layers: Classes whose Linears are quantized.
         attention: Classes that compute attention.
-        adds: Classes whose `forward` has residual adds, and how many.
+        adds: Classes whose `forward` has residual adds, and how many; behind a dot, another method's name.
         products: The products of attention classes that compute them themselves.
         embeddings: Classes that hold the embeddings.
         pooler: Classes that compute from the last layer's output what the task heads read.
@@ -47,21 +47,23 @@ class Architecture:
         """Return the rules; None if the installed transformers has not all of the classes."""
         try:
             module = importlib.import_module(f"transformers.models.{self.module}")
-            counts = sorted(set(self.adds.values()))
             found: list[Rule] = [
                 Linears(self._classes(module, self.layers)),
                 AttentionMatmuls(self._classes(module, self.attention), self.products),
             ]
-            for count in counts:
-                names = tuple(name for name, number in self.adds.items() if number == count)
-                found.append(ResidualAdds(self._classes(module, names), count))
+            grouped: dict[tuple[str, int], list[str]] = {}
+            for name, count in sorted(self.adds.items(), key=lambda item: item[1]):
+                cls, _, method = name.partition(".")
+                grouped.setdefault((method or "forward", count), []).append(cls)
+            for (method, count), names in grouped.items():
+                found.append(ResidualAdds(self._classes(module, names), count, method))
             found.append(Embeddings(self._classes(module, self.embeddings)))
             found.append(Linears(self._classes(module, self.pooler), part="pooler"))
         except (ImportError, AttributeError):
             return None
         return (*found, Linears((PreTrainedModel,), part="head"))
 
-    def _classes(self, module: object, names: tuple[str, ...]) -> tuple[type[nn.Module], ...]:
+    def _classes(self, module: object, names: Iterable[str]) -> tuple[type[nn.Module], ...]:
         return tuple(getattr(module, name.replace("*", self.stem)) for name in names)
 
 
@@ -104,7 +106,7 @@ _LILT: tuple[tuple[str, Products], ...] = (
     ("forward", (("q", "k"), ("layout_q", "layout_k"), ("layout_a", "layout_v"), ("a", "v"))),
 )
 _CONVBERT: tuple[tuple[str, Products], ...] = (
-    ("forward", (("conv_x", "conv_kernel"), ("q", "k"), ("a", "v"))),
+    ("forward", (("conv_span", "conv_kernel"), ("q", "k"), ("a", "v"))),
 )
 _CLIP = _layered(
     "clip.modeling_clip", "CLIP", "*EncoderLayer", embeddings=("*TextEmbeddings", "*VisionEmbeddings")
@@ -122,7 +124,12 @@ ARCHITECTURES: Mapping[str, tuple[Architecture, ...]] = {
     "data2vec-text": (_bert("data2vec.modeling_data2vec_text", "Data2VecText"),),
     "electra": (_bert("electra.modeling_electra", "Electra", pooler=False),),
     "ernie": (_bert("ernie.modeling_ernie", "Ernie"),),
-    "xmod": (_bert("xmod.modeling_xmod", "Xmod"),),
+    "xmod": (
+        replace(
+            _bert("xmod.modeling_xmod", "Xmod"),
+            adds={"*SelfOutput": 1, "*Output": 1, "*Output.lang_adapter": 1},
+        ),
+    ),
     "layoutlm": (_bert("layoutlm.modeling_layoutlm", "LayoutLM", cross=False),),
     "esm": (_bert("esm.modeling_esm", "Esm", cross=False),),
     "megatron-bert": (_bert("megatron_bert.modeling_megatron_bert", "MegatronBert", cross=False),),

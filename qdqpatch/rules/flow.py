@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FUNCTION_OWNERS = ("torch",)
 NO_TENSORS = ("shape", "dtype", "device", "ndim", "is_cuda")
@@ -37,12 +37,18 @@ class Value:
         sources: The numbers of all values that it was computed from.
         is_argument: Whether it is an argument of the method as it was given.
         is_tensor: False for what is certainly none.
+        one_of: The numbers of the values of which it is one, where it depends on a branch; else its own.
     """
 
     number: int
     sources: frozenset[int] = frozenset()
     is_argument: bool = False
     is_tensor: bool = True
+    one_of: frozenset[int] = frozenset()
+
+    def is_from(self, other: Value) -> bool:
+        """Whether it was computed from another one, whichever that is."""
+        return (other.one_of or {other.number}) <= self.sources
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,9 @@ class _Flow:
         if len({value.number for value in known}) == 1:
             return known[0]
         is_tensor = any(value.is_tensor for value in known)
-        return self.new(*known, is_argument=all(value.is_argument for value in known), is_tensor=is_tensor)
+        made = self.new(*known, is_argument=all(value.is_argument for value in known), is_tensor=is_tensor)
+        one_of = frozenset[int]().union(*(value.one_of or {value.number} for value in known))
+        return replace(made, one_of=one_of)
 
     def bind(self, targets: Sequence[ast.expr], source: ast.expr) -> None:
         """Assign an expression, a tuple part by part."""
@@ -185,8 +193,8 @@ class _Flow:
     def add(self, node: ast.AST, left: Value, right: Value) -> None:
         if not (left.is_tensor and right.is_tensor) or left.number == right.number:
             return
-        if left.number in right.sources or right.number in left.sources:
-            residual_first = left.number in right.sources
+        if right.is_from(left) or left.is_from(right):
+            residual_first = right.is_from(left)
         elif left.is_argument != right.is_argument:
             residual_first = left.is_argument
         else:

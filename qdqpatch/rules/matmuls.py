@@ -32,7 +32,7 @@ OPERATIONS = {
     ("p2c_k", "p2c_q"): "key x position query",
     ("layout_q", "layout_k"): "layout query x layout key",
     ("layout_a", "layout_v"): "layout probabilities x layout value",
-    ("conv_x", "conv_kernel"): "span x kernel",
+    ("conv_span", "conv_kernel"): "span x kernel",
 }
 
 _COUNTED: dict[tuple[type[nn.Module], str], int] = {}

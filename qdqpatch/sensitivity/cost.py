@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdqpatch import distributed
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.head import MEASURES, Meaning, divergence
 
@@ -75,6 +76,19 @@ class Cost:
             for p, q in zip(one.split(ROWS), other.split(ROWS), strict=True):
                 self._totals[name] += float(divergence(means, p.double(), q.double()).sum())
             self._counts[name] += len(one)
+
+    def merge(self, device: torch.device) -> None:
+        """Add what other processes counted of the batches that they share.
+
+        Args:
+            device: Where they exchange it.
+        """
+        own = {
+            name: torch.tensor([self._totals[name], self._counts[name]], dtype=torch.float64)
+            for name in self._totals
+        }
+        for name, (total, count) in distributed.sum_over_processes(own, device).items():
+            self._totals[name], self._counts[name] = float(total), int(count)
 
     @property
     def value(self) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qdqpatch.data.arrays import Arrays
+from qdqpatch.distributed import gather, share
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.sensitivity.cost import meaning, rows_of
@@ -105,15 +106,18 @@ class ChangeJudge:
 
     def _predict(self) -> Tensor:
         """Return every prediction: the likeliest outcome of a distribution, or whether a label is likely."""
-        chosen = []
-        for batch in self._batches:
+        chosen: dict[int, Tensor] = {}
+        for number in share(range(len(self._batches))):
+            batch, found_in = self._batches[number], []
             outputs = self._run(batch)
             for name in self._task.logits:
                 rows = rows_of(name, outputs[name], self._task, batch["attention_mask"])
                 found = predictions(meaning(name, outputs[name], self._task), rows)
                 assert found is not None  # `make_judge` takes another judge for what predicts nothing
-                chosen.append(found.flatten().cpu())
-        return torch.cat(chosen)
+                found_in.append(found.flatten().cpu())
+            chosen[number] = torch.cat(found_in)
+        gathered = gather(chosen)
+        return torch.cat([gathered[number] for number in range(len(self._batches))])
 
 
 Judge = MetricJudge | ChangeJudge

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from qdqpatch.distributed import share
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import torch_run
 from qdqpatch.sensitivity.cost import Cost, measure_of
@@ -100,8 +101,11 @@ def _by_outputs(subject: Subject, units: Sequence[Unit], only: Switch, step: Ste
     run = torch_run(subject.model)
     costs = [Cost(subject.task) for _ in units]
     batches = subject.batches()
-    progress = Progress(step, len(batches) * (1 + len(units)))
-    for batch in batches:
+    only(())
+    name = measure_of(subject.task, run(batches[0]))
+    own = share(batches)
+    progress = Progress(step, len(own) * (1 + len(units)))
+    for batch in own:
         only(())
         expected = run(batch)
         progress.advance("Ranking")
@@ -109,13 +113,15 @@ def _by_outputs(subject: Subject, units: Sequence[Unit], only: Switch, step: Ste
             only(unit.quantizers)
             cost.add(expected, run(batch), batch["attention_mask"])
             progress.advance("Ranking")
+    for cost in costs:
+        cost.merge(subject.model.device)
     found = [cost.value for cost in costs]
     if not any(found):
         raise ConfigError(
             f"No unit changes the outputs by anything when it is quantized, on {len(subject.examples)} "
             "examples, so that there is nothing to rank. Check that model and data belong together."
         )
-    return measure_of(subject.task, expected), found
+    return name, found
 
 
 def _by_metric(subject: Subject, units: Sequence[Unit], only: Switch, step: Step) -> tuple[str, list[float]]:

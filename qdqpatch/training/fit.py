@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 
+from qdqpatch.distributed import is_distributed, processes
 from qdqpatch.errors import TrainingError
 from qdqpatch.patching.finite import not_finite
 from qdqpatch.tasks.base import Batch, Feature
@@ -60,7 +61,7 @@ def fit(
     Raises:
         TrainingError: If it diverges.
     """
-    steps = schedule.steps(len(features))
+    steps = schedule.steps(math.ceil(len(features) / processes()))
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -80,6 +81,7 @@ def fit(
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=model.device.type == "cpu",
+        ddp_backend="gloo" if is_distributed() and model.device.type == "cpu" else None,
     )
     trainer = _Trainer(
         model,

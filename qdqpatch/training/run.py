@@ -6,6 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import ptq
+from qdqpatch.calibration.observing import HELD_BACK
 from qdqpatch.calibration.refining import can_refine
 from qdqpatch.calibration.shifting import find_shifts
 from qdqpatch.checkpoint.companions import Companions, read_companions
 from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.data.arrays import Arrays
-from qdqpatch.engines.device import to_fastest_device
+from qdqpatch.distributed import from_first, is_first, share
+from qdqpatch.engines.device import fastest_device, to_fastest_device
 from qdqpatch.errors import ConfigError, NoLabelsError, TrainingError, no_range
 from qdqpatch.evaluation.predicting import batches, predict, torch_run
 from qdqpatch.evaluation.shared_task import settle
@@ -52,7 +55,9 @@ def run_job(
 ) -> TrainingReport:
     """Train a checkpoint and save the trained one, with a report of what each stage gained.
 
-    Checkpoints of the run are kept in a folder beside `out`, `OUT.training`, until it is done.
+    Checkpoints of the run are kept in a folder beside `out`, `OUT.training`, until it is done. Under
+    `torchrun` and its like the processes share the data, and the first one writes; a step takes a batch of
+    each.
 
     Args:
         job: What to do.
@@ -70,14 +75,10 @@ def run_job(
         TrainingError: If it diverges. Then nothing of the run is kept.
     """
     read = {**_inputs(job), **(inputs or {})}
-    folder = None
-    if resume:
-        folder = RunFolder.open(job, out, read, resume, force)
-        if (report := folder.finished()) is not None:
-            folder.remove()
-            return report
-    output = OutputFolder.open(out, read, force)
-    folder = folder or RunFolder.open(job, out, read, resume, force)
+    found = from_first(lambda: _open_folders(job, out, read, resume, force), fastest_device())
+    if isinstance(found, TrainingReport):
+        return found
+    output, folder = found
     listener = TrainingListener() if listener is None else listener
     companions = read_companions(job.ckpt)
     source, task = _open(job, companions)
@@ -90,8 +91,9 @@ def run_job(
     run = _Run(job, folder.path, listener, task, data, model, teacher)
     if folder.stages is None:
         run.calibrate(source.quantization is None)
-        folder.begin(run.model, run.report.stages)
-    with folder.held():
+        if is_first():
+            folder.begin(run.model, run.report.stages)
+    with folder.held() if is_first() else nullcontext():
         checkpoint = None
         if folder.stages is not None:
             run.report.stages = folder.stages
@@ -101,8 +103,11 @@ def run_job(
             with failures_of_writing(folder.name):
                 run.train(checkpoint)
         except TrainingError:
-            folder.remove()  # a lower rate is another job, which could not go on with it
+            if is_first():
+                folder.remove()  # a lower rate is another job, which could not go on with it
             raise
+        if not is_first():
+            return run.report
         with output.staged() as staging:
             run.model.save_pretrained(staging)
             companions.copy(staging)
@@ -113,6 +118,20 @@ def run_job(
         if (left := folder.remove()) is not None:
             listener.warn(left)
     return run.report
+
+
+def _open_folders(
+    job: Job, out: Path, read: dict[str, Any], resume: bool, force: bool
+) -> TrainingReport | tuple[OutputFolder, RunFolder]:
+    """Return what is to be written, or the report of a run that had written all of it."""
+    folder = None
+    if resume:
+        folder = RunFolder.open(job, out, read, resume, force)
+        if (report := folder.finished()) is not None:
+            folder.remove()
+            return report
+    output = OutputFolder.open(out, read, force)
+    return output, folder or RunFolder.open(job, out, read, resume, force)
 
 
 def _inputs(job: Job) -> dict[str, str | None]:
@@ -263,7 +282,7 @@ class _Run:
         chosen = draw(self._data.features, CALIBRATION, job.schedule.seed)
         ptq(
             self.model,
-            batches(self._task, chosen, job.schedule.batch_size),
+            batches(self._task, share(chosen, HELD_BACK * job.schedule.batch_size), job.schedule.batch_size),
             method=job.method,
             shift=job.shift and bool(find_shifts(self.model)),
             refine=job.refine if can_refine(self.model) else 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import models
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,6 @@ import qdqpatch
 from qdqpatch.calibration import Statistics, collect, observing
 from qdqpatch.calibration.counting import KEPT_BYTES, BatchCounts
 from qdqpatch.calibration.histogram import SMALLEST_EXPONENT, Histogram
-from tests.support import models
 
 MOST = 3
 """Operations of collection, to those of the float model: what a launch-bound device may take longer."""

@@ -107,7 +107,7 @@ def test_probabilities_may_have_heads_in_the_rows() -> None:
     )
 
 
-@pytest.mark.parametrize("operand", ["c2p_k", "p2c_q", "conv_x"])
+@pytest.mark.parametrize("operand", ["c2p_k", "p2c_q", "conv_span"])
 def test_what_has_no_row_of_the_batch_is_data(operand: str) -> None:
     tensor = random(3, 5, DIM)
     assert_counts(counted(tensor, f"matmul_{operand}_input_quantizer", {"attention_mask": RIGHT}), [tensor])

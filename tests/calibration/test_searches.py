@@ -4,10 +4,12 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import models
 import numpy as np
 import nvidia
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from qdqpatch.calibration import collect
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.methods import bins_in_range
 from qdqpatch.calibration.statistics import TensorStatistics
+from qdqpatch.choices import Method
 from qdqpatch.patching.apply import named_quantizers
 
 Counts = NDArray[np.int64]
@@ -287,3 +290,31 @@ def test_unusual_activations_have_a_defined_range(make: Callable[[], torch.Tenso
 def test_a_tensor_of_zeros_has_the_range_zero() -> None:
     for method, amax in ranges(torch.zeros(50)).items():
         assert torch.equal(amax, torch.zeros(())), method
+
+
+FP8 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+
+
+@pytest.mark.parametrize("method", ["mse", "entropy"])
+@pytest.mark.parametrize("seed", range(3))
+def test_of_the_ranges_tried_for_fp8_the_best_is_found(method: Method, seed: int) -> None:
+    magnitudes = np.abs(np.random.default_rng(seed).standard_t(3, 5000))
+    counts, _ = np.histogram(magnitudes, bins=700)
+    found = bins_in_range(counts, 448, method, 0)
+    costs = {}
+    for amax in np.unique(np.geomspace(START, 700, 256).round()):
+        centers = np.arange(700) + 0.5
+        steps = np.minimum(centers * (448 / amax), 448).astype(ml_dtypes.float8_e4m3fn)
+        if method == "mse":
+            costs[amax] = (counts * (steps.astype(np.float64) * (amax / 448) - centers) ** 2).sum()
+            continue
+        end = int(amax)
+        reference = counts[:end].astype(np.float64)
+        reference[0] = counts[1]
+        quantized = np.zeros(end)
+        for level in FP8:
+            mine = (steps[:end].astype(np.float64) == level) & (reference > 0)
+            quantized[mine] = reference[mine].mean() if mine.any() else 0
+        reference[-1] += counts[end:].sum()
+        costs[amax] = scipy.stats.entropy(reference, quantized)
+    assert costs[found] == pytest.approx(min(costs.values()), rel=1e-9)

@@ -35,11 +35,22 @@ def test_default_placement_is_that_of_qdqbert() -> None:
         ("qdqbert", {"linears", "matmuls", "residual_adds"}),
         ("no-residual", {"linears", "matmuls"}),
         ("linear-only", {"linears"}),
+        ("fp8", {"linears", "matmuls", "residual_adds"}),
     ],
 )
 def test_presets(preset: str, on: set[str]) -> None:
     config = QDQConfig.preset(preset)
     assert {part for part in PARTS if getattr(config, part)} == on
+
+
+def test_fp8_survives_json_and_knows_itself() -> None:
+    config = QDQConfig.preset("fp8")
+    read = QDQConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert read == config
+    assert (read.activation.num_bits, read.weight.num_bits, read.weight.axis) == ((4, 3), (4, 3), 0)
+    assert config.has_float8
+    assert QDQConfig(overrides=["*_weight_quantizer=num_bits:e4m3"]).has_float8
+    assert not QDQConfig().has_float8
 
 
 def test_a_preset_can_be_changed() -> None:

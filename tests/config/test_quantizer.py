@@ -38,6 +38,20 @@ def test_every_setting_survives_the_way_through_a_descriptor(name: str) -> None:
     assert QuantizerConfig.from_descriptor(config.descriptor()) == config
 
 
+def test_fp8_survives_the_way_through_a_descriptor() -> None:
+    for spelled in ((4, 3), [4, 3], "e4m3"):
+        config = QuantizerConfig(num_bits=spelled)
+        assert (config.num_bits, str(config)) == ((4, 3), "fp8")
+        assert config.descriptor().num_bits == (4, 3)
+        assert QuantizerConfig.from_descriptor(config.descriptor()) == config
+
+
+@pytest.mark.parametrize("name", ["unsigned", "narrow_range"])
+def test_fp8_has_no_settings_of_integers(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"FP8 has a sign and one range: {name} is for integers"):
+        QuantizerConfig(num_bits=(4, 3), **{name: True})
+
+
 def test_there_is_a_value_above_for_every_setting() -> None:
     assert NON_DEFAULT.keys() == {field.name for field in dataclasses.fields(QuantizerConfig)}
 
@@ -51,6 +65,8 @@ def test_there_is_a_value_above_for_every_setting() -> None:
         ("num_bits", True),
         ("num_bits", "8"),
         ("num_bits", None),
+        ("num_bits", (5, 2)),
+        ("num_bits", [4]),
         ("axis", 0.0),
         ("axis", "0"),
         ("axis", True),

@@ -42,6 +42,17 @@ def test_figures_from_a_histogram_are_those_of_the_tensor(name: str, fraction: f
     assert (found.clipped_share == 0) == (fraction >= 1)
 
 
+@pytest.mark.parametrize("fraction", [1.5, 0.5])
+@pytest.mark.parametrize("name", ["normal", "GELU", "outlier"])
+def test_figures_of_fp8_are_those_of_the_tensor(name: str, fraction: float) -> None:
+    values = tensors()[name]
+    amax = fraction * values.abs().max()
+    exact = of_tensor(values, amax, quantizer(num_bits=(4, 3)))
+    found = of_statistics(statistics(values, num_bits=(4, 3)), float(amax))
+    # Near zero the levels are finer than the bins.
+    assert found.sqnr_db == pytest.approx(exact.sqnr_db, abs=DB_TOLERANCE)
+
+
 def test_exact_figures_follow_their_definition() -> None:
     values = torch.tensor([0.2, -0.6, 1.0, -3.0])
     levels = torch.tensor([0.0, -1.0, 1.0, -1.0])  # 2 bits without the lowest: -1, 0, 1

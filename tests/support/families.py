@@ -35,6 +35,7 @@ DEBERTA = {
     "position_biased_input": False,
     "type_vocab_size": 0,
 }
+BOTH = {"text_config": {**SIZES, **SPECIAL}, "vision_config": IMAGES}
 T5 = {"vocab_size": 60, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3}
 BART = {
     "vocab_size": 60,
@@ -52,6 +53,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "bart": BART,
     "bert": SIZES,
     "camembert": SIZES,
+    "clip": {**BOTH, "projection_dim": 16},
     "clip_text_model": {**SIZES, **SPECIAL},
     "clip_vision_model": IMAGES,
     "convbert": {**SIZES, "num_attention_heads": 4, "embedding_size": 24, "conv_kernel_size": 3},
@@ -117,6 +119,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "rembert": {**SIZES, "input_embedding_size": 16, "output_embedding_size": 16},
     "roberta": SIZES,
     "roformer": {**ROTATED, "embedding_size": 32},
+    "siglip": BOTH,
     "siglip_text_model": {**SIZES, **SPECIAL},
     "siglip_vision_model": IMAGES,
     "t5": T5,
@@ -172,10 +175,14 @@ def _shared(family: str, quantized: bool) -> PreTrainedModel:
 def inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return arguments for a base model: three rows, of text two of them padded."""
     generator = torch.Generator().manual_seed(1)
-    settings = model.config
-    if model.main_input_name == "pixel_values":
-        size = settings.num_channels, settings.image_size, settings.image_size
-        return {"pixel_values": torch.randn(3, *size, generator=generator)}
+    settings = getattr(model.config, "text_config", model.config)
+    vision = getattr(model.config, "vision_config", model.config)
+    images = {}
+    if hasattr(vision, "image_size"):
+        size = vision.num_channels, vision.image_size, vision.image_size
+        images["pixel_values"] = torch.randn(3, *size, generator=generator)
+        if vision is settings:
+            return images
     tokens = torch.randint(5, settings.vocab_size, (3, 9), generator=generator)
     mask = torch.arange(9) < torch.tensor([[9], [7], [4]])
     padding = settings.pad_token_id if getattr(settings, "pad_token_id", None) is not None else 0
@@ -183,14 +190,16 @@ def inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     if settings.model_type in ("layoutlm", "layoutlmv3", "lilt"):
         corner = torch.randint(0, 30, (3, 9, 2), generator=generator)
         batch["bbox"] = torch.cat([corner, corner + 5], -1)
-    return batch
+    return batch | images
 
 
 def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Return the model's first output without gradients; of text, where it is no padding."""
+    """Return the model's first output without gradients; of tokens, where they are no padding."""
     with torch.no_grad():
         values = model(**batch)[0]
-    return values[batch["attention_mask"].bool()] if "attention_mask" in batch else values
+    if "attention_mask" not in batch or "pixel_values" in batch:
+        return values
+    return values[batch["attention_mask"].bool()]
 
 
 def heads(family: str) -> dict[str, type[PreTrainedModel]]:

@@ -14,7 +14,6 @@ from qdqpatch.calibration.statistics import TensorStatistics
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.nn.quantizer import TensorQuantizer
-from qdqpatch.nn.toolkit import QuantDescriptor
 from qdqpatch.report import quantizers
 from qdqpatch.report.quality import Quality
 from qdqpatch.report.quantizers import QuantizerReport, load_statistics, report_quantizers
@@ -29,7 +28,7 @@ def statistics(values: Tensor, **settings: Any) -> TensorStatistics:
 
 
 def quantizer(**settings: Any) -> TensorQuantizer:
-    return TensorQuantizer(QuantDescriptor(**settings))
+    return TensorQuantizer(QuantizerConfig(**settings).descriptor())
 
 
 def calibrated_checkpoint(folder: Path, method: str = "percentile") -> Path:

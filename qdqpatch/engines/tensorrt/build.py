@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES
+from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES, FLOAT8_CAPABILITIES
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.tensorrt.layers import Kernel, read_kernels
 from qdqpatch.errors import ConfigError, EngineError
@@ -49,17 +49,25 @@ class Build:
         return sum(kernel.moved for kernel in self.kernels)
 
 
-def require(capabilities: Sequence[str] = DEFAULT_CAPABILITIES) -> None:
+def require(capabilities: Sequence[str] = DEFAULT_CAPABILITIES, float8: bool = False) -> None:
     """Find out before the work whether files can be compiled here, for these capabilities.
 
+    Args:
+        capabilities: Those.
+        float8: Whether the files have FP8.
+
     Raises:
-        ConfigError: If a capability does not exist.
+        ConfigError: If a capability does not exist, or has no FP8 where that is needed.
         EngineError: If TensorRT for RTX is not installed.
     """
     for capability in capabilities:
         if capability not in CAPABILITIES:
             known = ", ".join(CAPABILITIES)
             raise ConfigError(f"There is no compute capability {capability!r}; TensorRT for RTX has {known}.")
+        if float8 and capability not in FLOAT8_CAPABILITIES:
+            raise ConfigError(
+                f"{capability} has no FP8, which came with SM89 (Ada): leave it out, or quantize to int8."
+            )
     if importlib.util.find_spec(PACKAGE) is None:
         raise EngineError(f"Compiling needs TensorRT for RTX, which is not installed: {INSTALL}")
 
@@ -126,6 +134,8 @@ def _refusal(file: Path, capability: str, errors: list[dict[str, str]]) -> str:
     reason = _SOURCE.sub("", " ".join(lines)).strip().rstrip(".")
     if "Plugin not found" in reason:
         reason = "it has no such operator"
+    if "fp8_e4m3" in reason and capability not in FLOAT8_CAPABILITIES:
+        reason = "FP8 came with SM89 (Ada)"
     if error["operator"]:
         return f"TensorRT refuses {file}: node {error['node']!r} ({error['operator']}): {reason}."
     return f"TensorRT cannot compile {file} for {capability}: {reason}."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from qdqpatch.exporter.graph import Rewriter, path
-from qdqpatch.exporter.grids import Grid, activation_grid, weight_grid
+from qdqpatch.exporter.grids import activation_grid, weight_grid
 from qdqpatch.exporter.symbolic_operators import DOMAIN, LINEAR
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, WEIGHT
@@ -50,7 +50,7 @@ class QDQLinear:
         grid, integers = weight_grid(quantizer, linear.weight, f"{name}.{WEIGHT}")
         stored = integers.T if self.transposed else integers
         axis = None if grid.axis is None else int(self.transposed)
-        grid = Grid(grid.scale, axis, grid.unsigned)
+        grid = replace(grid, axis=axis)
         if self.float_weights:
             values = linear.weight.detach().numpy()
             weight = rewriter.constant(values.T if self.transposed else values, f"{name}.weight")

@@ -27,6 +27,7 @@ class Target:
         engine: Where the file is checked; None if that cannot be.
         kernels: Lists the kernels with matmuls that the engine makes of a file; None if it cannot say.
         signed: Whether it has signed levels alone.
+        float8: Whether it has FP8 (E4M3).
         domains: Versions of operators other than ONNX's own.
         cpu: The processors that its form is for, one of `qdqpatch.choices.CPUS`; None for any.
     """
@@ -39,6 +40,7 @@ class Target:
     engine: Engine | None = None
     kernels: Callable[[Path], list[Kernel]] | None = None
     signed: bool = False
+    float8: bool = False
     domains: dict[str, int] = field(default_factory=dict)
     cpu: str | None = None
 

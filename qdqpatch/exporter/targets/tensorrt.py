@@ -29,4 +29,5 @@ def target(float_weights: bool = False) -> Target:
         file=ONNX_PATH,
         write=write_onnx,
         signed=True,
+        float8=True,
     )
