@@ -170,7 +170,7 @@ def prepare_export(
     from qdqpatch.exporter.preparing import prepared
 
     engine_target = _target(target, float_weights, _vnni(target, cpu, vnni), cpu, check)
-    float8 = not as_float and has_float8(model)
+    float8 = has_float8(model)
     _check_build(target, build, float8)
     precision = _precision(target, dtype, opset, float8)
     if target != "tensorrt" and (int32_inputs or float32_outputs):
