@@ -9,7 +9,18 @@ import click
 import qdqpatch
 from qdqpatch.cli.processes import joined
 
-COMMANDS = ("bench", "convert", "eval", "export", "inspect", "lint", "sensitivity", "train", "verify")
+COMMANDS = (
+    "bench",
+    "convert",
+    "eval",
+    "export",
+    "inspect",
+    "lint",
+    "optimize",
+    "sensitivity",
+    "train",
+    "verify",
+)
 """The commands, each the `command` of the module of its name."""
 
 
@@ -39,6 +50,7 @@ def main(context: click.Context) -> None:
     CKPT is a folder that save_pretrained wrote, or the name of a model on the Hugging Face hub.
 
     \b
+    The best int8 for an engine:      qdqpatch optimize CKPT OUT --data texts.txt
     See what would be quantized:      qdqpatch inspect CKPT
     Quantize, calibrate and save:     qdqpatch convert CKPT OUT --calib sentences.txt
     Write it for an engine:           qdqpatch export OUT ENGINE --target onnxruntime

@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method
-from qdqpatch.cli.common import Command, progress_bar
+from qdqpatch.cli.bar import CalibrationBar
+from qdqpatch.cli.common import Command
 from qdqpatch.cli.numbers import PositiveFloat
 from qdqpatch.cli.options import COLUMN_HELP, EPOCHS, LENGTH, SEED
 from qdqpatch.cli.sections import SectionOption
-from qdqpatch.listening import CalibrationListener
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,10 +26,14 @@ if TYPE_CHECKING:
 
     from qdqpatch.calibration import Statistics
     from qdqpatch.checkpoint.companions import Companions
+    from qdqpatch.data.batches import TextBatches
     from qdqpatch.data.texts import Texts
 
 SECTION = "Calibration"
 _option = functools.partial(click.option, cls=SectionOption, section=SECTION)
+
+JUDGED = 64
+"""On so many texts a model is compared with the float one."""
 
 OPTIONS = (
     _option(
@@ -172,12 +174,8 @@ class Calibration:
     refine: int
     correct_biases: bool
 
-    def prepare(
-        self, ckpt: str, companions: Companions, console: Console
-    ) -> Callable[[PreTrainedModel], Statistics]:
+    def prepare(self, ckpt: str, companions: Companions, console: Console) -> Prepared:
         """Read the tokenizer and the texts, and return what calibrates the model with them.
-
-        That returns what the quantizers saw.
 
         Args:
             ckpt: The checkpoint.
@@ -194,32 +192,40 @@ class Calibration:
         tokenizer = load_tokenizer(ckpt)
         if is_hub_name(self.source):
             _silence_datasets()
+        read = functools.partial(
+            read_texts,
+            self.source,
+            self.text_column,
+            self.text_pair_column,
+            split=self.split,
+            subset=self.subset,
+        )
         with console.status(f"Reading {self.source}"):
-            texts = read_texts(
-                self.source,
-                self.text_column,
-                self.text_pair_column,
-                samples=self.samples,
-                seed=self.seed,
-                split=self.split,
-                subset=self.subset,
-            )
-        rows = [(companions.text(first, prompt), second) for first, second in texts.rows]
+            texts = read(samples=self.samples, seed=self.seed)
+            used = {*texts.rows}
+            others = []
+            if texts.total > len(texts.rows):
+                others = [row for row in read(samples=JUDGED, seed=self.seed ^ 1).rows if row not in used]
+        rows, judged = (
+            [(companions.text(first, prompt), second) for first, second in some]
+            for some in (texts.rows, others or texts.rows[:JUDGED])
+        )
         settings = self
         if companions.max_length is not None and not self.length_given:
             settings = dataclasses.replace(self, max_length=companions.max_length)
             tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
-        return functools.partial(settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console)
+        return Prepared(
+            settings, dataclasses.replace(texts, rows=rows), judged, bool(others), tokenizer, console
+        )
 
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
+        from qdqpatch.output.record import data_record
+
         names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
         more = ("fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
-        data: dict[str, Any] = {"name": Path(self.source).name}
-        if Path(self.source).is_file():
-            data["sha256"] = hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
-        return {"calibration": settings, "data": data}
+        return {"calibration": settings, "data": data_record(self.source)}
 
     def _run(
         self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
@@ -239,7 +245,7 @@ class Calibration:
         )
         if not self.length_given and is_first():
             warn_if_short(batches, served_length(tokenizer, model))
-        with _Bar(console) as bar:
+        with CalibrationBar(console) as bar:
             ptq(
                 model,
                 batches,
@@ -257,37 +263,35 @@ class Calibration:
         return bar.statistics
 
 
-class _Bar(CalibrationListener):
-    """Shows how calibration goes on: one bar, which begins anew with each step.
+@dataclass(frozen=True)
+class Prepared:
+    """Texts that are read, to calibrate a model with and to judge it on.
 
     Attributes:
-        statistics: What the quantizers saw.
+        settings: What the options say.
+        texts: What to calibrate with.
+        judged: What to judge on, at most `JUDGED` texts.
+        held_back: Whether these are others than those to calibrate with.
+        tokenizer: The model's.
+        console: Where to say what is done.
     """
 
-    statistics: Statistics
+    settings: Calibration
+    texts: Texts
+    judged: list[tuple[str, str | None]]
+    held_back: bool
+    tokenizer: PreTrainedTokenizerBase
+    console: Console
 
-    def __init__(self, console: Console) -> None:
-        self._bar = progress_bar(console)
-        self._task = self._bar.add_task("", total=None)
+    def __call__(self, model: PreTrainedModel) -> Statistics:
+        """Calibrate the model, and return what the quantizers saw."""
+        return self.settings._run(self.texts, self.tokenizer, self.console, model)
 
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
+    def batches(self, model: PreTrainedModel) -> TextBatches:
+        """Return the texts to judge on."""
+        from qdqpatch.data.batches import TextBatches
 
-    def __exit__(self, *raised: object) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """Begin a step."""
-        self._bar.reset(self._task, total=None, description=text)
-
-    def step(self, done: int, total: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=done, total=total)
-
-    def collected(self, statistics: Statistics) -> None:
-        """Keep what the quantizers saw."""
-        self.statistics = statistics
+        return TextBatches(self.judged, self.tokenizer, model, max_length=self.settings.max_length)
 
 
 def calibration_options(command: Command) -> Command:

@@ -14,10 +14,15 @@ from qdqpatch.cli.common import Placement, placement_options, task_option, verbo
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.options import cpu_option
 from qdqpatch.cli.sections import SectionCommand
-from qdqpatch.errors import QuantizedError
+from qdqpatch.errors import CalibrationError, ConfigError, QuantizedError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedModel
+
+    from qdqpatch.checkpoint.companions import Companions
+    from qdqpatch.cli.calibration import Prepared
+    from qdqpatch.evaluation.outcome import Before
 
 
 @click.command("convert", cls=SectionCommand)
@@ -96,6 +101,7 @@ def command(
         model, missing = source.load(fresh_head=True)
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
+    before = None if set_ranges is None or not is_first() else _before(model, set_ranges, companions)
     if source.quantization is None:
         quantize(model, config)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
@@ -125,7 +131,46 @@ def command(
         f"{sum(calibrated)} of {len(calibrated)} quantizers have a range "
         f"({time.perf_counter() - started:.1f} s)."
     )
+    if before is not None and set_ranges is not None:
+        _print_outcome(before, model, set_ranges.held_back, ckpt, console)
     for export in exports:
         print_export(export, console)
     if not any(calibrated):
         console.print("To set the ranges, convert again with --calib FILE.")
+
+
+def _before(model: PreTrainedModel, texts: Prepared, companions: Companions) -> Before | None:
+    """Run the model in float on the texts to judge on; None where it gives nothing that could be judged."""
+    from qdqpatch.evaluation.outcome import Before
+    from qdqpatch.patching.apply import is_quantized
+    from qdqpatch.sensitivity.subject import switching
+
+    model.eval()
+    batches = texts.batches(model)
+    try:
+        if not is_quantized(model):
+            return Before.of(model, batches, companions)
+        with switching(model) as only:
+            only(())
+            return Before.of(model, batches, companions)
+    except (CalibrationError, ConfigError):
+        return None
+
+
+def _print_outcome(
+    before: Before, model: PreTrainedModel, held_back: bool, ckpt: str, console: Console
+) -> None:
+    """Say how close the model is to the float one, and where to go if that is poor."""
+    from qdqpatch.optimizing.budget import Budget
+
+    found = before.closeness(model.eval())
+    if not found:
+        return
+    figures = ", ".join(f"{metric.name} {metric}" for metric in reversed(found))
+    which = "held back" if held_back else "that it was calibrated with: there are no others"
+    console.print(f"Beside the float model, on {len(before.rows)} texts {which}: {figures}.")
+    budget = Budget(before.meaning)
+    if not budget.judge(found).passes:
+        console.print(
+            f"That is less than {budget}. Better steps are found by: qdqpatch optimize {ckpt} OUT --data FILE"
+        )

@@ -119,7 +119,8 @@ def command(
             f"{ckpt} is not quantized. Make an int8 checkpoint of it first: "
             f"qdqpatch convert {ckpt} OUT --calib FILE. For a float file, to compare with: --float."
         )
-    capabilities = wanted(target, build, capability, source.quantization.has_float8)
+    float8 = source.quantization is not None and source.quantization.has_float8
+    capabilities = wanted(target, build, capability, float8)
     OutputFolder.open(out, {"the checkpoint": ckpt}, force)
     with console.status(f"Loading {ckpt}") as status:
         model, _ = source.load()

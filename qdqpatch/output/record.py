@@ -41,6 +41,14 @@ def write_record(model: PreTrainedModel, folder: Path, **sections: Any) -> None:
         write_card(folder)
 
 
+def data_record(source: str) -> dict[str, str]:
+    """Return what a record says of data: its name and, if it is a file, its hash."""
+    path = Path(source)
+    if not path.is_file():
+        return {"name": path.name}
+    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
 def write_card(folder: Path) -> None:
     """Write our part of the model card, behind what is there."""
     file = folder / CARD
@@ -72,6 +80,14 @@ def _text(data: Mapping[str, Any]) -> str:
     if calibration := data.get("calibration"):
         settings = ", ".join(f"{name} {value}" for name, value in calibration.items() if value)
         lines += [f"Calibrated: {settings}.", ""]
+    if gates := data.get("optimization"):
+        met = "met" if gates["met"] else "not met"
+        lines += [f"Judged in {gates['engine']} on {gates['held_back']} texts: {gates['asked']}, {met}.", ""]
+        chosen = next(rung for rung in gates["rungs"] if rung["name"] == gates["chosen"])
+        lines += [f"- {name}: {value:.5g}" for name, value in chosen["figures"].items()]
+        if chosen["speedup"] is not None:
+            lines += [f"- speed: {chosen['speedup']:.2f} times that of the float model"]
+        lines += [""]
     if source := data.get("data"):
         digest = f", SHA-256 `{source['sha256'][:16]}`" if "sha256" in source else ""
         lines += [f"Data: {source['name']}{digest}.", ""]

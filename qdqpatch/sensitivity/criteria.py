@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -120,7 +121,21 @@ class ChangeJudge:
         return torch.cat([gathered[number] for number in range(len(self._batches))])
 
 
-Judge = MetricJudge | ChangeJudge
+class Judge(Protocol):
+    """Judges a model as it is at each call.
+
+    Attributes:
+        name: Of the figure.
+        higher_is_better: Of it.
+        reference: The float model's.
+    """
+
+    name: str
+    higher_is_better: bool
+    reference: float
+
+    def __call__(self) -> Judgement:
+        """Run the model on all examples."""
 
 
 def make_judge(subject: Subject, labelled: bool) -> Judge:

@@ -93,6 +93,7 @@ def search(
     max_drop: float,
     *,
     labelled: bool = True,
+    judge: Judge | None = None,
     attempts: int = ATTEMPTS,
     batch_size: int = 16,
     step: Step = lambda text, done, total: None,
@@ -111,6 +112,7 @@ def search(
         max_drop: How much worse the metric may be, in percent of the float model's.
         labelled: Whether the examples have labels. If not, the share of predictions that are not the float
             model's counts instead, in percent; of scores, their correlation with the float model's.
+        judge: Judges the model instead, by a drop of its own.
         attempts: How many models are tried at most when units are quantized again.
         batch_size: How many sequences run at once.
         step: Told of the progress.
@@ -130,7 +132,7 @@ def search(
     progress = Progress(step, 2 + math.ceil(math.log2(len(units) + 1)) + min(attempts, len(units)))
     with switching(model) as only:
         only(())
-        judge = make_judge(subject, labelled)
+        judge = make_judge(subject, labelled) if judge is None else judge
         progress.advance("Searching")
         tries = _Tries(units, only, judge, progress)
         chosen = _costliest(tries, units, max_drop)
