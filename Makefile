@@ -17,6 +17,9 @@ VENV := .venv
 REFERENCE := .venv-reference
 INSTALL := -m pip install -qq --disable-pip-version-check
 
+# Two workers, each with whole files, the longest first (tests/conftest.py).
+PYTEST := -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+
 # The original QDQBERT classes need packages of their own, and those a Python before 3.13; with a later one
 # the tests that run the original classes are skipped.
 ORIGINALS := $(shell $(PYTHON) -c 'import sys; print("$(REFERENCE)" if sys.version_info < (3, 13) else "")')
@@ -30,8 +33,8 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python demo/demo.py
 
 test: lint $(VENV)/oldest $(ORIGINALS:%=%/installed)
-	$(ORIGINALS:%=QDQPATCH_REFERENCE_PYTHON=$(CURDIR)/%/bin/python) $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
-	PYTHONPATH=$(VENV)/oldest $(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "compat and not slow"
+	$(ORIGINALS:%=QDQPATCH_REFERENCE_PYTHON=$(CURDIR)/%/bin/python) $(VENV)/bin/python $(PYTEST)
+	PYTHONPATH=$(VENV)/oldest $(VENV)/bin/python $(PYTEST) -m "compat and not slow"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check

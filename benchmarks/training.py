@@ -36,8 +36,9 @@ from qdqpatch.tasks import TASKS
 from qdqpatch.tasks.base import DataSource, draw
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.job import Job
-from qdqpatch.training.run import CALIBRATION, run_job
+from qdqpatch.training.run import run_job
 from qdqpatch.training.schedule import Schedule
+from qdqpatch.training.stages import CALIBRATION
 
 METHODS = ("max", "percentile-99.99", "auto", "auto-shift-refine")
 """As in `accuracy.py`; the last one's models are trained."""

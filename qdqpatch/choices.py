@@ -71,6 +71,9 @@ MEASURED_TASKS = (
 )
 """The tasks that have labelled data and metrics: those of `qdqpatch.tasks.TASKS`."""
 
+OPSETS = (17, 25)
+"""The oldest and the newest version of ONNX's operators to export with."""
+
 CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 """What TensorRT for RTX 1.7 compiles for: Turing, two of Ampere, Ada and two of Blackwell."""
 

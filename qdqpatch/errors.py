@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from qdqpatch.spelling import spelled
+
 
 class QdqError(Exception):
     """Base of every error that qdqpatch raises on purpose."""
@@ -83,14 +85,16 @@ class CalibrationWarning(UserWarning):
     """Calibration goes on, but its data is not what it should be."""
 
 
-CALIBRATE = (
-    "Calibrate the model first, by qdqpatch.calibrate(model, batches) or qdqpatch convert --calib FILE."
-)
-"""What to do where ranges are missing."""
+def no_range(paths: Sequence[str], remedy: str | None = None) -> str:
+    """Return what is to be said of quantizers, by their paths, that have no range and need one.
 
-
-def no_range(paths: Sequence[str], remedy: str = CALIBRATE) -> str:
-    """Return what is to be said of quantizers, by their paths, that have no range and need one."""
+    Args:
+        paths: The quantizers.
+        remedy: What to do; None to calibrate.
+    """
+    if remedy is None:
+        way = spelled("qdqpatch.calibrate(model, batches)", "qdqpatch convert CKPT OUT --calib FILE")
+        remedy = f"Calibrate the model first: {way}."
     found = f"{paths[0]} has" if len(paths) == 1 else f"{len(paths)} quantizers have"
     first = "" if len(paths) == 1 else f", the first one {paths[0]}"
     return f"{found} no range yet{first}. {remedy}"

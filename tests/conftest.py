@@ -52,8 +52,14 @@ COMPAT = (
 )
 """What faces transformers itself, and so runs with the oldest one too: folders and files."""
 
-EXPORTS = ("exporter", "engines/test_vnni.py")
-"""What shares exported models, which one worker makes once."""
+LONGEST = (
+    "exporter/test_families.py",
+    "exports",
+    "test_docs.py",
+    "exporter/test_embedder.py",
+    "test_notebooks.py",
+)
+"""The groups that take longest, first to last, so that two workers end at about the same time."""
 
 torch.set_num_threads(1)
 
@@ -64,13 +70,22 @@ del os.environ["ONEDNN_MAX_CPU_ISA"]
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what faces transformers, and keep together on a worker what shares what it made."""
+    """Mark what faces transformers; keep together on a worker what shares what it made, the longest first."""
+    places = {}
     for item in items:
         path = item.path.relative_to(HERE)
-        names = {str(path), *map(str, path.parents)}
-        if names & {*COMPAT}:
+        if {str(path), *map(str, path.parents)} & {*COMPAT}:
             item.add_marker(pytest.mark.compat)
-        item.add_marker(pytest.mark.xdist_group("exports" if names & {*EXPORTS} else str(path)))
+        group = "exports" if shares_exports(item) else str(path)
+        item.add_marker(pytest.mark.xdist_group(group))
+        places[item] = LONGEST.index(group) if group in LONGEST else len(LONGEST)
+    items.sort(key=places.__getitem__)
+
+
+def shares_exports(item: pytest.Item) -> bool:
+    """Tell whether a test's module takes exported models from `exports`, which makes each once."""
+    names = vars(getattr(item, "module", None) or object).values()
+    return any(getattr(value, "__module__", "") == "exports" and callable(value) for value in names)
 
 
 @pytest.fixture(autouse=True)

@@ -259,7 +259,10 @@ def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
     write_tokenizer(model)
     data = tmp_path / "data" / "tiny"
     data.mkdir(parents=True)
-    lines = ["sentence\tlabel", *(f"the cat sat {'on ' * (each % 5)}\t{each % 3}" for each in range(24))]
+    lines = [
+        "sentence\tlabel",
+        *(f"the cat sat {'on ' * (number % 5)}\t{number % 3}" for number in range(24)),
+    ]
     for part in ("train", "dev"):
         (data / f"{part}.tsv.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     work = tmp_path / "work"

@@ -298,7 +298,8 @@ def test_generation_depends_on_the_encoder(calibrated) -> None:
     model = calibrated(models.CROSS)
     states = models.inputs(models.CROSS, length=4, padded=False)["encoder_hidden_states"]
     scores = [
-        generate(model, models.CROSS, encoder_hidden_states=each).scores[-1] for each in (states, -states)
+        generate(model, models.CROSS, encoder_hidden_states=encoded).scores[-1]
+        for encoded in (states, -states)
     ]
     assert not torch.equal(*scores)
 

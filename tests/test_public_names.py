@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import pickle
 import subprocess
 import sys
@@ -26,11 +27,40 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(code: str) -> str:
-    """Run Python code in a process of its own, and return what it printed."""
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+FORKING = """
+import json, os, sys
+import numpy, scipy.optimize, scipy.stats, torch._dynamo, torch.distributed.checkpoint
+import torch.distributed.fsdp, torch.distributed.tensor, torch.export
+for name, code in json.load(sys.stdin).items():
+    child = os.fork()
+    if child:
+        assert not os.waitpid(child, 0)[1], name
+        continue
+    try:
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), 1)
+        exec(compile(code, name, "exec"), {"__name__": "__main__"})
+        sys.stdout.flush()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def printed(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What Python code prints in a process of its own, a fork of one that has imported torch and SciPy."""
+    folder = tmp_path_factory.mktemp("printed")
+    codes = {name: code.replace("SAVED", repr(str(saved))) for name, code in CODES.items()}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORKING],
+        cwd=folder,
+        input=json.dumps(codes),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return {name: (folder / name).read_text(encoding="utf-8").strip() for name in codes}
 
 
 @pytest.mark.parametrize("package", [qdqpatch, training])
@@ -63,8 +93,12 @@ def test_star_import() -> None:
     assert set(qdqpatch.__all__) <= names.keys()
 
 
-def test_rooms_are_attributes_and_other_names_are_not() -> None:
-    assert python("import qdqpatch; print(qdqpatch.calibration.Statistics.__name__)") == "Statistics"
+@pytest.mark.slow
+def test_rooms_are_attributes(printed: dict[str, str]) -> None:
+    assert printed["a room"] == "Statistics"
+
+
+def test_other_names_are_no_attributes() -> None:
     with pytest.raises(AttributeError, match="module 'qdqpatch' has no attribute 'quantise'"):
         _ = qdqpatch.quantise
     with pytest.raises(ImportError, match="quantise"):
@@ -83,52 +117,6 @@ ORDERS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("order", ORDERS)
-def test_checkpoints_load_whatever_is_imported_first(order: str, saved: Path) -> None:
-    code = f"""
-{ORDERS[order]}
-from transformers import AutoConfig, AutoModelForMaskedLM
-for folder in ({str(saved)!r}, {str(QDQBERT)!r}):
-    config = AutoConfig.from_pretrained(folder)
-    model = AutoModelForMaskedLM.from_pretrained(folder)
-    found = config, model.config.quantization_config, model.hf_quantizer
-    print(*(type(part).__name__ for part in found))
-"""
-    assert python(code).splitlines() == ["BertConfig QDQConfig QDQHfQuantizer"] * 2
-
-
-@pytest.mark.slow
-def test_without_our_names_nothing_of_ours_is_imported() -> None:
-    code = """
-import sys, qdqpatch
-from transformers import AutoModelForMaskedLM, BertForMaskedLM
-print(*(name for name in sys.modules if name.startswith(("qdqpatch.", "pytorch_quantization"))))
-"""
-    assert set(python(code).split()) == {
-        f"qdqpatch.{name}" for name in ("choices", "lazy", "patching", "patching.registration")
-    }
-
-
-@pytest.mark.slow
-def test_pickles_load_without_an_import_of_ours(saved: Path) -> None:
-    code = f"""
-import pickle, torch
-model = pickle.loads(open({str(saved / "model.pickle")!r}, "rb").read())
-layer = torch.load({str(saved / "layer.pt")!r}, weights_only=False)
-with torch.no_grad():
-    print(model(torch.tensor([[1, 2, 3]])).logits.sum().item())
-    print(layer(torch.ones(1, 3, model.config.hidden_size)).sum().item())
-"""
-    with torch.no_grad():
-        model = models.calibrated("BertForMaskedLM")
-        expected = [
-            model(torch.tensor([[1, 2, 3]])).logits.sum().item(),
-            model.bert.encoder.layer[0](torch.ones(1, 3, model.config.hidden_size)).sum().item(),
-        ]
-    assert [float(line) for line in python(code).splitlines()] == pytest.approx(expected, rel=1e-5)
-
-
 THEIRS = "import transformers.models.auto.modeling_auto, transformers.models.bert.modeling_bert"
 IN_THREADS = {
     "ours in threads": (THEIRS, [
@@ -140,12 +128,22 @@ IN_THREADS = {
 """What the main thread imports, and what six threads do; transformers alone fails in threads."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", IN_THREADS)
-def test_threads_import_and_load_at_once(case: str, saved: Path) -> None:
-    """None waits for another for ever, and all models are quantized."""
-    first, lines = IN_THREADS[case]
-    code = f"""
+def loading(first: str) -> str:
+    """Return code that loads two checkpoints after an import."""
+    return f"""
+{first}
+from transformers import AutoConfig, AutoModelForMaskedLM
+for folder in (SAVED, {str(QDQBERT)!r}):
+    config = AutoConfig.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    found = config, model.config.quantization_config, model.hf_quantizer
+    print(*(type(part).__name__ for part in found))
+"""
+
+
+def in_threads(first: str, lines: list[str]) -> str:
+    """Return code whose threads import and load at once."""
+    return f"""
 {first}
 import faulthandler, threading
 from transformers import AutoModelForMaskedLM
@@ -156,7 +154,7 @@ def load(line):
     try:
         exec(line, {{}})
         import qdqpatch
-        loaded.append(type(AutoModelForMaskedLM.from_pretrained({str(saved)!r}).hf_quantizer).__name__)
+        loaded.append(type(AutoModelForMaskedLM.from_pretrained(SAVED).hf_quantizer).__name__)
     except BaseException as error:
         loaded.append(repr(error))
 threads = [threading.Thread(target=load, args=(line,)) for line in {lines!r}]
@@ -164,4 +162,55 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(*loaded)
 """
-    assert python(code).split() == ["QDQHfQuantizer"] * 6
+
+
+CODES = {
+    **{name: loading(first) for name, first in ORDERS.items()},
+    **{name: in_threads(first, lines) for name, (first, lines) in IN_THREADS.items()},
+    "a room": "import qdqpatch; print(qdqpatch.calibration.Statistics.__name__)",
+    "none of our names": """
+import sys, qdqpatch
+from transformers import AutoModelForMaskedLM, BertForMaskedLM
+print(*(name for name in sys.modules if name.startswith(("qdqpatch.", "pytorch_quantization"))))
+""",
+    "pickles": """
+import pickle, pathlib, torch
+folder = pathlib.Path(SAVED)
+model = pickle.loads((folder / "model.pickle").read_bytes())
+layer = torch.load(folder / "layer.pt", weights_only=False)
+with torch.no_grad():
+    print(model(torch.tensor([[1, 2, 3]])).logits.sum().item())
+    print(layer(torch.ones(1, 3, model.config.hidden_size)).sum().item())
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_checkpoints_load_whatever_is_imported_first(order: str, printed: dict[str, str]) -> None:
+    assert printed[order].splitlines() == ["BertConfig QDQConfig QDQHfQuantizer"] * 2
+
+
+@pytest.mark.slow
+def test_without_our_names_nothing_of_ours_is_imported(printed: dict[str, str]) -> None:
+    assert set(printed["none of our names"].split()) == {
+        f"qdqpatch.{name}" for name in ("choices", "lazy", "patching", "patching.registration")
+    }
+
+
+@pytest.mark.slow
+def test_pickles_load_without_an_import_of_ours(printed: dict[str, str]) -> None:
+    with torch.no_grad():
+        model = models.calibrated("BertForMaskedLM")
+        expected = [
+            model(torch.tensor([[1, 2, 3]])).logits.sum().item(),
+            model.bert.encoder.layer[0](torch.ones(1, 3, model.config.hidden_size)).sum().item(),
+        ]
+    assert [float(line) for line in printed["pickles"].splitlines()] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", IN_THREADS)
+def test_threads_import_and_load_at_once(case: str, printed: dict[str, str]) -> None:
+    """None waits for another for ever, and all models are quantized."""
+    assert printed[case].split() == ["QDQHfQuantizer"] * 6

@@ -56,7 +56,7 @@ COPIES = ("save and load", "deepcopy", "pickle")
 
 def parameters(model: PreTrainedModel) -> dict[str, tuple[int, bool]]:
     """Return identity and `requires_grad` of every parameter."""
-    return {name: (id(each), each.requires_grad) for name, each in model.named_parameters()}
+    return {name: (id(parameter), parameter.requires_grad) for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("state", verbs.STATES)
@@ -81,11 +81,11 @@ def test_a_verb_works_or_is_refused(verb: str, state: str, tmp_path: Path) -> No
         assert result is model
         now = parameters(model)
         taken = {name for name in known if name.endswith("_amax")} if verb in TAKES_RANGES else set()
-        assert {name: each[1] for name, each in known.items() if name not in taken}.items() <= {
-            name: each[1] for name, each in now.items()
+        assert {name: facts[1] for name, facts in known.items() if name not in taken}.items() <= {
+            name: facts[1] for name, facts in now.items()
         }.items()
         if verb not in REPLACES:
-            assert {name: each for name, each in known.items() if name not in taken}.items() <= now.items()
+            assert {name: facts for name, facts in known.items() if name not in taken}.items() <= now.items()
     verbs.check_ranges(result)
     if verb != "dequantize":
         verbs.check_configuration(result)

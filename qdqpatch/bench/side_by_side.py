@@ -18,6 +18,7 @@ from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape, cut
 from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError
+from qdqpatch.spelling import spelled
 
 Step = Callable[[str, int, int], None]
 """Told what is done now, how many steps are done, and of how many."""
@@ -145,7 +146,8 @@ def _fitting(loaded: Loaded, shapes: Sequence[Shape]) -> list[Shape]:
         batch, length = fixed_sizes(loaded.inputs)
         raise ConfigError(
             f"{loaded.contender} is made for inputs of {loaded.takes} alone, and none of "
-            f"{', '.join(map(str, shapes))} is that: --shape {Shape(batch or 1, length or 128)}"
+            f"{', '.join(map(str, shapes))} is that: {spelled('shapes', '--shape')} "
+            f"{Shape(batch or 1, length or 128)}"
         )
     return fitting
 

@@ -10,7 +10,7 @@ from typing import Any
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.engines.models import TORCH, Contender
 from qdqpatch.errors import EngineError
-from qdqpatch.packages import pip_install
+from qdqpatch.packages import require
 
 
 def size_on_disk(contender: Contender) -> int:
@@ -32,13 +32,9 @@ def size_on_disk(contender: Contender) -> int:
 
 def _external_files(path: Path) -> set[Path]:
     """Return the files outside an ONNX file that its tensors lie in."""
-    try:
-        onnx: Any = importlib.import_module("onnx")
-        helper: Any = importlib.import_module("onnx.external_data_helper")
-    except ImportError as error:
-        raise EngineError(
-            f"onnx, which reads .onnx files, is not installed: {pip_install('onnx')}"
-        ) from error
+    require("Reading .onnx files", "onnx", error=EngineError)
+    onnx: Any = importlib.import_module("onnx")
+    helper: Any = importlib.import_module("onnx.external_data_helper")
     model = onnx.load(str(path), load_external_data=False)
     tensors = [*_tensors(model.graph)]
     for function in model.functions:

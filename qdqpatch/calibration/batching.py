@@ -27,6 +27,8 @@ def as_tensors(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, An
     """
     if isinstance(batches, Mapping):
         raise DataError("This is one batch, not a list or an iterable of batches: pass [batch].")
+    if not isinstance(batches, Iterable):
+        raise DataError(f"Batches are a list or another iterable of them, not a {type(batches).__name__}.")
     for number, batch in enumerate(batches, start=1):
         if not isinstance(batch, Mapping):
             raise DataError(

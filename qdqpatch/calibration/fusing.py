@@ -15,6 +15,7 @@ from qdqpatch.calibration.selecting import Model, check_quantized, enabled_of, l
 from qdqpatch.errors import ConfigError
 from qdqpatch.nn.names import MATMUL, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.spelling import spelled
 
 PROJECTIONS = (
     ("query", "key", "value"),
@@ -69,7 +70,8 @@ def groups_to_fuse(model: nn.Module) -> list[dict[str, TensorQuantizer]]:
     if not groups:
         raise ConfigError(
             "There is nothing to fuse: no self-attention has quantizers on query, key and value, nor "
-            "per-tensor weights. QDQConfig(matmuls=True) quantizes the operands."
+            f"per-tensor weights. {spelled('QDQConfig(matmuls=True)', '--preset qdqbert')} quantizes the "
+            "operands."
         )
     return groups
 

@@ -18,6 +18,7 @@ from qdqpatch.calibration.padding import Padding
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
 from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.spelling import spelled
 
 HELD_BACK = 8
 """Of so many batches one is held back, the second first, where ranges are to be compared on it."""
@@ -180,10 +181,11 @@ def nothing_seen(path: str, was_reached: bool, batches: int) -> CalibrationError
         return no_batch()
     if was_reached:
         return CalibrationError(
-            f"All that {path} saw is padding: the attention mask hides every position. Check the batches, or "
-            "pass padding_aware=False."
+            f"All that {path} saw is padding: the attention mask hides every position. Check "
+            f"{spelled('the batches, or pass padding_aware=False', 'the texts')}."
         )
     return CalibrationError(
         f"{path} saw no tensor in {batches} batches: their inputs do not reach it. Add the inputs it needs "
-        "(encoder_hidden_states for cross-attention), or turn it off with an override."
+        "(encoder_hidden_states for cross-attention), or turn it off with "
+        f"{spelled('an override', '--override')}."
     )

@@ -163,6 +163,17 @@ class Statistics(Mapping[str, TensorStatistics]):
         Raises:
             CalibrationError: If the file cannot be written, or is there and holds something else.
         """
+        try:
+            replace_file(Path(file), self.write, _is_ours)
+        except ReportError as error:
+            raise CalibrationError(str(error)) from error
+
+    def write(self, file: Path) -> None:
+        """Write the statistics as `save` does, over whatever is there.
+
+        Raises:
+            SafetensorError: If the file cannot be written.
+        """
         rows: dict[bytes, int] = {}
         tensors, facts = {}, {}
         for path, tensor in self._tensors.items():
@@ -179,10 +190,7 @@ class Statistics(Mapping[str, TensorStatistics]):
         counts = np.frombuffer(b"".join(rows), dtype=np.int64).reshape(len(rows), -1 if rows else 0)
         tensors["counts"] = torch.from_numpy(counts.copy())
         metadata = {"format": FORMAT, "quantizers": json.dumps(facts)}
-        try:
-            replace_file(Path(file), lambda staging: save_file(tensors, staging, metadata), _is_ours)
-        except ReportError as error:
-            raise CalibrationError(str(error)) from error
+        save_file(tensors, file, metadata)
 
     @classmethod
     def load(cls, file: str | Path) -> Statistics:

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
 
 from qdqpatch.errors import CheckpointError
+from qdqpatch.spelling import spelled
 
 NOT_WEIGHTS = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
 """Constants that old versions of transformers stored with the weights."""
@@ -176,7 +177,11 @@ def _left_over(kind: str, strange: Sequence[str], request: Request) -> str:
     if request.task is not None:
         return f"{text} The model that they belong to computes something else."
     if request.is_named:
-        return f"{text} If they are a head to be left behind, name the one to load with --task."
-    return (
-        f"{text} Its config.json names no class of transformers (architectures): name the head with --task."
+        return f"{text} If they are a head to be left behind, {_name_it()}."
+    return f"{text} Its config.json names no class of transformers (architectures): {_name_it()}."
+
+
+def _name_it() -> str:
+    return spelled(
+        "load it by the class of the head that is wanted", "name the head that is wanted with --task"
     )

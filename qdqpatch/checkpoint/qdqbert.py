@@ -26,6 +26,7 @@ from qdqpatch.nn.learned import update_ranges
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.finite import check_finite
+from qdqpatch.patching.guard import FIELD as GUARD
 from qdqpatch.patching.hf_quantizer import NOT_SAVED
 from qdqpatch.patching.input_scales import scaled_linears
 from qdqpatch.patching.recorded import KEY
@@ -49,7 +50,7 @@ SPECIAL_TOKENS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 FILES = ("model.safetensors", "config.json")
 """What a checkpoint consists of."""
 
-NOT_WRITTEN = ("quantization_config", KEY, "transformers_version", "dtype", "_name_or_path")
+NOT_WRITTEN = ("quantization_config", KEY, GUARD, "transformers_version", "dtype", "_name_or_path")
 """What a config of today holds and the old class would not understand."""
 
 

@@ -19,6 +19,7 @@ from qdqpatch.choices import AUTO_CLASSES, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError, one_line
 from qdqpatch.patching.finite import check_finite
+from qdqpatch.patching.guard import lift
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.positions import check_positions
 from qdqpatch.patching.sites import find_sites
@@ -33,6 +34,9 @@ from qdqpatch.patching.tensor_files import read_shapes
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a checkpoint's weights, in the order in which transformers looks for them."""
+
+EXPORTED = ("onnx/model.onnx", "openvino/openvino_model.xml")
+"""The files of an exported model."""
 
 ADAPTER = "adapter_config.json"
 """What tells a folder with an adapter of peft."""
@@ -126,7 +130,8 @@ class Checkpoint:
                 if missing := [name for name, file in files if file is None]:
                     raise CheckpointError(f"{self.name} lacks {', '.join(missing)}, which its index names.")
                 return [file for _, file in files if file is not None]
-        raise CheckpointError(f"{self.name} has no weights: neither {' nor '.join(WEIGHTS)} is there.")
+        more = " It holds an exported model: name the checkpoint it is from." if self._is_export else ""
+        raise CheckpointError(f"{self.name} has no weights: neither {' nor '.join(WEIGHTS)} is there.{more}")
 
     def load(
         self, fresh_head: bool = False, finite: bool = True, **options: Any
@@ -158,8 +163,18 @@ class Checkpoint:
         return model, missing
 
     @property
+    def _is_export(self) -> bool:
+        return any((Path(self.name) / file).is_file() for file in EXPORTED)
+
+    @property
     def _request(self) -> Request:
         return Request(self.name, self.task, _named_class(self.config) is not None)
+
+
+def has_weights(name: str, **hub: Any) -> bool:
+    """Whether a folder, or a model on the hub, has weights for torch; `hub` is that of `find_file`."""
+    files = [f"{weights}{index}" for weights in WEIGHTS for index in ("", ".index.json")]
+    return any(find_file(name, file, **hub) for file in files)
 
 
 def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
@@ -196,6 +211,7 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
             f"There is no folder {name} here, and no model of that name on the hub: {one_line(error)}"
         ) from error
     _check_method(name, getattr(config, "quantization_config", None))
+    lift(config)
     return Checkpoint(name, config, _model_class(config, task), task)
 
 

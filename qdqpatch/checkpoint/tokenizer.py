@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.errors import CheckpointError, one_line
 
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+FAST = "tokenizer.json"
+"""All of a tokenizer in one file, which servers without transformers read."""
+
+VOCABULARIES = (FAST, "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 """Files of which a tokenizer needs one to know any word."""
 
 TOKENIZER_FILES = (
@@ -53,3 +59,32 @@ def copy_tokenizer(source: str, out: Path) -> None:
         file = find_file(source, name)
         if file is not None:
             shutil.copyfile(file, out / name)
+
+
+def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, out: Path, longest: int) -> None:
+    """Write what servers without transformers read of a tokenizer, where a folder does not have it.
+
+    They read `tokenizer.json` alone, and `tokenizer_config.json` for the token that is padding and for where
+    texts are cut, which FastEmbed insists on.
+
+    Args:
+        tokenizer: The tokenizer.
+        out: The folder, which has the other files of the tokenizer.
+        longest: The longest sequence that the model takes; `sys.maxsize` if that is not known.
+    """
+    if tokenizer.is_fast and not (out / FAST).exists():
+        fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        fast.no_padding()  # what the last call set
+        fast.no_truncation()
+        fast.save(str(out / FAST))
+    file = out / "tokenizer_config.json"
+    if not file.exists():
+        return
+    settings = before = json.loads(file.read_text(encoding="utf-8"))
+    length = settings.get("model_max_length")
+    if not (isinstance(length, int) and 0 < length < sys.maxsize) and longest < sys.maxsize:
+        settings = settings | {"model_max_length": longest}
+    if settings.get("pad_token") is None and tokenizer.pad_token is not None:
+        settings = settings | {"pad_token": tokenizer.pad_token}
+    if settings != before:
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

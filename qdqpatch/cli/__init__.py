@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
 import qdqpatch
 from qdqpatch.cli.processes import joined
+from qdqpatch.spelling import on_command_line
 
 COMMANDS = (
     "bench",
@@ -37,6 +39,11 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = import_module(f"{__name__}.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Read the command's options and run it; all messages are for a reader at a terminal."""
+        with on_command_line():
+            return super().invoke(ctx)
 
 
 @click.group(

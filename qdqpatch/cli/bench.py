@@ -10,24 +10,16 @@ import click
 
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.options import engine_option, json_option, threads_option
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.cli.shapes import SHAPE
 from qdqpatch.cli.tables import print_table
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
-from qdqpatch.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from qdqpatch.bench.report import Benchmark
-
-
-def _parse_shapes(
-    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
-) -> tuple[Shape, ...]:
-    try:
-        return tuple(map(Shape.parse, texts))
-    except ConfigError as error:
-        raise click.BadParameter(str(error), context, parameter) from error
 
 
 @click.command("bench", cls=SectionCommand)
@@ -40,7 +32,7 @@ def _parse_shapes(
     cls=SectionOption,
     section="Running",
     metavar="BATCHxLENGTH",
-    callback=_parse_shapes,
+    type=SHAPE,
     help="How many sequences a run takes, and of how many tokens. Can be repeated.  "
     f"[default: {', '.join(map(str, DEFAULT_SHAPES))}, cut to the longest that the models take]",
 )
@@ -54,7 +46,7 @@ def _parse_shapes(
     type=click.IntRange(min=1),
     help="How many turns each model has at each shape; of the 4 runs of a turn 3 are timed.",
 )
-@json_option(cls=SectionOption, section="Output")
+@json_option
 @click.option(
     "--plot",
     cls=SectionOption,
@@ -91,7 +83,7 @@ def command(
     from qdqpatch.report.figures import check_can_plot
 
     if plot is not None:
-        check_can_plot(plot)
+        check_can_plot(plot, inputs())
     bar = progress_bar(console, auto_refresh=False)  # a thread that draws would take time from what is timed
     task = bar.add_task("Reading", total=None)
 

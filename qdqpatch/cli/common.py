@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdqpatch.choices import AUTO_CLASSES, PRESETS
+from qdqpatch.cli.sections import SectionOption
 from qdqpatch.errors import CalibrationWarning, ConfigError, InterruptedRunError, OccupiedError, QdqError
 from qdqpatch.output.signals import ended_by_signals
 
@@ -62,6 +63,9 @@ class Placement:
         return dataclasses.replace(read, overrides=(*read.overrides, *self.overrides))
 
 
+_placement = functools.partial(click.option, cls=SectionOption, section="Quantization")
+
+
 def placement_options(command: Command) -> Command:
     """Add the options that say what is quantized; the command gets them as one `placement`."""
 
@@ -74,7 +78,7 @@ def placement_options(command: Command) -> Command:
         command(placement=Placement(preset, config_file, override), **arguments)
 
     for option in (
-        click.option(
+        _placement(
             "--override",
             metavar="PATTERN=CHANGE",
             multiple=True,
@@ -83,14 +87,14 @@ def placement_options(command: Command) -> Command:
             "as 'num_bits:4,axis:none'. Can be repeated; the last match wins. "
             "Example: --override '*.layer.11.*=off'. `qdqpatch inspect --ranges` lists the paths.",
         ),
-        click.option(
+        _placement(
             "--config",
             "config_file",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             metavar="FILE",
             help="A QDQConfig as a JSON file.",
         ),
-        click.option(
+        _placement(
             "--preset",
             type=click.Choice(list(PRESETS)),
             help="What to quantize: everything QDQBERT does (the default), all but the residual adds, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES, FLOAT8_CAPABILITIES
+from qdqpatch.cli.sections import SectionOption
 from qdqpatch.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -17,17 +19,20 @@ if TYPE_CHECKING:
     from qdqpatch.lint.sites import Site
 
 
+_option = functools.partial(click.option, cls=SectionOption, section="Compiling")
+
+
 def build_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add `--build` and `--capability`; the command gets them as `build` and `capability`."""
     for option in (
-        click.option(
+        _option(
             "--capability",
             type=click.Choice(CAPABILITIES),
             multiple=True,
             help="With --build: a compute capability to compile for. Can be repeated; the default is "
             f"{', '.join(DEFAULT_CAPABILITIES)}.",
         ),
-        click.option(
+        _option(
             "--build",
             is_flag=True,
             help="For TensorRT: compile the file with TensorRT for RTX, without a GPU, and show the kernels.",
@@ -37,22 +42,25 @@ def build_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def wanted(target: str, build: bool, capability: Sequence[str], float8: bool = False) -> tuple[str, ...]:
-    """Return the capabilities to compile for, none without `--build`; check the options first.
+def check_options(target: str, build: bool, capability: Sequence[str]) -> None:
+    """Raise a `UsageError` if the options contradict each other."""
+    if capability and not build:
+        raise click.UsageError("--capability says what --build compiles for: add --build.")
+    if build and target != "tensorrt":
+        raise click.UsageError(f"--build compiles for TensorRT; there is none for {target}.")
+
+
+def wanted(build: bool, capability: Sequence[str], float8: bool = False) -> tuple[str, ...]:
+    """Return the capabilities to compile for, none without `--build`.
 
     Unless any is named, those are the default ones, and of them those with FP8 where `float8` says that it
     is needed.
 
     Raises:
-        UsageError: If the options contradict each other.
         EngineError: If TensorRT for RTX is not installed.
     """
-    if capability and not build:
-        raise click.UsageError("--capability says what --build compiles for: add --build.")
     if not build:
         return ()
-    if target != "tensorrt":
-        raise click.UsageError(f"--build compiles for TensorRT; there is none for {target}.")
     from qdqpatch.engines.tensorrt.build import require
 
     usual = [name for name in DEFAULT_CAPABILITIES if not float8 or name in FLOAT8_CAPABILITIES]

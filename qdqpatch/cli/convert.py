@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.choices import TARGETS, Cpu
-from qdqpatch.cli.calibration import Calibration, calibration_options
+from qdqpatch.cli.calibrating import Calibration
+from qdqpatch.cli.calibration import calibration_options
 from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.options import cpu_option
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.errors import CalibrationError, ConfigError, QuantizedError
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from qdqpatch.checkpoint.companions import Companions
-    from qdqpatch.cli.calibration import Prepared
+    from qdqpatch.cli.calibrating import Prepared
     from qdqpatch.evaluation.outcome import Before
 
 
@@ -41,6 +43,12 @@ if TYPE_CHECKING:
     "be repeated, but for tensorrt and onnxruntime, whose files have the same name.",
 )
 @cpu_option
+@click.option(
+    "--triton",
+    is_flag=True,
+    help="With --export onnxruntime: also write config.pbtxt, which makes OUT a model of Triton Inference "
+    "Server.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @verbosity_options
 def command(
@@ -51,6 +59,7 @@ def command(
     calibration: Calibration | None,
     targets: tuple[str, ...],
     cpu: Cpu | None,
+    triton: bool,
     force: bool,
     console: Console,
 ) -> None:
@@ -63,7 +72,7 @@ def command(
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
-    from qdqpatch.exporter.export import prepare_export
+    from qdqpatch.exporter.export import check_placement, prepare_exports, require_packages
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -72,13 +81,17 @@ def command(
 
     started = time.perf_counter()
     targets = tuple(dict.fromkeys(targets))
-    if cpu is not None and not {"onnxruntime", "openvino"} & {*targets}:
-        raise click.UsageError("--cpu is for --export onnxruntime and --export openvino.")
     if {"onnxruntime", "tensorrt"} <= {*targets}:
         raise click.UsageError(
             "--export onnxruntime and --export tensorrt both write onnx/model.onnx: leave one out, and "
             "write it to another folder with qdqpatch export."
         )
+    if cpu is not None and not {"onnxruntime", "openvino"} & {*targets}:
+        raise click.UsageError("--cpu is for --export onnxruntime and --export openvino.")
+    if triton and "onnxruntime" not in targets:
+        raise click.UsageError("--triton needs --export onnxruntime, whose file Triton is to load.")
+    for target in targets:
+        require_packages(target)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
         companions = read_companions(ckpt)
@@ -88,12 +101,7 @@ def command(
             f"{ckpt} is quantized already. Convert the float checkpoint, or leave out --preset, --config "
             "and --override to keep its placement."
         )
-    inputs = {
-        "the checkpoint": ckpt,
-        "the configuration": placement.file,
-        "the calibration data": None if calibration is None else calibration.source,
-    }
-    output = OutputFolder.open(out, inputs, force)
+    output = OutputFolder.open(out, inputs(), force)
     plan = source.plan(config)
     source.check_weights()
     set_ranges = None if calibration is None else calibration.prepare(ckpt, companions, console)
@@ -104,23 +112,20 @@ def command(
     before = None if set_ranges is None or not is_first() else _before(model, set_ranges, companions)
     if source.quantization is None:
         quantize(model, config)
+    for target in targets:
+        check_placement(model, target)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
     if not is_first():
         return
-    writers = [
-        prepare_export(
-            model,
-            name,
-            cpu=None if name == "tensorrt" else cpu,
-            tokenizer=tokenizer(ckpt),
-            source=ckpt,
-        )
-        for name in targets
-    ]
+    writers = (
+        prepare_exports(model, targets, cpu, triton, tokenizer=tokenizer(ckpt), source=ckpt)
+        if targets
+        else []
+    )
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
-            statistics.save(folder / STATISTICS_FILE)
+            statistics.write(folder / STATISTICS_FILE)
         companions.copy(folder)
         write_record(model, folder, **({} if calibration is None else calibration.record()))
         exports = [write(folder, out) for write in writers]

@@ -11,7 +11,8 @@ import click
 
 from qdqpatch.choices import MEASURED_TASKS
 from qdqpatch.cli.common import Command
-from qdqpatch.cli.options import COLUMN_HELP, LENGTH
+from qdqpatch.cli.numbers import Finite
+from qdqpatch.cli.options import COLUMN_HELP, LENGTH, SPLIT_HELP
 from qdqpatch.cli.sections import SectionOption
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ OPTIONS = (
     _option(
         "--label-column", metavar="COLUMN", help="The column with the labels, if its name is not a usual one."
     ),
-    _option("--split", help="The split of a hub data set.  [default: train; for eval, validation]"),
+    _option("--split", help=SPLIT_HELP),
     _option("--subset", help="The subset (config) of a hub data set, such as sst2 of nyu-mll/glue."),
     _option(
         "--max-length",
@@ -71,7 +72,7 @@ OPTIONS = (
     ),
     _option(
         "--null-threshold",
-        type=float,
+        type=Finite(),
         help="With --no-answer: by how much the logits of no answer must be above those of the best one.  "
         "[default: 0]",
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import click
 
 from qdqpatch.cli.common import progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.numbers import NOT_NEGATIVE
 from qdqpatch.cli.options import SEED, engine_option, json_option, threads_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from qdqpatch.evaluation.result import Evaluation, EvaluationRow
 
 _option = functools.partial(click.option, cls=SectionOption)
-
-
-def _check_number(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("nan is no number.", context, parameter)
-    return value
 
 
 @click.command("eval", cls=SectionCommand)
@@ -61,12 +55,11 @@ def _check_number(context: click.Context, parameter: click.Parameter, value: flo
     "--max-drop",
     section="Output",
     metavar="PERCENT",
-    type=click.FloatRange(min=0),
-    callback=_check_number,
+    type=NOT_NEGATIVE,
     help="Exit with 1 if the main metric of any model is worse than the first one's by more than PERCENT of "
     "it (of perplexity, if it is higher).",
 )
-@json_option(cls=SectionOption, section="Output")
+@json_option
 @verbosity_options
 def command(
     models: tuple[str, ...],

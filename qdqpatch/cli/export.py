@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import TARGETS, Cpu
+from qdqpatch.choices import OPSETS, TARGETS, Cpu
 from qdqpatch.cli.common import task_option, verbosity_options
-from qdqpatch.cli.compiling import build_options, print_builds, read_builds, wanted
+from qdqpatch.cli.compiling import build_options, check_options, print_builds, read_builds, wanted
 from qdqpatch.cli.options import cpu_option
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
+from qdqpatch.cli.shapes import SHAPE
 from qdqpatch.engines.shapes import Shape
-from qdqpatch.errors import ConfigError, NotQuantizedError
+from qdqpatch.errors import NotQuantizedError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--shape",
     metavar="BATCHxLENGTH",
-    callback=lambda context, parameter, text: _parse_shape(context, parameter, text),
+    type=SHAPE,
     help="The only shape that the file shall take, such as 1x128; the default is any.",
 )
 @click.option(
@@ -71,10 +73,15 @@ if TYPE_CHECKING:
 @click.option("--int32-inputs", is_flag=True, help="Take token ids, mask and segments as int32, not int64.")
 @click.option("--float32-outputs", is_flag=True, help="Give float32 where the file computes in 16 bits.")
 @click.option(
-    "--opset", type=click.IntRange(17, 25), help="Version of ONNX's operators, if not the target's."
+    "--opset", type=click.IntRange(*OPSETS), help="Version of ONNX's operators, if not the target's."
 )
 @click.option(
     "--check/--no-check", default=True, help="Run the file and compare it with the model (default)."
+)
+@click.option(
+    "--triton",
+    is_flag=True,
+    help="For ONNX Runtime: also write config.pbtxt, which makes OUT a model of Triton Inference Server.",
 )
 @build_options
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
@@ -84,7 +91,7 @@ def command(
     out: Path,
     target: str,
     task: str | None,
-    shape: tuple[int, int] | None,
+    shape: Shape | None,
     weights: str,
     cpu: Cpu | None,
     vnni: bool | None,
@@ -95,6 +102,7 @@ def command(
     float32_outputs: bool,
     opset: int | None,
     check: bool,
+    triton: bool,
     build: bool,
     capability: tuple[str, ...],
     force: bool,
@@ -113,6 +121,9 @@ def command(
     from qdqpatch.output.folder import OutputFolder
 
     started = time.perf_counter()
+    check_options(target, build, capability)
+    if triton and target != "onnxruntime":
+        raise click.UsageError("--triton needs --target onnxruntime, whose file Triton is to load.")
     source = open_checkpoint(ckpt, task)
     if source.quantization is None and not as_float:
         raise NotQuantizedError(
@@ -120,15 +131,15 @@ def command(
             f"qdqpatch convert {ckpt} OUT --calib FILE. For a float file, to compare with: --float."
         )
     float8 = source.quantization is not None and source.quantization.has_float8
-    capabilities = wanted(target, build, capability, float8)
-    OutputFolder.open(out, {"the checkpoint": ckpt}, force)
+    capabilities = wanted(build, capability, float8)
+    OutputFolder.open(out, inputs(), force)
     with console.status(f"Loading {ckpt}") as status:
         model, _ = source.load()
         result = export_model(
             model,
             out,
             target,
-            shape=shape,
+            shape=None if shape is None else (shape.batch, shape.length),
             float_weights=weights == "fp32",
             cpu=cpu,
             vnni=vnni,
@@ -141,6 +152,7 @@ def command(
             check=check,
             tokenizer=tokenizer(ckpt),
             source=ckpt,
+            triton=triton,
             force=force,
             build=capabilities,
             progress=status.update,
@@ -176,8 +188,7 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
         for path, _, reason in fold((kernel.name, "", kernel.reason) for kernel in left):
             console.print(f"  {path}: {reason}")
     if result.comparisons is None:
-        engine = "onnxruntime" if result.target == "tensorrt" else result.target
-        console.print(f"Not compared with the model: --no-check, or {engine} is not installed.")
+        console.print("Not compared with the model: --no-check.")
     for comparison in result.comparisons or ():
         console.print(
             f"Compared with the model in {result.engine}: {comparison.output} differs by "
@@ -194,13 +205,3 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
             f"It was compared with products in fp32: {result.engine}'s integer kernels saturate on this "
             "processor, which has no VNNI. Run the file where there is VNNI."
         )
-
-
-def _parse_shape(
-    context: click.Context, parameter: click.Parameter, text: str | None
-) -> tuple[int, int] | None:
-    try:
-        shape = None if text is None else Shape.parse(text)
-    except ConfigError as error:
-        raise click.BadParameter(str(error), context, parameter) from error
-    return None if shape is None else (shape.batch, shape.length)

@@ -11,6 +11,8 @@ import click
 
 from qdqpatch.cli.common import placement_options, task_option, verbosity_options
 from qdqpatch.cli.options import json_option
+from qdqpatch.cli.places import inputs
+from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import NotQuantizedError, QuantizedError
 
@@ -27,7 +29,7 @@ WORST = 10
 """So many quantizers are listed unless all are asked for."""
 
 
-@click.command("inspect")
+@click.command("inspect", cls=SectionCommand)
 @click.argument("ckpt")
 @task_option
 @placement_options
@@ -41,9 +43,11 @@ WORST = 10
     help="Load the model, quantize it if it is a float one, trace it, and list every product and residual "
     "add with an operand that no quantizer feeds.",
 )
-@json_option()
+@json_option
 @click.option(
     "--html",
+    cls=SectionOption,
+    section="Output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Write a page with the histograms and ranges of a quantized CKPT as pictures, worst quantizers "
@@ -73,7 +77,7 @@ def command(
 
     if html is not None:
         check_can_draw()
-        check_file(html)
+        check_file(html, inputs=inputs())
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
     config = placement()

@@ -12,29 +12,35 @@ import click
 
 from qdqpatch.choices import TARGETS
 from qdqpatch.cli.common import verbosity_options
-from qdqpatch.cli.compiling import build_options, print_builds, read_builds, wanted
+from qdqpatch.cli.compiling import build_options, check_options, print_builds, read_builds, wanted
 from qdqpatch.cli.options import json_option
+from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.cli.shapes import SHAPE
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import EngineError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qdqpatch.engines.shapes import Shape
     from qdqpatch.engines.tensorrt.table import EngineTable
     from qdqpatch.lint import LintReport
     from qdqpatch.lint.sites import Site
 
 
-@click.command("lint")
+@click.command("lint", cls=SectionCommand)
 @click.argument("file", metavar="FILE.onnx", type=click.Path(path_type=Path))
 @click.option(
     "--target", type=click.Choice(TARGETS), required=True, help="The engine that is to run the file."
 )
-@json_option()
+@json_option
 @build_options
 @click.option(
     "--shape",
+    cls=SectionOption,
+    section="Compiling",
     metavar="BATCHxLENGTH",
+    type=SHAPE,
     help="With --build: the shape to compile dynamic axes for; the default is 32x128.",
 )
 @verbosity_options
@@ -44,7 +50,7 @@ def command(
     as_json: bool,
     build: bool,
     capability: tuple[str, ...],
-    shape: str | None,
+    shape: Shape | None,
     console: Console,
 ) -> None:
     """Show what the engine can compute in int8 of FILE.onnx, and what keeps it from the rest.
@@ -58,9 +64,10 @@ def command(
 
     if shape is not None and not build:
         raise click.UsageError("--shape says what --build compiles for: add --build.")
+    check_options(target, build, capability)
     with console.status(f"Reading {file}"):
         report = check_file(file, target)
-    capabilities = wanted(target, build, capability, report.has_float8)
+    capabilities = wanted(build, capability, report.has_float8)
     if not as_json:
         _print_report(file, report)
     tables, error = [], None
@@ -89,13 +96,12 @@ def _compiled(
     file: Path,
     report: LintReport,
     capabilities: tuple[str, ...],
-    shape: str | None,
+    shape: Shape | None,
     say: Callable[[str], Any],
 ) -> list[EngineTable]:
-    from qdqpatch.engines.shapes import Shape
-    from qdqpatch.engines.tensorrt.build import SHAPE, build_all
+    from qdqpatch.engines.tensorrt import build
 
-    builds = build_all(file, capabilities, SHAPE if shape is None else Shape.parse(shape), say)
+    builds = build.build_all(file, capabilities, shape or build.SHAPE, say)
     return read_builds(file, builds, report.sites, say)
 
 

@@ -11,15 +11,20 @@ LARGEST = (2 - 2.0**-23) * 2.0**127
 """fp32's largest number; ranges are fp32."""
 
 
-class PositiveFloat(click.FloatRange):
-    """A positive number that fp32 holds; not NaN, which is neither below nor above any bound."""
-
-    def __init__(self) -> None:
-        super().__init__(0, LARGEST, min_open=True)
+class Finite(click.types.FloatParamType):
+    """A finite number: not NaN, and no infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read the number, or fail as options do."""
         number: float = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value!r} is not a number.", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+class Number(click.FloatRange, Finite):
+    """A finite number in a range; NaN is neither below nor above any bound."""
+
+
+POSITIVE = Number(0, min_open=True)
+NOT_NEGATIVE = Number(0)

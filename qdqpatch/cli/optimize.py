@@ -15,11 +15,14 @@ from qdqpatch.cli.bar import CalibrationBar
 from qdqpatch.cli.common import Placement, placement_options, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.export import print_export, tokenizer
-from qdqpatch.cli.options import SEED, cpu_option, json_option, threads_option
+from qdqpatch.cli.numbers import NOT_NEGATIVE
+from qdqpatch.cli.options import SEED, batch_option, cpu_option, json_option, threads_option
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
+from qdqpatch.cli.shapes import SHAPE
 from qdqpatch.cli.tables import print_table
 from qdqpatch.engines.shapes import Shape
-from qdqpatch.errors import ConfigError, QuantizedError
+from qdqpatch.errors import QuantizedError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,13 +47,6 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
     if found is None:
         raise click.BadParameter(f"{text!r} is no time: write 90s, 10m or 1h.", context, parameter)
     return float(found[1]) * UNITS[found[2]]
-
-
-def _shape(context: click.Context, parameter: click.Parameter, text: str) -> Shape:
-    try:
-        return Shape.parse(text)
-    except ConfigError as error:
-        raise click.BadParameter(str(error), context, parameter) from error
 
 
 @click.command("optimize", cls=SectionCommand)
@@ -82,7 +78,7 @@ def _shape(context: click.Context, parameter: click.Parameter, text: str) -> Sha
 @_budget(
     "--max-drop",
     metavar="PERCENT",
-    type=click.FloatRange(min=0),
+    type=NOT_NEGATIVE,
     help="How much worse the main metric may be than the float model's: that of labels where the data has "
     "any, else of how close outputs are.  [default: gates by the head, such as a mean cosine of 0.995 and "
     "95% of the ten nearest kept]",
@@ -95,29 +91,21 @@ def _shape(context: click.Context, parameter: click.Parameter, text: str) -> Sha
     help="How long it may take, such as 10m: a step that will not fit is not begun.  [default: no limit]",
 )
 @_budget("--keep-best", is_flag=True, help="Write the best one where nothing meets the budget; exit with 1.")
-@click.option(
-    "--batch-size",
-    default=16,
-    show_default=True,
-    type=click.IntRange(min=1),
-    cls=SectionOption,
-    section="Running",
-    help="Sequences that run through the model at once.",
-)
+@batch_option()
 @threads_option
 @click.option(
     "--shape",
     default="1x128",
     show_default=True,
     metavar="BATCHxLENGTH",
-    callback=_shape,
+    type=SHAPE,
     cls=SectionOption,
     section="Running",
     help="What is timed.",
 )
 @_output("--float-embeddings", is_flag=True, help="Leave the embeddings' tables in float in the file.")
 @_output("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
-@json_option(cls=SectionOption, section="Output")
+@json_option
 @verbosity_options
 def command(
     ckpt: str,
@@ -163,8 +151,7 @@ def command(
         raise QuantizedError(f"{ckpt} is quantized already: optimize begins with the float checkpoint.")
     embeddings = target != "tensorrt" and not float_embeddings
     place = Place.of(target, threads, cpu=None if target == "tensorrt" else cpu, int8_embeddings=embeddings)
-    inputs = {"the checkpoint": ckpt, "the data": data.source.name, "the configuration": placement.file}
-    output = OutputFolder.open(out, inputs, force)
+    output = OutputFolder.open(out, inputs(), force)
     config = placement()
     with console.status(f"Reading {data.source.name}"):
         task = data.make_task(ckpt, source.config)

@@ -14,8 +14,24 @@ LENGTH = click.IntRange(min=4)
 SEED = click.IntRange(0, 2**32 - 1)
 EPOCHS = click.IntRange(min=0)
 
-json_option = functools.partial(
-    click.option, "--json", "as_json", is_flag=True, help="Print JSON instead of tables."
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    cls=SectionOption,
+    section="Output",
+    help="Print JSON instead of tables.",
+)
+
+batch_option = functools.partial(
+    click.option,
+    "--batch-size",
+    default=16,
+    show_default=True,
+    type=COUNT,
+    cls=SectionOption,
+    section="Running",
+    help="Sequences that run through the model at once.",
 )
 
 engine_option = click.option(
@@ -43,5 +59,7 @@ cpu_option = click.option(
     help="What will run a file for ONNX Runtime: x86 with VNNI or without (avx2), or Arm; the default is "
     "this machine. For avx2 all integers are uint8: exact everywhere, but slower where there is VNNI.",
 )
+
+SPLIT_HELP = "The split of a hub data set.  [default: train; for eval, validation]"
 
 COLUMN_HELP = "The column with the texts. The default is a usual name, such as text or sentence1."

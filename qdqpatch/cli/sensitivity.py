@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,9 @@ import click
 
 from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
-from qdqpatch.cli.options import SEED, json_option
+from qdqpatch.cli.numbers import NOT_NEGATIVE
+from qdqpatch.cli.options import SEED, batch_option, json_option
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 CALIBRATION = 256
 """So many examples calibrate a float checkpoint."""
 
-_measuring = functools.partial(click.option, cls=SectionOption, section="Measuring")
+_data = functools.partial(click.option, cls=SectionOption, section="Data")
 _mixing = functools.partial(click.option, cls=SectionOption, section="Mixed precision")
 _output = functools.partial(click.option, cls=SectionOption, section="Output")
 
@@ -40,22 +41,16 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
 @click.argument("ckpt")
 @placement_options
 @data_options
-@_measuring(
+@_data(
     "--samples",
     default=512,
     show_default=True,
     type=click.IntRange(min=1),
     help="How many examples to draw at random; all if there are fewer.",
 )
-@_measuring("--seed", type=SEED, default=0, show_default=True, help="Another seed draws other examples.")
-@_measuring(
-    "--batch-size",
-    default=16,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Sequences that run through the model at once.",
-)
-@_measuring(
+@_data("--seed", type=SEED, default=0, show_default=True, help="Another seed draws other examples.")
+@batch_option()
+@_output(
     "--metric",
     "by_metric",
     is_flag=True,
@@ -65,7 +60,7 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
 @_mixing(
     "--max-drop",
     metavar="PERCENT",
-    type=click.FloatRange(min=0),
+    type=NOT_NEGATIVE,
     help="Find units to leave in float, as few as possible, for the task's main metric to be worse than the "
     "float model's by at most so many percent of it; without labels, for at most so many percent of the "
     "predictions to change.",
@@ -77,8 +72,8 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     help="Write what was found as a QDQConfig for `qdqpatch convert --config FILE`; for one that "
     "is there see --force.",
 )
-@_mixing("--force", is_flag=True, help="Replace the FILE of --out, if it is one that qdqpatch wrote.")
-@json_option(cls=SectionOption, section="Output")
+@click.option("--force", is_flag=True, help="Replace the FILE of --out, if it is one that qdqpatch wrote.")
+@json_option
 @_output(
     "--plot",
     type=click.Path(path_type=Path),
@@ -124,12 +119,11 @@ def command(
 
     if out is not None and max_drop is None:
         raise click.UsageError("--out writes what --max-drop finds, and needs it.")
-    if max_drop is not None and not math.isfinite(max_drop):
-        raise click.UsageError(f"--max-drop must be a number of percent, not {max_drop}.")
+    read = inputs()
     if plot is not None:
-        check_can_plot(plot)
+        check_can_plot(plot, read)
     if out is not None:
-        check_config_file(out, force)
+        check_config_file(out, force, read)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, data.task)
     config = placement()
@@ -139,6 +133,8 @@ def command(
         task = data.make_task(ckpt, source.config)
         everything, labelled, reason = _read(task, data.source, by_metric, max_drop is not None)
         examples = draw(everything, samples, seed)
+        if labelled:
+            task.check_labels(examples)
     with console.status(f"Loading {ckpt}"):
         model, missing = source.load()
         to_fastest_device(model)

@@ -11,7 +11,9 @@ import click
 from qdqpatch.choices import METHODS, ActivationRanges, Method, WeightRanges
 from qdqpatch.cli.common import Placement, placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
+from qdqpatch.cli.numbers import NOT_NEGATIVE, POSITIVE, Number
 from qdqpatch.cli.options import EPOCHS, SEED
+from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import CheckpointError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _schedule = functools.partial(click.option, cls=SectionOption, section="Schedule", show_default=True)
 _teacher = functools.partial(click.option, cls=SectionOption, section="Distillation")
 _ranges = functools.partial(click.option, cls=SectionOption, section="Quantization", show_default=True)
+_calibration = functools.partial(click.option, cls=SectionOption, section="Calibration", show_default=True)
 
 
 @click.command("train", cls=SectionCommand)
@@ -47,12 +50,17 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
     section="Data",
     help="Evaluate on so many examples, drawn at random.  [default: all]",
 )
-@_schedule(
-    "--epochs", default=Schedule.epochs, type=click.FloatRange(0, min_open=True), help="Passes over the data."
+@click.option(
+    "--seed",
+    type=SEED,
+    default=0,
+    show_default=True,
+    cls=SectionOption,
+    section="Data",
+    help="Another seed gives another order of the data, and holds out others.",
 )
-@_schedule(
-    "--lr", default=Schedule.lr, type=click.FloatRange(0, min_open=True), help="The highest learning rate."
-)
+@_schedule("--epochs", default=Schedule.epochs, type=POSITIVE, help="Passes over the data.")
+@_schedule("--lr", default=Schedule.lr, type=POSITIVE, help="The highest learning rate.")
 @_schedule(
     "--batch-size", default=Schedule.batch_size, type=click.IntRange(min=1), help="Sequences in a step."
 )
@@ -62,11 +70,10 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
 @_schedule(
     "--warmup",
     default=Schedule.warmup,
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     help="The share of the steps in which the rate rises; after that it falls as a cosine.",
 )
-@_schedule("--weight-decay", default=0.0, type=click.FloatRange(0), help="Decay of matrices.")
-@_schedule("--seed", type=SEED, default=0, help="Another seed gives another order of the data.")
+@_schedule("--weight-decay", default=0.0, type=NOT_NEGATIVE, help="Decay of matrices.")
 @_schedule("--dropout", is_flag=True, show_default=False, help="Leave the model's dropout on.")
 @_schedule("--bf16", is_flag=True, show_default=False, help="Compute in bf16 what is not quantized.")
 @_teacher("--distill", is_flag=True, help="Learn from the float model's outputs; labels are not needed then.")
@@ -75,14 +82,14 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
 )
 @_teacher(
     "--temperature",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
     help="Divides the logits of both models.  [default: 4 for classes of texts and choices, else 1]",
 )
 @_teacher(
     "--hidden-states",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=NOT_NEGATIVE,
     metavar="WEIGHT",
     help="Weight of the difference of hidden states, beside that of the outputs, which is 1.",
 )
@@ -90,7 +97,7 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
     "--attentions",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=NOT_NEGATIVE,
     metavar="WEIGHT",
     help="Weight of the difference of attention probabilities.",
 )
@@ -98,7 +105,7 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
     "--labels",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=NOT_NEGATIVE,
     metavar="WEIGHT",
     help="Weight of the labels' own loss.",
 )
@@ -115,18 +122,18 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
     type=click.Choice(get_args(WeightRanges)),
     help="frozen: as calibrated; follow: the largest weights as they are.",
 )
-@_ranges(
+@_calibration(
     "--method",
     default="auto",
     type=click.Choice(METHODS),
     help="How a float CKPT is calibrated, on 256 sequences of the data, before it is trained.",
 )
-@_ranges(
+@_calibration(
     "--shift/--no-shift",
     default=Job.shift,
     help="Before that, move the channels of its values and LayerNorms around zero, as convert --shift does.",
 )
-@_ranges(
+@_calibration(
     "--refine",
     default=Job.refine,
     type=EPOCHS,
@@ -195,9 +202,7 @@ def command(
     bar = progress_bar(console)
     with bar:
         try:
-            report = run_job(
-                job, out, resume, force, _Bar(bar, console), {"the configuration": placement.file}
-            )
+            report = run_job(job, out, resume, force, _Bar(bar, console), inputs())
         except (KeyboardInterrupt, SystemExit, CheckpointError) as error:
             if can_resume(out) and not (was_there and isinstance(error, CheckpointError)):
                 console.print("Interrupted. The same command with --resume goes on from the last checkpoint.")

@@ -127,11 +127,19 @@ class QDQConfig(QuantizationConfigMixin):
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"Cannot read the configuration {path}: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path} must hold a JSON object, not {type(values).__name__}.")
-        config: QDQConfig = cls.from_dict(values)
+        if "model_type" in values:
+            raise ConfigError(
+                f"{path} is the config of a model. What is quantized is told by a QDQConfig, as a quantized "
+                "model's config.json has it under quantization_config: copy that to a file of its own."
+            )
+        try:
+            config: QDQConfig = cls.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from qdqpatch.data.lengths import position_limit, served_length, shortness
 from qdqpatch.data.texts import read_texts
 from qdqpatch.data.vocabulary import vocabulary_problem
 from qdqpatch.errors import CalibrationError, CalibrationWarning, ConfigError
+from qdqpatch.spelling import spelled
 
 MAX_LENGTH = 512
 """Where texts are cut unless told otherwise, if model and tokenizer take as much."""
@@ -54,9 +55,11 @@ class TextBatches:
         pair = bool(texts) and texts[0][1] is not None
         special = tokenizer.num_special_tokens_to_add(pair=pair)
         if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, not {batch_size}.")
+            raise ConfigError(f"{spelled('batch_size')} must be at least 1, not {batch_size}.")
         if max_length <= special:
-            raise ConfigError(f"max_length must be more than the {special} special tokens, not {max_length}.")
+            raise ConfigError(
+                f"{spelled('max_length')} must be more than the {special} special tokens, not {max_length}."
+            )
         if model is not None:
             embeddings: Any = model.get_input_embeddings()
             if problem := vocabulary_problem(tokenizer, model.config, embeddings.num_embeddings):

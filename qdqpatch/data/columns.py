@@ -7,6 +7,7 @@ from typing import Any
 
 from qdqpatch.data.records import Record
 from qdqpatch.errors import DataError
+from qdqpatch.spelling import spelled
 
 Columns = tuple[str, str | None]
 Text = tuple[str, str | None]
@@ -50,7 +51,7 @@ def choose_columns(fields: Mapping[str, Any], source: str) -> Columns:
         return texts[0], None
     raise DataError(
         f"{source}: which column holds the texts is not clear, for it has {listed(fields)}. Name it with "
-        "text_column (--text-column)."
+        f"{spelled('text_column')}."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from qdqpatch.checkpoint.files import HUB_NAME
 from qdqpatch.errors import DataError
-from qdqpatch.packages import pip_install
+from qdqpatch.packages import require
 
 LONGEST_NAME = 96
 
@@ -25,11 +25,10 @@ def load_hub_dataset(name: str, split: str | None = None, subset: str | None = N
     missing = f"There is no file {name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME] + '...'}"
     if len(name) > LONGEST_NAME or not HUB_NAME.fullmatch(name):
         raise DataError(f"{missing}, and that is no name of a data set on the hub.")
-    try:
-        import datasets
-        from datasets import packaged_modules
-    except ImportError as error:
-        raise DataError(f"{missing}. For a data set on the hub: {pip_install('datasets')}") from error
+    require(f"{missing}, and a data set on the hub", "datasets", error=DataError)
+    import datasets
+    from datasets import packaged_modules
+
     if hasattr(packaged_modules, name):  # load_dataset("text") would read the files in this folder
         raise DataError(f"{missing}, and {name} is a format, not a data set on the hub.")
     try:

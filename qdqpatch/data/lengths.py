@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from qdqpatch.spelling import spelled
+
 
 def shortness(lengths: Sequence[int], cut: int, served: int) -> str | None:
     """Say that texts are short, if 99 of 100 have less than half of what the model may serve.
@@ -32,7 +34,7 @@ def shortness(lengths: Sequence[int], cut: int, served: int) -> str | None:
     return (
         f"The model takes sequences of up to {served} tokens, and those to calibrate with {how} (median "
         f"{statistics.median_low(lengths)}). If longer ones will be served, calibrate with such; the longest "
-        "served, given as max_length (--max-length), ends this warning."
+        f"served, given as {spelled('max_length')}, ends this warning."
     )
 
 

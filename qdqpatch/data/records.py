@@ -113,6 +113,8 @@ def _checked_header(names: list[str], delimiter: str) -> list[str]:
         raise csv.Error(
             f"{names[0]!r} is one column, which {delimiter!r} would separate and {other!r} does not"
         )
+    if twice := next((name for name in names if name and names.count(name) > 1), None):
+        raise csv.Error(f"{twice!r} is there twice")
     return names
 
 

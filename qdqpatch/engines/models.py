@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +15,8 @@ from qdqpatch.choices import RUNNERS
 from qdqpatch.data.lengths import positions_for_tokens
 from qdqpatch.engines.sessions import ENGINES
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
+from qdqpatch.packages import pip_install
+from qdqpatch.spelling import spelled
 
 TORCH = RUNNERS[0]
 
@@ -80,7 +81,7 @@ def find_contenders(models: Sequence[str], engines: Collection[str] = ()) -> lis
     """
     for engine in engines:
         if not _installed(engine):
-            raise EngineError(f"{engine} is not installed: pip install {ENGINES[engine].package}")
+            raise EngineError(f"{engine} is not installed: {pip_install(ENGINES[engine].package)}")
     contenders = []
     for name, label in zip(models, _labels(models), strict=True):
         files = _files(name)
@@ -88,12 +89,15 @@ def find_contenders(models: Sequence[str], engines: Collection[str] = ()) -> lis
             raise ConfigError(f"{name} runs in {' and '.join(files)}, not in {' or '.join(engines)}.")
         usable = [file for file in files if (file in engines if engines else _installed(file))]
         if not usable:
-            packages = " or ".join(ENGINES[file].package for file in files)
-            raise EngineError(f"Nothing that runs {name} is installed: pip install {packages}")
+            ways = " or ".join(pip_install(ENGINES[file].package) for file in files)
+            raise EngineError(f"Nothing that runs {name} is installed: {ways}")
         facts = _facts(name)
         contenders += [Contender(label, runner, files[runner], facts) for runner in usable]
     if idle := [runner for runner in engines if runner not in {found.engine for found in contenders}]:
-        raise ConfigError(f"{' and '.join(idle)} can run none of these models; leave out --engine {idle[0]}.")
+        raise ConfigError(
+            f"{' and '.join(idle)} can run none of these models; leave out "
+            f"{spelled(repr(idle[0]), f'--engine {idle[0]}')}."
+        )
     return contenders
 
 
@@ -105,7 +109,7 @@ def home_of(path: Path) -> Path:
 
 
 def _installed(engine: str) -> bool:
-    return engine == TORCH or importlib.util.find_spec(ENGINES[engine].package) is not None
+    return engine == TORCH or ENGINES[engine].is_installed
 
 
 def _files(name: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ that the folder is refused, and never loaded as the float model.
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -15,10 +15,18 @@ from sentence_transformers.base.modules import Transformer as _Transformer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from qdqpatch.checkpoint.companions import read_companions
 from qdqpatch.checkpoint.files import find_file
+from qdqpatch.checkpoint.source import has_weights
+from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.models import EXPORTS, TORCH
-from qdqpatch.engines.sessions import ENGINES, Session
-from qdqpatch.errors import CheckpointError, ConfigError, EngineError
+from qdqpatch.engines.sessions import ENGINES, fixed_sizes
+from qdqpatch.engines.vnni import saturates
+from qdqpatch.errors import CheckpointError, ConfigError, DataError, EngineError
+from qdqpatch.spelling import spelled
+
+HUB = ("token", "cache_dir", "revision", "local_files_only")
+"""What sentence-transformers says of how to reach the hub."""
 
 BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The engines by sentence-transformers' names of backends; `torch`, the default, leaves the choice to us."""
@@ -27,18 +35,42 @@ BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino"}
 class EngineModel(nn.Module):
     """An exported file behind the call of a transformers model; it runs on the CPU.
 
+    A copy, also in another process, loads the file again.
+
     Args:
         config: The model's.
-        session: The file, loaded.
+        engine: One of `ENGINES`.
+        file: What it loads.
+        threads: How many one run may use; None for the engine's own choice.
+
+    Raises:
+        EngineError: If the engine is not installed, or refuses the file.
+        CheckpointError: If the file takes one shape alone.
     """
 
-    device = torch.device("cpu")
-
-    def __init__(self, config: PreTrainedConfig, session: Session) -> None:
+    def __init__(self, config: PreTrainedConfig, engine: str, file: Path, threads: int | None) -> None:
         super().__init__()
         self.config = config
-        self._session = session
-        self._dtypes = {value.name: getattr(torch, value.dtype) for value in session.inputs}
+        self._made_of = (config, engine, file, threads)
+        # Where integer kernels saturate, the engine is asked for those that do not.
+        self._session = ENGINES[engine].load(file, threads, exact=saturates())
+        if any(fixed_sizes(self._session.inputs)):
+            raise CheckpointError(
+                f"{file} takes one shape alone, and sentence-transformers gives batches of any: export it "
+                f"without {spelled('shape')}."
+            )
+        self._dtypes = {value.name: getattr(torch, value.dtype) for value in self._session.inputs}
+        self._longest = config_limit(config)
+        # Goes where the modules behind this one go, so that they find what they take where they are.
+        self.register_buffer("_place", torch.empty(0), persistent=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_of
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are expected and outputs are put."""
+        return self.get_buffer("_place").device
 
     def forward(
         self,
@@ -54,7 +86,15 @@ class EngineModel(nn.Module):
             attention_mask: The same shape; None for ones.
             token_type_ids: The same shape; None for zeros.
             return_dict: Is always done.
+
+        Raises:
+            DataError: If there are more tokens than the model has positions.
         """
+        if (length := input_ids.shape[1]) > self._longest:
+            raise DataError(
+                f"A text has {length} tokens, and the model takes {self._longest}. Set max_seq_length of "
+                f"the model to {self._longest} at most: longer texts are cut then."
+            )
         batch = {"input_ids": input_ids}
         for name, value, filled in (
             ("attention_mask", attention_mask, 1),
@@ -62,7 +102,8 @@ class EngineModel(nn.Module):
         ):
             batch[name] = torch.full_like(input_ids, filled) if value is None else value
         batch = {name: batch[name].to("cpu", dtype) for name, dtype in self._dtypes.items() if name in batch}
-        return {name: torch.from_numpy(array) for name, array in self._session.run_tensors(batch).items()}
+        found = self._session.run_tensors(batch)
+        return {name: torch.from_numpy(array).to(input_ids.device) for name, array in found.items()}
 
 
 class Transformer(_Transformer):
@@ -70,7 +111,8 @@ class Transformer(_Transformer):
 
     The engine is that of `backend="onnx"` or `"openvino"`, or of `model_kwargs={"engine": NAME}` with
     `onnxruntime`, `openvino` or `torch`; without either the first that is installed and has a file in the
-    folder, and torch where no file is there.
+    folder, and torch where no file is there. Two more of `model_kwargs` are ours: `threads`, how many one
+    run may use, and `file_name`, another file than `onnx/model.onnx` or `openvino/openvino_model.xml`.
     """
 
     def _load_model(
@@ -81,26 +123,37 @@ class Transformer(_Transformer):
         backend: str,
         is_peft_model: bool,
         engine: str | None = None,
+        threads: int | None = None,
+        file_name: str | None = None,
         **model_kwargs: Any,
     ) -> Any:
         """Load the model; the one step of the base class that is another here."""
+        if Path(model_name_or_path).is_dir():
+            read_companions(model_name_or_path)  # refuses what the modules behind this one would stumble over
         if backend in BACKENDS:
             engine = BACKENDS[backend]
         if engine not in (None, TORCH, *ENGINES):
             raise ConfigError(f"There is no engine {engine!r}; there are {', '.join((TORCH, *ENGINES))}.")
-        files = {} if engine == TORCH else _files(model_name_or_path)
+        hub = {name: model_kwargs[name] for name in HUB if name in model_kwargs}
+        files = {} if engine == TORCH else _files(model_name_or_path, file_name, hub)
         if engine is None:
             engine = next((name for name in files if ENGINES[name].version is not None), TORCH)
+            if engine == TORCH and files and not has_weights(model_name_or_path, **hub):
+                packages = " or ".join(ENGINES[name].package for name in files)
+                raise EngineError(
+                    f"Nothing that runs {model_name_or_path} is installed: pip install {packages}"
+                )
         if engine == TORCH:
             return super()._load_model(
                 model_name_or_path, transformer_task, config, TORCH, is_peft_model, **model_kwargs
             )
         if engine not in files:
+            wanted = f"no {file_name}" if file_name else "no file"
             raise CheckpointError(
-                f"{model_name_or_path} has no file for {engine}. Write one: qdqpatch export CKPT OUT "
+                f"{model_name_or_path} has {wanted} for {engine}. Write one: qdqpatch export CKPT OUT "
                 f"--target {engine}"
             )
-        return EngineModel(config, ENGINES[engine].load(Path(files[engine])))
+        return EngineModel(config, engine, Path(files[engine]), threads)
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Save the model in torch; a file of an engine is copied with its folder.
@@ -113,15 +166,21 @@ class Transformer(_Transformer):
         super().save(output_path, *args, **kwargs)
 
 
-def _files(source: str) -> dict[str, str]:
+def _files(source: str, file_name: str | None, hub: dict[str, Any]) -> dict[str, str]:
     """Return the exported files of a folder or a hub repository, by engine."""
     found = {}
     for engine in ENGINES.values():
         suffix = engine.suffixes[0]
-        for name in EXPORTS[suffix]:
-            if file := find_file(source, name):
+        for name in EXPORTS[suffix] if file_name is None else _named(file_name, suffix):
+            if file := find_file(source, name, **hub):
                 for beside in (f"{name}_data", f"{name.removesuffix('.xml')}.bin"):
-                    find_file(source, beside)  # from a hub it is downloaded
+                    find_file(source, beside, **hub)  # from a hub it is downloaded
                 found[engine.name] = file
                 break
     return found
+
+
+def _named(file_name: str, suffix: str) -> tuple[str, ...]:
+    """Return where a file may lie that the user named with or without the folder for its engine."""
+    folder = PurePosixPath(EXPORTS[suffix][0]).parent
+    return (file_name, str(folder / file_name)) if file_name.endswith(suffix) else ()

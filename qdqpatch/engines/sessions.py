@@ -14,7 +14,8 @@ from torch import Tensor
 
 from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.engines.vnni import has_signed_products, saturates
-from qdqpatch.errors import EngineError
+from qdqpatch.errors import EngineError, one_line
+from qdqpatch.packages import missing, pip_install
 
 REDUCED = "computes in bfloat16, which this processor has, what the model leaves in float"
 SATURATED = "loses accuracy here: this processor has no VNNI, and sums of products of integers saturate"
@@ -121,6 +122,11 @@ class Engine:
         except PackageNotFoundError:
             return None
 
+    @property
+    def is_installed(self) -> bool:
+        """Whether it is."""
+        return not missing(self.package)
+
     def load(self, path: Path, threads: int | None = None, exact: bool = False) -> Session:
         """Load a model from a file.
 
@@ -134,10 +140,12 @@ class Engine:
         Raises:
             EngineError: If the engine is not installed, or refuses the file.
         """
+        if not self.is_installed:
+            raise EngineError(f"{self.name} is not installed: {pip_install(self.package)}")
         try:
             module = importlib.import_module(self.package)
         except ImportError as error:
-            raise EngineError(f"{self.name} is not installed: pip install {self.package}") from error
+            raise EngineError(f"{self.name} cannot be imported: {one_line(error)}") from error
         try:
             return self._open(module, path, threads, exact)
         except Exception as error:  # engines raise types of their own

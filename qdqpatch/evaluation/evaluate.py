@@ -70,6 +70,8 @@ def evaluate(
     settled = settle(models, task, max_length, options)
     everything, reason = settled.read_any(source)
     examples = draw(everything, samples, seed)
+    if reason is None:
+        settled.check_labels(examples)
     features = settled.features(examples, seed=seed)
 
     def load_one(contender: Contender) -> Model:

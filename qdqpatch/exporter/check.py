@@ -18,6 +18,7 @@ from qdqpatch.errors import ExportError
 from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.head import is_known, meaning_of, orders, predictions
 
 STEPS = 127
@@ -200,7 +201,7 @@ def require_equal(
                 f"{comparison.mean:.2f} steps of 1/{STEPS} of its range in the mean (allowed: {mean:.2f}), "
                 f"and {comparison.changed} of {comparison.predictions} predictions differ "
                 f"(allowed: {changed:.0f}). Nothing was written. To have the file all the same, and measure "
-                "it by eval: check=False (--no-check)."
+                f"it by eval: {spelled('check=False', '--no-check')}."
             )
 
 

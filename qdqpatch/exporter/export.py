@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +12,27 @@ from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import MODULES, Companions, read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
-from qdqpatch.choices import CPUS, TARGETS, Cpu
-from qdqpatch.engines.shapes import Shape
-from qdqpatch.engines.vnni import saturates
-from qdqpatch.errors import ExportError, QuantizedError
+from qdqpatch.choices import TARGETS, Cpu
+from qdqpatch.errors import ExportError
+from qdqpatch.exporter.asked import (
+    are_exact,
+    check_build,
+    check_is_float,
+    fixed_shape,
+    precision_of,
+    target_of,
+)
 from qdqpatch.exporter.held import held
 from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
-from qdqpatch.packages import pip_install
-from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers, is_quantized
+from qdqpatch.packages import require
+from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 from qdqpatch.patching.finite import check_finite
+from qdqpatch.spelling import spelled
 
 if TYPE_CHECKING:  # these need packages that are not always installed
-    from qdqpatch.exporter.precision import Precision
     from qdqpatch.exporter.result import Export
-    from qdqpatch.exporter.targets.base import Target
+    from qdqpatch.exporter.tracing import Traces
 
 PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 
@@ -53,6 +57,7 @@ def export(
     tokenizer: Any = None,
     source: str | Path | None = None,
     force: bool = False,
+    triton: bool = False,
     build: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> Export:
@@ -95,6 +100,8 @@ def export(
             sentence-transformers needs. If it pools, the file has an output `sentence_embedding` too. None
             for the local folder that the model was loaded from, if sentence-transformers wrote it.
         force: Whether `out` may be replaced if it holds an earlier export; a folder with other files may not.
+        triton: For ONNX Runtime: whether to make the folder a model of Triton Inference Server, by a
+            `config.pbtxt` and a link to the file in the folder `1`.
         build: For TensorRT: compute capabilities, such as `SM89`, to compile the file for. TensorRT for RTX
             has to be installed for that, and needs no GPU. A file that it refuses is not kept.
         progress: Called with what begins.
@@ -127,10 +134,12 @@ def export(
             batches=batches,
             tokenizer=its_tokenizer,
             source=folder_of_it,
+            triton=triton,
             build=build,
             progress=progress or (lambda _: None),
         )
-        output = OutputFolder.open(out, force=force)
+        read = [getattr(inner, "name_or_path", None) or "", source or ""]
+        output = OutputFolder.open(out, {"the checkpoint": read}, force)
         with output.staged() as folder:
             return write(folder, output.given)
 
@@ -153,49 +162,128 @@ def prepare_export(
     batches: Iterable[dict[str, Tensor]] | None = None,
     tokenizer: Any = None,
     source: str | Path | None = None,
+    triton: bool = False,
     build: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
+    traces: Traces | None = None,
 ) -> Callable[[Path, Path], Export]:
     """Refuse what can be refused without work, and return what does the rest.
 
-    Arguments and errors are those of `export`. What is returned takes a folder to write to, whose other files
-    stay, and the place that this folder gets in the end.
+    Arguments and errors are those of `export`; `traces` has what was traced of the model already. What is
+    returned takes a folder to write to, whose other files stay, and the place that this folder gets in the
+    end.
     """
-    _require(PACKAGES)
-    if not hasattr(torch.onnx, "ops"):
-        raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
+    require_packages(target, check)
     from qdqpatch.exporter.grids import has_float8
     from qdqpatch.exporter.inputs import Inputs
     from qdqpatch.exporter.pipeline import Ends, Pipeline
     from qdqpatch.exporter.preparing import prepared
+    from qdqpatch.exporter.tracing import Traces
 
-    engine_target = _target(target, float_weights, _vnni(target, cpu, vnni), cpu, check)
+    engine_target = target_of(target, float_weights, are_exact(target, cpu, vnni), check, cpu)
     float8 = has_float8(model)
-    _check_build(target, build, float8)
-    precision = _precision(target, dtype, opset, float8)
+    check_build(target, build, float8)
+    if triton and target != "onnxruntime":
+        raise ExportError(f"A model of Triton's is written for onnxruntime, not for {target}.")
+    precision = precision_of(target, dtype, opset, float8)
     if target != "tensorrt" and (int32_inputs or float32_outputs):
-        raise ExportError(f"int32_inputs and float32_outputs are for TensorRT, not for {target}.")
+        raise ExportError(
+            f"{spelled('int32_inputs')} and {spelled('float32_outputs')} are for TensorRT, not for {target}."
+        )
     if as_float:
-        _check_is_float(model, float_weights, int8_embeddings)
+        check_is_float(model, float_weights, int8_embeddings)
     else:
         _check_ranges(model)
     check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
-    inputs = Inputs(model, None if shape is None else Shape(*shape))
+    inputs = Inputs(model, fixed_shape(shape))
     inputs.check()
     companions = _companions(model, source)
     head = None
     if companions is not None and type(model).__name__.endswith("Model"):
         head = load_sentence_head(companions)
     ends = Ends(int32_inputs, float32_outputs)
+    traced = Traces() if traces is None else traces
 
     def write(folder: Path, out: Path) -> Export:
         with prepared(model, int8_embeddings) as cpu_model:
             pipeline = Pipeline(
-                cpu_model, engine_target, inputs, progress, companions, head, precision, ends, as_float
+                cpu_model,
+                engine_target,
+                inputs,
+                progress,
+                companions,
+                head,
+                precision,
+                ends,
+                traced,
+                triton,
+                as_float,
             )
             return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
 
     return write
+
+
+def require_packages(target: str, check: bool = True) -> None:
+    """Find out before the work whether everything is installed that exporting for a target needs.
+
+    Args:
+        target: As `export` takes it.
+        check: Whether the file is to be run.
+
+    Raises:
+        ExportError: If not, or there is no such target.
+    """
+    if target not in TARGETS:
+        raise ExportError(f"There is no target {target!r}; there are {', '.join(TARGETS)}.")
+    require("Exporting", *PACKAGES, *["openvino"] * (target == "openvino"), error=ExportError)
+    if not hasattr(torch.onnx, "ops"):
+        raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
+    if check and target != "openvino":
+        way = f"leave that out: {spelled('check=False', '--no-check')}"
+        require("Comparing the file with the model", "onnxruntime", error=ExportError, otherwise=way)
+
+
+def check_placement(model: PreTrainedModel, target: str) -> None:
+    """Find out before a model is calibrated whether a target has the levels of its quantizers.
+
+    Raises:
+        ExportError: If not.
+    """
+    from qdqpatch.exporter.grids import check_grids
+
+    engine_target = target_of(target, float_weights=False, vnni=None, check=False)
+    check_grids(model, engine_target.signed, engine_target.float8, target, calibrated=False)
+
+
+def prepare_exports(
+    model: PreTrainedModel,
+    targets: Sequence[str],
+    cpu: Cpu | None = None,
+    triton: bool = False,
+    **options: Any,
+) -> list[Callable[[Path, Path], Export]]:
+    """Prepare exports for several targets, which share what is traced.
+
+    Options and errors are those of `prepare_export`, and so is what is returned for each target. `triton` is
+    for ONNX Runtime, if it is one of them; `cpu` is not for TensorRT.
+    """
+    for target in targets:
+        require_packages(target, options.get("check", True))
+    from qdqpatch.exporter.tracing import Traces
+
+    traces = Traces()
+    return [
+        prepare_export(
+            model,
+            target,
+            cpu=None if target == "tensorrt" else cpu,
+            traces=traces,
+            triton=triton and target == "onnxruntime",
+            **options,
+        )
+        for target in targets
+    ]
 
 
 def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions | None:
@@ -205,87 +293,6 @@ def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions
     loaded_from = getattr(model, "name_or_path", "")
     is_embedder = bool(loaded_from) and (Path(loaded_from) / MODULES).is_file()
     return read_companions(loaded_from) if is_embedder else None
-
-
-def _vnni(target: str, cpu: str | None, vnni: bool | None) -> bool | None:
-    """Return whether products of uint8 and int8 are exact where a file will run; None for as here."""
-    if cpu is None:
-        return vnni
-    if cpu not in CPUS:
-        raise ExportError(f"There is no cpu {cpu!r}; there are {', '.join(CPUS)}.")
-    if target == "tensorrt":
-        raise ExportError("cpu is for onnxruntime and openvino; TensorRT runs on NVIDIA's GPUs.")
-    exact = cpu != "avx2"
-    if vnni not in (None, exact):
-        raise ExportError(f"cpu={cpu!r} and vnni={vnni} contradict each other; vnni can be left out.")
-    return exact if target == "onnxruntime" else None
-
-
-def _check_is_float(model: PreTrainedModel, float_weights: bool, int8_embeddings: bool) -> None:
-    if float_weights or int8_embeddings:
-        raise ExportError("as_float writes everything in float: leave float_weights, int8_embeddings out.")
-    if is_quantized(model):
-        raise QuantizedError(
-            "The model is quantized: as_float (--float) is for the float one that it was made of."
-        )
-
-
-def _target(name: str, float_weights: bool, vnni: bool | None, cpu: str | None, check: bool) -> Target:
-    if name not in TARGETS:
-        raise ExportError(f"There is no target {name!r}; there are {', '.join(TARGETS)}.")
-    if float_weights and name != "tensorrt":
-        raise ExportError(f"{name} needs the weights in int8; float_weights is for TensorRT alone.")
-    if vnni is not None and name != "onnxruntime":
-        raise ExportError(f"{name} gets the same file for every processor; vnni is for onnxruntime alone.")
-    if name == "openvino":
-        _require(("openvino",))
-        from qdqpatch.exporter.targets import openvino
-
-        return replace(openvino.TARGET, cpu=cpu)
-    if name == "onnxruntime":
-        from qdqpatch.exporter.targets import onnxruntime
-
-        if vnni and check and saturates():
-            raise ExportError(
-                "This processor has no VNNI: its products of uint8 and int8 saturate, so that a file for "
-                "processors with VNNI cannot be compared with the model here. Leave vnni out for a file that "
-                "is exact on every processor, or export unchecked, with check=False or --no-check."
-            )
-        return onnxruntime.target(not saturates() if vnni is None else vnni, cpu)
-    from qdqpatch.exporter.targets import tensorrt
-
-    return tensorrt.target(float_weights)
-
-
-def _require(packages: Iterable[str]) -> None:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ExportError(f"Exporting needs {', '.join(missing)}: {pip_install(*missing)}")
-
-
-def _precision(target: str, dtype: str | None, opset: int | None, float8: bool) -> Precision:
-    from qdqpatch.exporter.precision import OPSET, PRECISIONS
-
-    name = dtype or ("float16" if target == "tensorrt" else "float32")
-    if name not in PRECISIONS:
-        raise ExportError(f"There is no dtype {name!r}; there are {', '.join(PRECISIONS)}.")
-    if target != "tensorrt" and name != "float32":
-        raise ExportError(f"dtype is for TensorRT; {target} gets what stays float in float32.")
-    if opset is not None and opset < OPSET and float8:
-        raise ExportError(f"FP8 needs opset {OPSET} or newer, not {opset}.")
-    if opset is not None and opset < OPSET and name != "float32":
-        raise ExportError(f"{name} needs opset {OPSET} or newer, not {opset}; dtype='float32' does not.")
-    return PRECISIONS[name]
-
-
-def _check_build(target: str, capabilities: Sequence[str], float8: bool) -> None:
-    if not capabilities:
-        return
-    if target != "tensorrt":
-        raise ExportError(f"build compiles for TensorRT; there is nothing to compile for {target}.")
-    from qdqpatch.engines.tensorrt.build import require
-
-    require(capabilities, float8)
 
 
 def _check_ranges(model: PreTrainedModel) -> None:

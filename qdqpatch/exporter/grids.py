@@ -15,6 +15,7 @@ from qdqpatch.errors import ExportError, no_range
 from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers, named_quantizers
+from qdqpatch.spelling import spelled
 
 Float = npt.NDArray[np.float32]
 
@@ -54,18 +55,9 @@ def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
     Raises:
         ExportError: If it has no range, or its levels are none that QuantizeLinear has.
     """
+    _check_activation(quantizer, path)
     if quantizer.amax is None:
         raise ExportError(no_range([path]))
-    if quantizer.amax.dim():
-        raise ExportError(
-            f"{path} has a range per channel, which no engine's integer matmul takes. "
-            "Quantize it with axis=None."
-        )
-    if quantizer.bounds[0] == -127:
-        raise ExportError(
-            f"{path} has a narrow range, -127 to 127, which QuantizeLinear does not clip to. "
-            "Quantize it with narrow_range=False."
-        )
     scale = _scale(quantizer, quantizer.range_of(quantizer.amax), path)
     return Grid(scale, None, quantizer.unsigned, quantizer.is_float8)
 
@@ -80,14 +72,20 @@ def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[
     amax = quantizer.range_of(weight).detach()
     if amax.dim() and not amax.numel() == amax.shape[0] == weight.shape[0]:
         raise ExportError(
-            f"{path} has a range per column; integer matmuls take one per row. Quantize weights with axis=0."
+            f"{path} has a range per column; integer matmuls take one per row. {_change(path, axis=0)}"
         )
     scale = _scale(quantizer, amax.flatten() if amax.dim() else amax, path)
     grid = Grid(scale, 0 if amax.dim() else None, quantizer.unsigned, quantizer.is_float8)
     return grid, quantizer.integers(weight).numpy().astype(grid.stored())
 
 
-def check_grids(model: nn.Module, signed: bool, float8: bool = False, name: str = "this engine") -> None:
+def check_grids(
+    model: nn.Module,
+    signed: bool,
+    float8: bool = False,
+    name: str = "this engine",
+    calibrated: bool = True,
+) -> None:
     """Find out before the work whether every enabled quantizer has levels that an engine has.
 
     Args:
@@ -95,6 +93,7 @@ def check_grids(model: nn.Module, signed: bool, float8: bool = False, name: str 
         signed: Whether the target has signed levels alone.
         float8: Whether it has FP8.
         name: The target's.
+        calibrated: Whether activations must have their ranges already.
 
     Raises:
         ExportError: If one has not.
@@ -109,12 +108,14 @@ def check_grids(model: nn.Module, signed: bool, float8: bool = False, name: str 
         if signed and quantizer.unsigned:
             raise ExportError(
                 f"{path} is unsigned; TensorRT quantizes symmetrically, to signed int8 alone. "
-                "Quantize it with unsigned=False."
+                f"{_change(path, unsigned=False)}"
             )
         if role == WEIGHT:
             weight_grid(quantizer, model.get_parameter(f"{owner}.weight"), path)
-        else:
+        elif calibrated:
             activation_grid(quantizer, path)
+        else:
+            _check_activation(quantizer, path)
 
 
 def has_float8(model: nn.Module) -> bool:
@@ -122,11 +123,37 @@ def has_float8(model: nn.Module) -> bool:
     return any(quantizer.is_float8 for _, quantizer in named_quantizers(model) if quantizer.is_enabled)
 
 
-def _scale(quantizer: TensorQuantizer, amax: Tensor, path: str) -> Float:
+def _check_activation(quantizer: TensorQuantizer, path: str) -> None:
+    """Refuse levels of an activation that QuantizeLinear does not have, whatever its range."""
+    if quantizer.axis is not None if quantizer.amax is None else quantizer.amax.dim():
+        raise ExportError(
+            f"{path} has a range per channel, which no engine's integer matmul takes. "
+            f"{_change(path, axis=None)}"
+        )
+    if quantizer.bounds[0] == -127:
+        raise ExportError(
+            f"{path} has a narrow range, -127 to 127, which QuantizeLinear does not clip to. "
+            f"{_change(path, narrow_range=False)}"
+        )
+    _check_bits(quantizer, path)
+
+
+def _check_bits(quantizer: TensorQuantizer, path: str) -> None:
     if quantizer.num_bits != 8 and not quantizer.is_float8:
         raise ExportError(
-            f"{path} has {quantizer.num_bits} bits, and the engines' integer kernels have 8. Quantize with "
-            "num_bits=8, or turn it off with an override."
+            f"{path} has {quantizer.num_bits} bits, and the engines' integer kernels have 8. "
+            f"{_change(path, num_bits=8)}"
         )
+
+
+def _change(path: str, **setting: Any) -> str:
+    """Return what to do about a quantizer whose setting has to be another one."""
+    ((name, value),) = setting.items()
+    how = spelled(f"{name}={value}", f"--override '{path}={name}:{str(value).lower()}'")
+    return f"Quantize it with {how}, or leave it float."
+
+
+def _scale(quantizer: TensorQuantizer, amax: Tensor, path: str) -> Float:
+    _check_bits(quantizer, path)
     scale = (amax / quantizer.levels).float()
     return torch.where(amax <= SMALLEST_AMAX, LARGEST_SCALE, scale).numpy()

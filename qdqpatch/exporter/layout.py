@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.checkpoint.companions import MODULES, Companions
-from qdqpatch.checkpoint.tokenizer import VOCABULARIES
+from qdqpatch.checkpoint.companions import LENGTHS, MODULES, PROMPTS, Companions
+from qdqpatch.checkpoint.tokenizer import VOCABULARIES, complete_tokenizer
+from qdqpatch.data.lengths import served_length
 from qdqpatch.engines.models import IR_FOLDER, ONNX_FOLDER
 from qdqpatch.exporter.targets.base import ONNX_FILE
 from qdqpatch.exporter.tracing import SENTENCE
@@ -30,9 +32,11 @@ EXPORT_JSON = "export.json"
 FORMATS = {ONNX_FOLDER: "onnx", IR_FOLDER: "openvino"}
 """What it calls the files of a folder."""
 
-
 MODULE = "qdqpatch.engines.sentence_transformers.Transformer"
 """What runs an exported file in sentence-transformers."""
+
+CLASSIFIER = "ForSequenceClassification"
+"""How the classes of models end that sentence-transformers calls cross-encoders."""
 
 
 def write_beside(
@@ -51,22 +55,53 @@ def write_beside(
         model.config.save_pretrained(folder)
     if companions is not None:
         companions.copy(folder)
-        if companions.modules and runs:
-            listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
-            listed[0]["type"] = MODULE
-            (folder / MODULES).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    if runs:
+        _name_our_module(model, folder)
     if tokenizer is not None and not any((folder / name).exists() for name in VOCABULARIES):
         tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        cut = None if companions is None else companions.max_length
+        complete_tokenizer(tokenizer, folder, min(cut or sys.maxsize, served_length(tokenizer, model)))
+
+
+def _name_our_module(model: PreTrainedModel, folder: Path) -> None:
+    """Let sentence-transformers run the exported file, of an embedder or of what scores pairs of texts.
+
+    The second has no `modules.json` of old, and without one sentence-transformers looks for torch's weights.
+    """
+    listed = _read(folder / MODULES)
+    if listed:
+        listed[0]["type"] = MODULE
+        _write(folder / MODULES, listed)
+    elif type(model).__name__.endswith(CLASSIFIER):
+        _write(folder / MODULES, [{"idx": 0, "name": "0", "path": "", "type": MODULE}])
+        settings = next((folder / name for name in LENGTHS if (folder / name).exists()), folder / LENGTHS[0])
+        _write(settings, {**(_read(settings) or {}), "transformer_task": "sequence-classification"})
+        kind = {"model_type": "CrossEncoder", **(_read(folder / PROMPTS) or {})}
+        _write(folder / PROMPTS, kind)
+
+
+def _read(file: Path) -> Any:
+    """Return what is in a JSON file; None where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _write(file: Path, data: Any) -> None:
+    file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def link_quantized(file: Path) -> None:
-    """Give an ONNX file its second name: a hard link, or a copy where the file system has none."""
+    """Give an ONNX file the name that some servers look for."""
     if file.name == ONNX_FILE:
-        second = file.with_name(QUANTIZED)
-        try:
-            os.link(file, second)
-        except OSError:
-            shutil.copyfile(file, second)
+        link(file, file.with_name(QUANTIZED))
+
+
+def link(file: Path, second: Path) -> None:
+    """Give a file a second name: a hard link, or a copy where the file system has none."""
+    try:
+        os.link(file, second)
+    except OSError:
+        shutil.copyfile(file, second)
 
 
 def size_of(file: Path) -> int:
@@ -109,7 +144,7 @@ def write_export_json(
     entry = {"file": file, "metadata": dataclasses.asdict(metadata)}
     kind = FORMATS[file.partition("/")[0]]
     data = {"schema_version": 1, "export_format": kind, "components": {"model": entry}}
-    (folder / EXPORT_JSON).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    _write(folder / EXPORT_JSON, data)
     if kind == "onnx":  # it asks for the file with the weights even where the weights are inside
         folder.joinpath(f"{file}.data").touch()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
-from qdqpatch.exporter.tracing import LOGITS, SENTENCE, outputs_of, trace
+from qdqpatch.exporter.tracing import LOGITS, SENTENCE, Traces, outputs_of
+from qdqpatch.exporter.triton import write_triton
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.output.manifest import read_sections
 from qdqpatch.output.record import write_record
@@ -74,6 +75,8 @@ class Pipeline:
         head: What makes a text's embedding; None for a model that has none.
         precision: The type of what stays float.
         ends: What the file takes and gives.
+        traces: What was traced already, for another target.
+        triton: Whether to make the folder a model of Triton's.
         is_float: Whether the model is not quantized.
     """
 
@@ -85,6 +88,8 @@ class Pipeline:
     head: SentenceHead | None = None
     precision: Precision = PRECISIONS["float32"]
     ends: Ends = Ends()
+    traces: Traces = field(default_factory=Traces)
+    triton: bool = False
     is_float: bool = False
 
     @property
@@ -113,7 +118,6 @@ class Pipeline:
         graph = self._graph(opset)
         file, place = folder / self.target.file, out / self.target.file
         comparisons, operations, float_matmuls = None, None, False
-        check = check and self.engine.version is not None
         if check and not self.precision.is_run:
             with tempfile.TemporaryDirectory() as exact:
                 self.target.write(graph, Path(exact) / self.target.file)
@@ -122,6 +126,8 @@ class Pipeline:
         lower(graph, self.precision)
         convert_ends(graph, self.ends.int32_inputs, self.ends.float32_outputs)
         self.target.write(graph, file)
+        if self.triton:
+            write_triton(graph.graph, file, folder)
         outputs = [str(value.name) for value in graph.graph.outputs]
         names = matmuls(graph.graph)
         del graph
@@ -134,7 +140,7 @@ class Pipeline:
         if check and self.precision.is_run:
             self.say(f"Comparing with the model in {self.engine.name}")
             comparisons, float_matmuls = self._compared(file, place, kept)
-        if self.target.kernels is not None and self.engine.version is not None and not self.is_float:
+        if self.target.kernels is not None and self.engine.is_installed and not self.is_float:
             self.say("Counting integer kernels")
             operations = match(self.model, names, self.target.kernels(file))
         builds = self._compiled(file, place, build)
@@ -208,7 +214,7 @@ class Pipeline:
 
     def _graph(self, opset: int | None) -> ir.Model:
         """Return the target's graph."""
-        graph = trace(
+        graph = self.traces.trace(
             self.model,
             self.inputs.example(),
             self.inputs.axes(),

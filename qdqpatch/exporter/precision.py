@@ -17,6 +17,7 @@ from qdqpatch.engines.tensorrt.half import cast_floats
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.check import JITTER
 from qdqpatch.exporter.wide import kept_wide, multiply_outer_products
+from qdqpatch.spelling import spelled
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def _look_at(path: str, precision: Precision, module: nn.Module, inputs: Any, ou
 def _require_fits(path: str, values: Tensor, precision: Precision) -> None:
     largest = float(values.detach().abs().max()) if values.numel() else 0.0
     if largest > precision.largest:
+        wider = spelled('dtype="bfloat16"', "--dtype bfloat16")
         raise ExportError(
             f"{path} reaches {largest:.0f}, and {precision.name} ends at {precision.largest:.0f}. "
-            'Export with dtype="bfloat16" (--dtype bfloat16), or "float32". Nothing was written.'
+            f"Export with {wider}, or float32. Nothing was written."
         )

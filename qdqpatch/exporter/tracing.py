@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -59,6 +59,30 @@ def trace(
     graph: ir.Model = exported.model
     _name_axes(graph, axes)
     return graph
+
+
+class Traces:
+    """The graphs of a model that stays as it is meanwhile: one trace serves every target."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[Hashable, ir.Model] = {}
+
+    def trace(
+        self,
+        model: PreTrainedModel,
+        inputs: Batch,
+        axes: Mapping[str, Mapping[int, str]],
+        opset: int,
+        head: SentenceHead | None = None,
+    ) -> ir.Model:
+        """Return a graph to change at will; arguments are those of the function `trace`."""
+        sizes = tuple((name, tensor.shape) for name, tensor in inputs.items())
+        named = tuple((name, *sorted(numbers.items())) for name, numbers in axes.items())
+        parts = tuple((path, type(part), _is_enabled(part)) for path, part in model.named_modules())
+        key = (sizes, named, opset, head is None, parts)
+        if key not in self._graphs:
+            self._graphs[key] = trace(model, inputs, axes, opset, head)
+        return self._graphs[key].clone()
 
 
 def named_outputs(result: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from qdqpatch.errors import ExportError
 from qdqpatch.lint.rules import RULES
 from qdqpatch.lint.rules.base import LintRule
 from qdqpatch.lint.sites import Site
-from qdqpatch.packages import pip_install
+from qdqpatch.packages import require
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,9 @@ def check_file(path: Path, target: str) -> LintReport:
         CheckpointError: If the file cannot be read, or there is no encoder in it.
         ExportError: If the libraries that read ONNX are not installed.
     """
-    try:
-        from qdqpatch.lint.graph import read_sites
-    except ImportError as error:
-        raise ExportError(f"Reading ONNX needs {error.name}: {pip_install('onnx', 'onnx_ir')}") from error
+    require("Reading ONNX", "onnx", "onnx_ir", error=ExportError)
+    from qdqpatch.lint.graph import read_sites
+
     return check_sites(read_sites(path), target)
 
 

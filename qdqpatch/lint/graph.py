@@ -91,6 +91,8 @@ def read_sites(path: Path) -> list[Site]:
 
 
 def _load(path: Path) -> ir.Graph:
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; name the file in it.")
     try:
         model = ir.load(path)
         if model.functions:

@@ -18,6 +18,7 @@ from transformers.masking_utils import eager_mask
 
 from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.nn.names import MATMUL
+from qdqpatch.spelling import spelled
 
 IMPLEMENTATION = "qdqpatch"
 """The name for `config._attn_implementation` and `model.set_attn_implementation`."""
@@ -104,8 +105,14 @@ def require_known(module: nn.Module, attention_mask: Tensor | None, arguments: M
     if unknown:
         raise UnsupportedModelError(
             f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the quantized one "
-            "does not know. Leave the matmuls float: quantize with QDQConfig(matmuls=False)."
+            f"does not know. Leave the matmuls float: {float_matmuls()}."
         )
+
+
+def float_matmuls() -> str:
+    """Return how a model is quantized whose matmuls stay float."""
+    way = spelled("QDQConfig(matmuls=False)", "--override '*matmul_*=off'")
+    return f"quantize with {way}"
 
 
 def for_all_heads(operand: Tensor, query: Tensor) -> Tensor:

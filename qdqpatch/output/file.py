@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from qdqpatch.errors import QdqError, ReportError
+from qdqpatch.output.inputs import Inputs
 from qdqpatch.output.work import Work, clean_up
 
 HTML_MARK = b'<meta name="generator" content="qdqpatch">'
@@ -31,14 +33,20 @@ def has_mark(file: Path) -> bool:
     return any(mark in head for mark in (HTML_MARK, PNG_MARK, SVG_MARK))
 
 
-def check_file(file: Path, ours: Ours = has_mark) -> None:
+def check_file(file: Path, ours: Ours = has_mark, inputs: Mapping[str, Any] | None = None) -> None:
     """Find out before the work whether a file can be written.
 
+    Args:
+        file: The file.
+        ours: Whether one that is there may be replaced.
+        inputs: What is read and must stay, by what it is called.
+
     Raises:
-        ReportError: If it cannot, or would replace one that we did not write.
+        ReportError: If it cannot, or would replace what is read or what we did not write.
     """
     with _failures(file):
         path = file.resolve()
+        Inputs.of(inputs or {}).check_file(file, path)
         clean_up(path.parent, path.name)
         _check_content(file, path, ours)
         folder = next(parent for parent in path.parents if parent.exists())

@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from qdqpatch.errors import CheckpointError, OccupiedError, QdqError
+from qdqpatch.output.inputs import Inputs
 from qdqpatch.output.manifest import MANIFEST, foreign, some, write_manifest
 from qdqpatch.output.moves import Move
 from qdqpatch.output.places import must_stay
@@ -32,7 +34,7 @@ class OutputFolder:
     Attributes:
         given: Its name as the user gave it, for messages.
         path: The same without links, and wherever the process goes.
-        inputs: What is read and must stay, by what it is called: files, folders, or names on the hub.
+        inputs: What is read and must stay.
         force: Whether what we wrote there before may be replaced.
         also: Matches paths in it that are ours though its manifest does not list them, as `foreign` does.
         only: The names that are written, where other files in the folder stay; None if all is replaced.
@@ -40,7 +42,7 @@ class OutputFolder:
 
     given: Path
     path: Path
-    inputs: Mapping[str, tuple[Path, ...]]
+    inputs: Inputs
     force: bool = False
     also: re.Pattern[str] | None = None
     only: tuple[str, ...] | None = None
@@ -49,12 +51,19 @@ class OutputFolder:
     def open(
         cls,
         out: str | Path,
-        inputs: Mapping[str, str | Path | None] | None = None,
+        inputs: Mapping[str, Any] | None = None,
         force: bool = False,
         also: re.Pattern[str] | None = None,
         only: tuple[str, ...] | None = None,
     ) -> OutputFolder:
-        """Find out before the work whether the folder can be written; arguments as the attributes.
+        """Find out before the work whether the folder can be written.
+
+        Args:
+            out: The folder.
+            inputs: What is read and must stay, by what it is called: files, folders, or names on the hub.
+            force: As the attribute; `also` and `only` too.
+            also: See there.
+            only: See there.
 
         Raises:
             OccupiedError: If it holds what we wrote, and `force` is not set.
@@ -63,10 +72,10 @@ class OutputFolder:
         given = Path(out)
         try:
             path = given.resolve()
-            places = {name: _places(place) for name, place in (inputs or {}).items() if place is not None}
+            read = Inputs.of(inputs or {})
         except (OSError, RuntimeError) as error:  # a loop of links, or a current folder that is gone
             raise CheckpointError(f"Cannot write to {given}: {_reason(error)}.") from error
-        folder = cls(given, path, places, force, also, only)
+        folder = cls(given, path, read, force, also, only)
         with _failures(given):
             folder.check()
         return folder
@@ -80,11 +89,7 @@ class OutputFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"{self.given} is a file; name a folder to write to.")
-        for name, places in self.inputs.items():
-            if self.path in places:
-                raise CheckpointError(f"{self.given} is {name} that is read; write to another folder.")
-            if any(self.path in place.parents for place in places):
-                raise CheckpointError(f"{self.given} holds {name} that is read; write to another folder.")
+        self.inputs.check_folder(self.given, self.path)
         clean_up(self.path.parent, self.path.name)
         clean_up(self.path)
         self._check_content()
@@ -114,13 +119,15 @@ class OutputFolder:
     def remove(self) -> None:
         """Remove the folder, at once for all who look; only if all that is in it is ours.
 
+        A folder that cannot be moved, such as a disk's root, stays, and what is in it goes.
+
         Raises:
             CheckpointError: If it holds something else, or cannot be removed. Then it is as it was.
         """
         if not self.path.is_dir():
             return
         with _failures(self.given), self._work() as work:
-            work.move(lambda: ([(self.path, work.old / self.path.name)], ()), lambda: self._verify(work))
+            work.move(lambda: (self._aside(work), ()), lambda: self._verify(work))
 
     @contextlib.contextmanager
     def _work(self) -> Iterator[Work]:
@@ -170,13 +177,16 @@ class OutputFolder:
             if not self.path.exists():
                 return (), [(work.new, self.path)]
             shutil.copymode(self.path, work.new)
-            return [(self.path, work.old / self.path.name)], [(work.new, self.path)]
+            return self._aside(work), [(work.new, self.path)]
         # Without its config.json, a folder that is half replaced does not load.
         names = sorted(os.listdir(work.new), key=lambda name: (name == "config.json", name))
-        return (
-            [(self.path / name, work.old / name) for name in reversed(self._content())],
-            [(work.new / name, self.path / name) for name in names],
-        )
+        return self._aside(work), [(work.new / name, self.path / name) for name in names]
+
+    def _aside(self, work: Work) -> list[Move]:
+        """Return the moves that take away what is there."""
+        if work.parent != self.path:
+            return [(self.path, work.old / self.path.name)]
+        return [(self.path / name, work.old / name) for name in reversed(self._content())]
 
     def _verify(self, work: Work) -> None:
         """Look into what was moved aside, where nobody else writes any more."""
@@ -211,7 +221,11 @@ def _failures(given: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    """Return what went wrong; what the system said, if safetensors hands that on."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    handed_on = re.search(r"I/O error: (.*?) \(os error", str(error))
+    return handed_on[1] if handed_on else str(error)
 
 
 def _refusal(given: Path, others: list[str]) -> str:
@@ -219,12 +233,6 @@ def _refusal(given: Path, others: list[str]) -> str:
         f"{given} is not empty, and qdqpatch did not write all that is in it: {some(others)}. "
         "Choose another folder, or move that away."
     )
-
-
-def _places(given: str | Path) -> tuple[Path, ...]:
-    """Return where an input is: by the path that was given, and where links lead; none for a hub name."""
-    place = Path(os.path.abspath(given))
-    return (place, place.resolve()) if os.path.lexists(place) else ()
 
 
 def _existing(path: Path) -> Path:

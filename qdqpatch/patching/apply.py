@@ -17,7 +17,7 @@ from qdqpatch.errors import (
     UnsupportedModelError,
     no_range,
 )
-from qdqpatch.nn.attention import IMPLEMENTATION
+from qdqpatch.nn.attention import IMPLEMENTATION, float_matmuls
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.plan import Plan, Site
@@ -170,5 +170,5 @@ def _set_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(before)
         raise UnsupportedModelError(
             f"{type(model).__name__} does not compute attention through transformers' AttentionInterface, "
-            "so its matmuls cannot be quantized. Pass QDQConfig(matmuls=False) to leave them float."
+            f"so its matmuls cannot be quantized. To leave them float, {float_matmuls()}."
         )

@@ -115,6 +115,9 @@ def audit(model: PreTrainedModel, batch: Mapping[str, Any]) -> Audit:
         raise ConfigError("The batch holds no tensor. Tokenizers give some with return_tensors='pt'.")
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     traced = _Tensors(copy.deepcopy(model, shared).eval())
+    for module in traced.modules():
+        if isinstance(module, TensorQuantizer):
+            module.__class__ = _Mark
     quantizers = [
         path
         for path, module in model.named_modules(remove_duplicate=False)
@@ -129,6 +132,13 @@ def audit(model: PreTrainedModel, batch: Mapping[str, Any]) -> Audit:
                 "whether model(**batch) runs; a model that branches on its values cannot be audited."
             ) from error
     return Audit(type(model).__name__, tuple(operations_of(program, quantizers, "model")))
+
+
+class _Mark(TensorQuantizer):
+    """Stands in for a quantizer: a single node in the trace, which is most of the time that tracing takes."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.clone() if self.is_enabled else inputs
 
 
 class _Tensors(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
 from qdqpatch.choices import QUANT_METHOD
@@ -18,6 +18,7 @@ from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.learned import update_ranges
 from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
 from qdqpatch.patching.finite import check_finite
+from qdqpatch.patching.guard import guard, lift, unguard
 from qdqpatch.patching.input_scales import make_room_for_scales, read_input_scales
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.recorded import KEY
@@ -57,7 +58,18 @@ class QDQHfQuantizer(HfQuantizer):
         self.record = plan.record
         self.quantization_config = plan.config
         model.config.quantization_config = plan.config
+        guard(model.config)
         vars(model).update(hf_quantizer=self, quantization_method=QUANT_METHOD)
+
+    def update_tp_plan(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Lift the guard: the first that transformers before 5.20 asks of a checkpoint's config."""
+        lift(config)
+        return config
+
+    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Lift the guard: what transformers asks since 5.20."""
+        lift(config)
+        return config
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -87,6 +99,7 @@ class QDQHfQuantizer(HfQuantizer):
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         revert(model, self.attn_implementation)
         vars(model.config).pop(KEY, None)
+        unguard(model.config)
         if vars(model).get(CONVERSIONS) == []:
             vars(model)[CONVERSIONS] = self._conversions
         if isinstance(dtype, str):  # as transformers leaves it in the config of a model that was saved

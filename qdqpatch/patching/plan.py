@@ -14,6 +14,7 @@ from qdqpatch.config.config import QDQConfig
 from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.rules.base import Miss
+from qdqpatch.spelling import spelled
 
 SHOWN = 5
 """How many rows of what stays float a warning has."""
@@ -85,7 +86,8 @@ class Plan:
         if self.unknown:
             text = (
                 f"There are no rules for {', '.join(self.unknown)} made of these classes: what is quantized "
-                f"in {self.model} was found by its structure. qdqpatch.audit(model, batch) lists what of its "
+                f"in {self.model} was found by its structure. "
+                f"{spelled('qdqpatch.audit(model, batch)', '`qdqpatch inspect --audit`')} lists what of its "
                 "products and residual adds no quantizer feeds. "
             )
         if rows:
@@ -94,7 +96,9 @@ class Plan:
                 f"Of what the configuration turns on, this stays float in {self.model}: "
                 f"{'; '.join(rows[:SHOWN])}{more}. "
             )
-        return f"{text}print(qdqpatch.plan(model)) lists everything." if text else ""
+        if text:
+            text += f"{spelled('print(qdqpatch.plan(model))', '`qdqpatch inspect`')} lists everything."
+        return text
 
     def wanted_rows(self) -> list[Row]:
         """Return `miss_rows` of what the configuration turns on."""

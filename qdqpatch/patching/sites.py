@@ -18,6 +18,7 @@ from qdqpatch.patching.recorded import HEAD, KEY, Recorded, describe, recorded_r
 from qdqpatch.rules import has_rules, rules_of
 from qdqpatch.rules.base import Match, Miss, Rule
 from qdqpatch.rules.structural import Unreached
+from qdqpatch.spelling import spelled
 
 
 def find_sites(
@@ -160,16 +161,22 @@ def _check_overrides(config: QDQConfig, used: set[str]) -> None:
         if override.pattern not in used:
             raise OverrideError(
                 f"The override {override.pattern!r} matches no quantizer of the model. Patterns are globs "
-                "over the paths that `qdqpatch inspect` or print(qdqpatch.plan(model)) lists."
+                "over the paths that "
+                f"{spelled('print(qdqpatch.plan(model))', '`qdqpatch inspect --ranges`')} lists."
             )
+
+
+def _turned_off(found: Plan) -> bool:
+    return any(miss.reason.startswith("override") for miss in found.misses)
 
 
 def _nothing_found(found: Plan) -> str:
     on = [name for name in ("linears", "matmuls", "residual_adds") if getattr(found.config, name)]
+    overrides = "the overrides turn off all of that" if _turned_off(found) else "no override turns more on"
     text = (
         f"Nothing in {found.model} would be quantized. Looked for the Linears, attention matmuls "
         f"and residual adds of its layers; the configuration turns on {', '.join(on) or 'none of them'}, "
-        "and no override turns a quantizer on."
+        f"and {overrides}."
     )
     kinds = list(dict.fromkeys(miss.operation for miss in found.misses if miss.wanted))
     if found.unknown:

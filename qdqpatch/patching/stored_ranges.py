@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.config.quantizer import QuantizerConfig
-from qdqpatch.errors import CALIBRATE, CalibrationWarning, CheckpointError, QuantizationWarning, no_range
+from qdqpatch.errors import CalibrationWarning, CheckpointError, QuantizationWarning, no_range
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import is_weight
 from qdqpatch.patching.apply import named_quantizers, without_range
@@ -167,7 +167,7 @@ def warn_of_missing(model: nn.Module, plan: Plan) -> None:
     if 0 < len(missing) < len(quantizers):
         warnings.warn(
             f"The checkpoint has ranges for only some of the {len(quantizers)} quantizers of this "
-            f"{type(model).__name__}, and the others take each tensor's own: {no_range(missing, CALIBRATE)}",
+            f"{type(model).__name__}, and the others take each tensor's own: {no_range(missing)}",
             QuantizationWarning,
             stacklevel=3,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from qdqpatch.errors import ReportError
 from qdqpatch.output.file import check_file, replace_file
-from qdqpatch.packages import pip_install
+from qdqpatch.packages import require
 
 FORMATS = (".png", ".svg")
 
@@ -28,19 +28,20 @@ STYLE: Any = {
 }
 
 
-def check_can_plot(file: Path) -> None:
+def check_can_plot(file: Path, inputs: Mapping[str, Any] | None = None) -> None:
     """Find out before the work whether a figure can be drawn and written.
+
+    Args:
+        file: The file.
+        inputs: What is read and must stay, by what it is called.
 
     Raises:
         ReportError: If Matplotlib is not installed, or the file cannot be written.
     """
     if file.suffix.lower() not in FORMATS:
         raise ReportError(f"Cannot plot to {file}: the name must end in {' or '.join(FORMATS)}.")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ReportError(f"The chart needs {error.name}: {pip_install('matplotlib')}") from error
-    check_file(file)
+    require("The chart", "matplotlib", error=ReportError)
+    check_file(file, inputs=inputs)
 
 
 def write_figure(file: Path, draw: Callable[[], Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from qdqpatch.errors import ReportError
 from qdqpatch.output.file import replace_file
-from qdqpatch.packages import pip_install
+from qdqpatch.packages import require
 from qdqpatch.report.formatting import decibels_text, range_text, share_text
 from qdqpatch.report.quantizers import QuantizerReport, worst_first
 
@@ -55,11 +55,7 @@ def check_can_draw() -> None:
     Raises:
         ReportError: If they are not.
     """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ReportError(f"The page needs {error.name}: {pip_install('jinja2', 'matplotlib')}") from error
+    require("The page", "jinja2", "matplotlib", error=ReportError)
 
 
 def write_page(file: Path, title: str, model: str, reports: Sequence[QuantizerReport]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from torch import nn
 
 from qdqpatch.errors import QuantizedError
-from qdqpatch.nn.attention import IMPLEMENTATION
+from qdqpatch.nn.attention import IMPLEMENTATION, float_matmuls
 from qdqpatch.rules.flow import operands, residual_adds
 from qdqpatch.rules.products import products
 from qdqpatch.rules.source import Method, SourceError
@@ -184,7 +184,7 @@ def _guarded(float_class: type[nn.Module], inner: Callable[..., Any]) -> Callabl
             raise QuantizedError(
                 f"The model's attention implementation is {implementation!r}, which does not quantize the "
                 f"matmuls of {float_class.__name__}. Call model.set_attn_implementation({IMPLEMENTATION!r}), "
-                "or quantize with QDQConfig(matmuls=False)."
+                f"or {float_matmuls()}."
             )
         return inner(self, *args, **kwargs)
 

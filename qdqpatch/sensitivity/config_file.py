@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import ConfigError, OccupiedError
 from qdqpatch.output.file import check_file, replace_file
 
 
-def check_config_file(file: Path, force: bool) -> None:
+def check_config_file(file: Path, force: bool, inputs: Mapping[str, Any] | None = None) -> None:
     """Find out before the work whether the file can be written.
 
     Args:
         file: The file.
         force: Whether a configuration that we wrote there before may be replaced.
+        inputs: What is read and must stay, by what it is called.
 
     Raises:
         OccupiedError: If there is one, and `force` is not set.
         ReportError: If it cannot be written, or would replace another file.
     """
-    check_file(file, lambda there: _may_replace(there, force))
+    check_file(file, lambda there: _may_replace(there, force), inputs)
 
 
 def write_config_file(file: Path, config: QDQConfig, force: bool) -> None:

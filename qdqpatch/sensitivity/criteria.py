@@ -14,6 +14,7 @@ from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.sensitivity.cost import meaning, rows_of
 from qdqpatch.sensitivity.subject import Subject
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.agreement import UNCHANGED
 from qdqpatch.tasks.head import predictions
 from qdqpatch.tasks.metrics import Metric
@@ -59,7 +60,7 @@ class MetricJudge:
             raise ConfigError(
                 f"The float model's {self.name} on these {len(subject.examples)} examples is 0, of which "
                 "nothing can be a percentage. Check that model and data belong together, or take more "
-                "examples (--samples)."
+                f"examples{spelled('', ' (--samples)')}."
             )
 
     def __call__(self) -> Judgement:

@@ -18,6 +18,7 @@ from qdqpatch.sensitivity.criteria import Judge, make_judge
 from qdqpatch.sensitivity.measure import Sensitivity
 from qdqpatch.sensitivity.subject import Progress, Step, Subject, Switch, switching
 from qdqpatch.sensitivity.units import Unit, find_units
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Task
 
 ATTEMPTS = 24
@@ -124,7 +125,7 @@ def search(
             of the float model is 0.
     """
     if not 0 <= max_drop < math.inf:
-        raise ConfigError(f"max_drop must be a number of at least 0, not {max_drop}.")
+        raise ConfigError(f"{spelled('max_drop')} must be a number of at least 0, not {max_drop}.")
     units = [cost.unit for cost in sensitivity.costs]
     if set(units) != set(find_units(model)):
         raise ConfigError("The costs are those of another model: measure this one.")

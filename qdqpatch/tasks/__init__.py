@@ -12,6 +12,7 @@ from qdqpatch.choices import AUTO_CLASSES
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.data.vocabulary import vocabulary_problem
 from qdqpatch.errors import ConfigError
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
 from qdqpatch.tasks.fill_mask import FillMask
@@ -56,7 +57,7 @@ def task_of(config: PreTrainedConfig) -> type[Task[Any]]:
         problem = f"No task here is that of {architecture}"
     raise ConfigError(
         f"{problem}; next-sentence prediction, text generation and pretraining are not covered. Name one "
-        f"that is with task (--task): {', '.join(TASKS)}."
+        f"that is with {spelled('task')}: {', '.join(TASKS)}."
     )
 
 
@@ -87,7 +88,7 @@ def make_task(
     for option in options or {}:
         if option not in kind.options:
             owners = " and ".join(task.name for task in TASKS.values() if option in task.options)
-            raise ConfigError(f"{option} is for {owners}, not for {kind.name}.")
+            raise ConfigError(f"{spelled(option)} is for {owners}, not for {kind.name}.")
     if problem := vocabulary_problem(tokenizer, config):
         raise ConfigError(problem)
     wanted = max_length or default_length(kind, companions)

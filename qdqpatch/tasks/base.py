@@ -139,6 +139,13 @@ class Task(ABC, Generic[Example]):
             ConfigError: If the metric is a comparison and there is no reference.
         """
 
+    def check_labels(self, examples: Sequence[Example]) -> None:
+        """Find out before the work whether the labels of examples can tell models apart.
+
+        Raises:
+            DataError: If not.
+        """
+
     def meaning(self, output: str, outcomes: int) -> Meaning:
         """Return what an output means, by its name and the size of its last dimension."""
         return meaning_of(output, outcomes)

@@ -31,7 +31,7 @@ def entity_f1(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]])
     Raises:
         ConfigError: If seqeval is not installed.
     """
-    get_entities = metric_library("seqeval.metrics.sequence_labeling", "seqeval").get_entities
+    get_entities = metric_library("seqeval.metrics.sequence_labeling").get_entities
     twice_right, counts = [], []
     for own, reference in zip(predicted, true, strict=True):
         found, wanted = set(get_entities(list(own))), set(get_entities(list(reference)))

@@ -6,16 +6,23 @@ import importlib
 from typing import Any
 
 from qdqpatch.errors import ConfigError
-from qdqpatch.packages import pip_install
+from qdqpatch.packages import require
 
 
-def metric_library(module: str, package: str) -> Any:
+def require_metric(package: str) -> None:
+    """Find out before the work whether a package that a metric needs is installed.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    require("The metric", package, error=ConfigError)
+
+
+def metric_library(module: str) -> Any:
     """Import a module.
 
     Raises:
-        ConfigError: If it is not installed.
+        ConfigError: If its package is not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"The metric needs {package}: {pip_install(package)}") from error
+    require_metric(module.partition(".")[0])
+    return importlib.import_module(module)

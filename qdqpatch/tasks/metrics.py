@@ -182,19 +182,30 @@ def label_metrics(outputs: Sequence[Arrays], labels: Sequence[Sequence[float]]) 
     return [exact, Ratio("micro F1", twice_right, counts)]
 
 
+def check_scores(true: Sequence[Sequence[float]]) -> None:
+    """Find out before the work whether predicted numbers can be judged by these.
+
+    Raises:
+        DataError: If they are all equal, of which no correlation could tell models apart.
+    """
+    wanted = _numbers(true)
+    if (wanted == wanted[0]).all():
+        labels = f"All {len(wanted)} labels are" if len(wanted) > 1 else "The only label is"
+        raise DataError(
+            f"{labels} {', '.join(f'{number:g}' for number in wanted[0])}, and nothing "
+            "correlates with that. Take data whose scores differ, or data without labels to compare models "
+            "with the first one."
+        )
+
+
 def score_metrics(outputs: Sequence[Arrays], true: Sequence[Sequence[float]]) -> list[Metric]:
     """Return the mean squared error of predicted numbers, and Pearson's and Spearman's correlation.
 
     Raises:
         DataError: If the true numbers are all equal, of which no correlation could tell models apart.
     """
+    check_scores(true)
     predicted, wanted = _numbers([output["logits"] for output in outputs]), _numbers(true)
-    if (wanted == wanted[0]).all():
-        raise DataError(
-            f"All {len(wanted)} labels are {', '.join(f'{number:g}' for number in wanted[0])}, and nothing "
-            "correlates with that. Take data whose scores differ, or data without labels to compare models "
-            "with the first one."
-        )
     errors = mean("MSE", ((predicted - wanted) ** 2).mean(axis=1).tolist(), in_percent=False, is_error=True)
     return [
         errors,

@@ -9,6 +9,7 @@ import torch
 
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import DataError
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import MODEL_INPUTS, Batch, DataSource, Feature, Task, rows
 from qdqpatch.tasks.choices import Endings, ending_names, endings_of
 from qdqpatch.tasks.metrics import Metric, accuracy
@@ -49,7 +50,7 @@ class MultipleChoice(Task[Choice]):
         for row in read_rows(source):
             if not examples:
                 named = source.columns
-                prompt = column_name(row, source, named.text, PROMPTS, "prompts", "text (--text-column)")
+                prompt = column_name(row, source, named.text, PROMPTS, "prompts", spelled("text"))
                 label = label_name(row, named, source) if labelled else ""
                 used = (prompt, label, named.label)
                 others = {name: value for name, value in row.fields.items() if name not in used}

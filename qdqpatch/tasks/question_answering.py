@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks.base import DataSource, Feature, Task, rows
+from qdqpatch.tasks.libraries import require_metric
 from qdqpatch.tasks.metrics import Metric, mean
 from qdqpatch.tasks.questions import Question, read_questions
 from qdqpatch.tasks.spans import best_span
@@ -84,7 +85,10 @@ class QuestionAnswering(Task[Question]):
         Their columns are question, context and answers, unless `source.columns` names others as its text,
         text_pair and label.
         """
-        return read_questions(source, labelled, self.no_answer)
+        questions = read_questions(source, labelled, self.no_answer)
+        if labelled:
+            require_metric("torchmetrics")
+        return questions
 
     def features(self, examples: Sequence[Question], training: bool = False, seed: int = 0) -> list[Feature]:
         """Tokenize each question with its paragraph's windows.

@@ -8,6 +8,7 @@ from typing import Any
 
 from qdqpatch.data.squad import read_squad
 from qdqpatch.errors import DataError, NoLabelsError
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.reading import LabelledRow, checked_file, is_format, read_rows
 
@@ -66,7 +67,7 @@ def _question(row: LabelledRow, columns: Columns, labelled: bool, no_answer: boo
     pairs = list(_answers(row.value(columns.label or ANSWERS), row.where))
     if not pairs and not no_answer:
         raise DataError(
-            f"{row.where} has no answer. If that is meant, as in SQuAD v2, set no_answer (--no-answer)."
+            f"{row.where} has no answer. If that is meant, as in SQuAD v2, set {spelled('no_answer')}."
         )
     for answer, start in pairs:
         if not answer:

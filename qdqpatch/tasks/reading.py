@@ -12,6 +12,7 @@ from qdqpatch.data.hub import load_hub_dataset
 from qdqpatch.data.records import Record, read_records
 from qdqpatch.data.texts import is_hub_name
 from qdqpatch.errors import ConfigError, DataError, NoLabelsError
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Columns, DataSource
 
 LABEL_COLUMNS = ("label", "labels", "gold_label", "target", "class")
@@ -88,7 +89,9 @@ def checked_file(source: DataSource) -> Path:
         ConfigError: If a split or subset is given.
     """
     if source.split is not None or source.subset is not None:
-        raise ConfigError(f"split and subset are for data sets on the hub; {source.name} is none.")
+        raise ConfigError(
+            f"{spelled('split')} and {spelled('subset')} are for data sets on the hub; {source.name} is none."
+        )
     path = Path(source.name)
     if not path.exists():
         raise DataError(f"There is no file {path}.")
@@ -111,7 +114,9 @@ def text_names(row: LabelledRow, columns: Columns, source: DataSource) -> tuple[
     """
     if columns.text is None:
         if columns.text_pair is not None:
-            raise ConfigError("text_pair needs text, which names the column of each pair's first text.")
+            raise ConfigError(
+                f"{spelled('text_pair')} needs {spelled('text')}, which names the column of the first texts."
+            )
         without_label = {name: value for name, value in row.fields.items() if name != columns.label}
         return text_columns.choose_columns(without_label, source.name)
     for name in (columns.text, columns.text_pair):
@@ -128,7 +133,7 @@ def label_name(
         NoLabelsError: If there is none by a usual name, and none is named.
         DataError: If there is none of the name that it should have.
     """
-    return column_name(row, source, columns.label, usual, "labels", "label (--label-column)", NoLabelsError)
+    return column_name(row, source, columns.label, usual, "labels", spelled("label"), NoLabelsError)
 
 
 def column_name(
@@ -170,7 +175,7 @@ def column_name(
 def refuse_pair(columns: Columns, task: str) -> None:
     """Raise a `ConfigError` if a column of second texts is named, for a task that has none."""
     if columns.text_pair is not None:
-        raise ConfigError(f"{task} has no second text, so text_pair (--text-pair-column) means nothing.")
+        raise ConfigError(f"{task} has no second text, so {spelled('text_pair')} means nothing.")
 
 
 def check_column(name: str | None, row: LabelledRow, source: DataSource) -> None:

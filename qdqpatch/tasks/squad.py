@@ -16,7 +16,7 @@ def scores(answer: str, references: Sequence[str]) -> tuple[float, float]:
     Raises:
         ConfigError: If torchmetrics is not installed.
     """
-    squad = metric_library("torchmetrics.functional.text", "torchmetrics").squad
+    squad = metric_library("torchmetrics.functional.text").squad
     wanted = list(references) or [""]
     found = squad(
         {"id": "0", "prediction_text": answer},

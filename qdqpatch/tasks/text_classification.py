@@ -13,7 +13,7 @@ from qdqpatch.data.arrays import Arrays
 from qdqpatch.tasks.base import Batch, DataSource, Feature, Task, rows
 from qdqpatch.tasks.head import Meaning, meaning_of, problem_of
 from qdqpatch.tasks.labels import Found, Label, label_columns, label_of, read_labels
-from qdqpatch.tasks.metrics import Metric, accuracy, label_metrics, score_metrics
+from qdqpatch.tasks.metrics import Metric, accuracy, check_scores, label_metrics, score_metrics
 from qdqpatch.tasks.ranking import order_metrics
 from qdqpatch.tasks.reading import read_rows, text_names
 
@@ -60,6 +60,12 @@ class TextClassification(Task[LabelledText]):
                 found.append(label_of(row, columns))
         labels = read_labels(found, self.config) if labelled else [None] * len(texts)
         return [LabelledText(*both, label) for both, label in zip(texts, labels, strict=True)]
+
+    def check_labels(self, examples: Sequence[LabelledText]) -> None:
+        """Find out whether scores differ."""
+        if problem_of(self.config) == "regression":
+            labels: list[Any] = [example.label for example in examples]
+            check_scores(labels)
 
     def features(
         self, examples: Sequence[LabelledText], training: bool = False, seed: int = 0

@@ -11,10 +11,12 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError, DataError, NoLabelsError
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import IGNORED, DataSource, Feature, Task, rows
 from qdqpatch.tasks.conll import Word, read_conll
 from qdqpatch.tasks.entities import OUTSIDE, are_entity_tags, entity_f1
 from qdqpatch.tasks.labels import class_numbers, first_places, label_names
+from qdqpatch.tasks.libraries import require_metric
 from qdqpatch.tasks.metrics import Metric, Ratio
 from qdqpatch.tasks.reading import (
     LabelledRow,
@@ -75,7 +77,10 @@ class TokenClassification(Task[Sentence]):
         if not labelled:
             return [Sentence(tuple(word.text for word in sentence)) for sentence in sentences]
         tags = first_places([(word.where, str(word.tag)) for sentence in sentences for word in sentence])
-        numbers = class_numbers(tags, label_names(self.config))
+        names = label_names(self.config)
+        if are_entity_tags(names.values()):
+            require_metric("seqeval")
+        numbers = class_numbers(tags, names)
         return [
             Sentence(
                 tuple(word.text for word in sentence),
@@ -143,9 +148,7 @@ def _rows(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
                 )
             words = _words_name(row, source, labelled)
             if labelled:
-                tags = column_name(
-                    row, source, named.label, TAGS, "tags", "label (--label-column)", NoLabelsError
-                )
+                tags = column_name(row, source, named.label, TAGS, "tags", spelled("label"), NoLabelsError)
         if not labelled and isinstance(row.value(words), str):
             yield [Word(word, None, row.where) for word in row.text(words).split()]
             continue
@@ -167,7 +170,7 @@ def _words_name(row: LabelledRow, source: DataSource, labelled: bool) -> str:
     named = source.columns.text
     if named is None and not labelled and not {name.lower() for name in row.fields} & set(WORDS):
         return text_names(row, source.columns, source)[0]
-    return column_name(row, source, named, WORDS, "words", "text (--text-column)")
+    return column_name(row, source, named, WORDS, "words", spelled("text"))
 
 
 def _list(row: LabelledRow, column: str) -> list[Any]:

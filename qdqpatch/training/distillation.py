@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import IGNORED
 from qdqpatch.tasks.head import SMOOTHED, checked_pair, divergence, is_known, meaning_of
 
@@ -53,9 +54,12 @@ class Distillation:
     def __post_init__(self) -> None:
         weights = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:-1]}
         if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
-            raise ConfigError(f"The weights must be numbers of at least 0, and not all of them 0: {weights}.")
+            raise ConfigError(
+                "The weights must be numbers of at least 0, and not all of them 0: "
+                f"{', '.join(f'{spelled(name)} {weight}' for name, weight in weights.items())}."
+            )
         if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise ConfigError(f"temperature must be a number above 0, not {self.temperature}.")
+            raise ConfigError(f"{spelled('temperature')} must be a number above 0, not {self.temperature}.")
 
     @property
     def needs_teacher(self) -> bool:

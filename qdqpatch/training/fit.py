@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from qdqpatch.distributed import is_distributed, processes
 from qdqpatch.errors import TrainingError
 from qdqpatch.patching.finite import not_finite
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Batch, Feature
 from qdqpatch.training.distillation import Distillation
 from qdqpatch.training.sampling import LengthGroupedSampler
@@ -132,7 +133,8 @@ def _check_weights(model: nn.Module, state: TrainerState, lr: float) -> None:
 
 def _diverged(how: str, lr: float) -> TrainingError:
     return TrainingError(
-        f"Training diverged: {how}. Lower the learning rate, which is {lr:g} (--lr). Nothing was written."
+        f"Training diverged: {how}. Lower {spelled('the learning rate', '--lr')}, which is {lr:g}. "
+        "Nothing was written."
     )
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,21 @@ from qdqpatch.output.folder import OutputFolder, failures_of_writing
 from qdqpatch.output.locks import acquire
 from qdqpatch.output.manifest import has_manifest
 from qdqpatch.output.work import clean_up
+from qdqpatch.spelling import spelled
 from qdqpatch.training.fit import last_checkpoint
 from qdqpatch.training.job import Job, Stage, TrainingReport
 
 JOB_FILE, REPORT_FILE = "job.json", "training.json"
+
+OPTIONS = {
+    "ckpt": "CKPT",
+    "data.name": "--data",
+    "eval_data.name": "--eval-data",
+    "activations": "--activation-ranges",
+    "weights": "--weight-ranges",
+    "config": "--preset, --config and --override",
+}
+"""The options by which parts of a job are given, where their names are others."""
 
 CALIBRATED = "calibrated"
 """The folder, in that of a run, of the model that training begins with."""
@@ -79,6 +90,7 @@ class RunFolder:
         with failures_of_writing(name):
             path = name.resolve()
             clean_up(path.parent, path.name)  # puts a run back that was killed while it was removed
+            clean_up(path)
         is_run = _is_run(name)
         if not is_run and resume:
             raise CheckpointError(f"There is no interrupted run in {name} to go on with.")
@@ -103,7 +115,7 @@ class RunFolder:
             raise CheckpointError(
                 f"{file} is damaged ({error}), so that the run cannot go on: begin anew."
             ) from error
-        if differing := [name for name in wanted if given.get(name) != wanted[name]]:
+        if differing := list(_differing(given, wanted)):
             raise ConfigError(
                 f"The run in {self.name} was another one: it differs in {', '.join(differing)}. Ask for the "
                 "same, or begin anew."
@@ -178,6 +190,16 @@ class RunFolder:
             (self.path / JOB_FILE).unlink(missing_ok=True)
             return f"{self.name} stays where it is. {error}"
         return None
+
+
+def _differing(given: Mapping[str, Any], wanted: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Yield the names of the parts of two jobs that are not the same, as a user knows them."""
+    for name, value in wanted.items():
+        other, path = given.get(name), f"{within}{name}"
+        if isinstance(value, dict) and isinstance(other, dict) and path != "config":
+            yield from _differing(other, value, f"{path}.")
+        elif other != value:
+            yield spelled(path, OPTIONS.get(path) or spelled(name))
 
 
 def _is_run(folder: Path) -> bool:

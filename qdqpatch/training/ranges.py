@@ -20,6 +20,7 @@ from qdqpatch.nn.learned import (
 )
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.spelling import spelled
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -76,9 +77,11 @@ def train_ranges(
         if quantizer.amax is None:
             raise CalibrationError(no_range([path]))
         if issubclass(cls, LearnedQuantizer) and quantizer.amax.dim() > 0:
+            frozen = spelled("activations='frozen'", "--activation-ranges frozen")
+            per_tensor = spelled("axis=None", f"--override '{path}=axis:none'")
             raise ConfigError(
                 f"{path} has a range for each channel; those of activations are learned one per tensor. "
-                "Train with activations='frozen' (--activation-ranges), or quantize it with axis=None."
+                f"Train with {frozen}, or quantize it with {per_tensor}."
             )
     for _, quantizer, cls in changes:
         _become(quantizer, cls)

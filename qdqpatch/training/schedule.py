@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.spelling import spelled
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Schedule:
             ("seed", 0 <= self.seed < 2**32, "from 0 to 4294967295"),
         ):
             if not is_right or not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} must be a number {wanted}, not {getattr(self, name)}.")
+                raise ConfigError(f"{spelled(name)} must be a number {wanted}, not {getattr(self, name)}.")
 
     def steps(self, features: int) -> int:
         """Return how many optimizer steps a run on so many features has."""

@@ -70,7 +70,7 @@ def test_json_of_a_report() -> None:
 
 def test_notes_are_numbered() -> None:
     report = report_of(row(), row("b", note="slow"), row("c", note="odd"), row("d", note="slow"))
-    assert [report.mark(each) for each in report.rows] == ["", " (1)", " (2)", " (1)"]
+    assert [report.mark(row) for row in report.rows] == ["", " (1)", " (2)", " (1)"]
     assert report.footnotes() == [
         "(1) slow",
         "(2) odd",
@@ -79,7 +79,7 @@ def test_notes_are_numbered() -> None:
 
 
 def test_rounding() -> None:
-    assert [rounded(each) for each in (None, 0.1234, 12.34, 999.96, 1234.5)] == [
+    assert [rounded(value) for value in (None, 0.1234, 12.34, 999.96, 1234.5)] == [
         "-",
         "0.12",
         "12.3",

@@ -37,7 +37,7 @@ def test_inputs_are_tokens_without_padding() -> None:
     assert (made["attention_mask"] == 1).all()
     assert (made["token_type_ids"] == 0).all()
     assert (made["position_ids"] == np.arange(16)).all()
-    assert {(each.shape, each.dtype.name) for each in made.values()} == {((50, 16), "int64")}
+    assert {(array.shape, array.dtype.name) for array in made.values()} == {((50, 16), "int64")}
     again = make_inputs(inputs, Shape(50, 16), Facts(vocab_size=10, pad_token_id=3))
     assert (made["input_ids"] == again["input_ids"]).all()
     assert 0 not in make_inputs([IDS], Shape(50, 16), Facts(10))["input_ids"]
@@ -52,7 +52,7 @@ def test_inputs_have_the_type_and_the_batch_that_the_graph_names() -> None:
         Input("position_ids", (1, None), "int64"),
     ]
     made = make_inputs(inputs, Shape(2, 4), Facts(10))
-    assert [(each.dtype.name, each.shape) for each in made.values()] == [
+    assert [(array.dtype.name, array.shape) for array in made.values()] == [
         ("int32", (2, 4)),
         ("float32", (2, 4)),
         ("int64", (1, 4)),

@@ -72,7 +72,7 @@ def test_checkpoints_run_in_torch_as_they_are(here: Path) -> None:
     for name, note in {"float": None, "int8": SIMULATED}.items():
         (contender,) = find_contenders([name])
         loaded = load(contender, 1)
-        assert [each.name for each in loaded.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
+        assert [value.name for value in loaded.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
         assert loaded.note == note
         found: Any = loaded.runner(Shape(2, 8))()
         model = {"float": models.float_model, "int8": models.calibrated}[name]()

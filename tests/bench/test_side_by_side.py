@@ -107,7 +107,7 @@ def test_an_engine_that_refuses_a_model_is_skipped_unless_asked_for(
     refusing = {"onnxruntime"}
     report = compare(["a.onnx"], shapes=[Shape(1, 8)], rounds=1)
     assert report.baseline == "a.onnx in openvino"
-    assert [dataclasses.astuple(each) for each in report.skipped] == [
+    assert [dataclasses.astuple(skipped) for skipped in report.skipped] == [
         ("a.onnx", "onnxruntime", "onnxruntime cannot load it")
     ]
     with pytest.raises(EngineError, match="onnxruntime cannot load it"):

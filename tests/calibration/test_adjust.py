@@ -38,8 +38,8 @@ def fused(before: dict[str, Tensor | None], names: list[str]) -> dict[str, Tenso
     expected = {}
     for owner in owners:
         group = [owner + name for name in names]
-        largest = max(before[each].item() for each in group)
-        expected |= {each: torch.tensor(largest) for each in group}
+        largest = max(before[path].item() for path in group)
+        expected |= {path: torch.tensor(largest) for path in group}
     return expected
 
 
@@ -228,7 +228,9 @@ def test_quantizers_that_are_off_are_left_alone(function: Any) -> None:
     before = models.ranges(model)
     function(model)
     after = models.ranges(model)
-    models.assert_equal(*({p: a for p, a in each.items() if ".layer.0." in p} for each in (after, before)))
+    models.assert_equal(
+        *({p: a for p, a in ranges.items() if ".layer.0." in p} for ranges in (after, before))
+    )
     assert any(after[path].shape != amax.shape or after[path] != amax for path, amax in before.items())
 
 
@@ -240,7 +242,7 @@ def test_adjusting_changes_nothing_but_ranges(function: Any, config: dict[str, A
     before = models.snapshot(model)
     after = models.snapshot(function(model))
     weights = [
-        {name: each for name, each in state.pop("tensors").items() if not name.endswith("_amax")}
+        {name: tensor for name, tensor in state.pop("tensors").items() if not name.endswith("_amax")}
         for state in (after, before)
     ]
     models.assert_equal(*weights)

@@ -90,7 +90,7 @@ def test_expanded_quantizers_are_those_of_a_model_made_per_channel() -> None:
     made = model_of("BertForMaskedLM").train()
     assert str(ours.config.quantization_config) == str(made.config.quantization_config)
     assert ours.config.quantization_config == ours.hf_quantizer.quantization_config
-    assert [str(each) for each in settings(ours)] == [str(each) for each in settings(made)]
+    assert [str(row) for row in settings(ours)] == [str(row) for row in settings(made)]
     models.assert_equal(
         models.ranges(recalibrate_weights(ours)),
         models.ranges(ours) | weight_ranges(recalibrate_weights(made)),
@@ -134,7 +134,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_expanded_models_save_and_load(config: dict[str, Any], tmp_path: Path) -> None:
     model = expand_amax(model_of(config=config))
-    assert all(each.amax.dim() == 2 for path, each in enabled(model) if path.endswith("_weight_quantizer"))
+    assert all(
+        quantizer.amax.dim() == 2 for path, quantizer in enabled(model) if path.endswith("_weight_quantizer")
+    )
     check_saving(model, tmp_path)
 
 

@@ -53,7 +53,9 @@ def test_the_range_with_the_smallest_error_is_chosen(padding: bool) -> None:
         # The same float64 terms in another order.
         assert list(tensor.errors.values()) == pytest.approx(errors, rel=1e-12), path
         assert float(chosen[path]) == amaxes[int(np.argmin(errors))], path
-    methods = {index for path in statistics for index, each in enumerate(tried) if each[path] == chosen[path]}
+    methods = {
+        index for path in statistics for index, ranges in enumerate(tried) if ranges[path] == chosen[path]
+    }
     assert len(methods) > 1, "the same method for every quantizer would be no choice"
 
 
@@ -80,7 +82,7 @@ def test_one_batch_in_eight_is_held_back(count: int, held: list[int]) -> None:
     model, data = one_layer(*only("query._input_quantizer")), batches(count)
     statistics = collect(model, data, compare=True)
     counted = [data[0]] if count == 1 else [data[i] for i in range(count) if i not in held]
-    tokens = sum(int(each["attention_mask"].sum()) for each in counted)
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in counted)
     (path, tensor), *_ = statistics.items()
     assert tensor.counts.sum() == 24 * tokens
     expected = errors_by_hand(one_layer(), path, list(tensor.errors), [data[i] for i in held], padding=True)
@@ -99,8 +101,8 @@ def test_only_the_first_rows_are_compared_on(name: str, tokens: int, rows: int) 
     found = first_rows(batch, tokens)
     assert found.keys() == batch.keys()
     assert found.pop("output_attentions") is False
-    for key, each in found.items():
-        assert torch.equal(each, batch[key][:rows]), key
+    for key, tensor in found.items():
+        assert torch.equal(tensor, batch[key][:rows]), key
 
 
 @pytest.mark.parametrize("ids", [{}, {"input_ids": None}], ids=["left out", "None"])
@@ -113,7 +115,7 @@ def test_a_batch_that_is_held_back_is_cut(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(observing, "COMPARED_TOKENS", 8)
     model, data = one_layer(*only("query._input_quantizer")), batches(3)
     ((path, tensor),) = collect(model, data, compare=True).items()
-    cut = {name: each[:1] for name, each in data[1].items()}
+    cut = {name: tensor[:1] for name, tensor in data[1].items()}
     expected = errors_by_hand(one_layer(), path, list(tensor.errors), [cut], padding=True)
     assert list(tensor.errors.values()) == pytest.approx(expected, rel=1e-12)
 
@@ -229,7 +231,7 @@ def test_a_quantizer_that_no_batch_held_back_reaches_has_a_range() -> None:
         "*_input_quantizer=off", "*.crossattention.*query._input_quantizer=on", name=models.CROSS
     )
     full = models.inputs(models.CROSS)
-    part = {name: each for name, each in full.items() if "encoder" not in name}
+    part = {name: tensor for name, tensor in full.items() if "encoder" not in name}
     calibrate(model, [full, part, full], method="auto")
     statistics = collect(model, [full])
     path = f"bert.{LAYER}.crossattention.self.query._input_quantizer"

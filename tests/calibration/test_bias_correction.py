@@ -52,7 +52,7 @@ def float_inputs(model: PreTrainedModel, data: list[models.Tensors]) -> dict[str
     for hook in hooks:
         hook.remove()
     masks = [batch["attention_mask"].bool() for batch in data]
-    return {path: [x[m] for x, m in zip(each, masks, strict=True)] for path, each in seen.items()}
+    return {path: [x[m] for x, m in zip(values, masks, strict=True)] for path, values in seen.items()}
 
 
 def mean_errors(
@@ -121,9 +121,9 @@ def test_tokens_that_are_clipped_do_not_count() -> None:
     model, other = coarse(), coarse()
     path = f"{DENSE}._input_quantizer"
     outlier = float_inputs(model, DATA)[DENSE]
-    largest = max(float(each.abs().max()) for each in outlier)
-    for each in (model, other):
-        set_ranges(each, {path: torch.tensor(largest * 0.999)})
+    largest = max(float(values.abs().max()) for values in outlier)
+    for changed in (model, other):
+        set_ranges(changed, {path: torch.tensor(largest * 0.999)})
     correct_biases(model, DATA)
     x = torch.cat(outlier)
     kept = x[(x.abs() <= largest * 0.999).all(-1)]
@@ -184,7 +184,7 @@ def broken() -> PreTrainedModel:
 def test_errors_leave_the_model_as_it_was(
     model: Callable[[], PreTrainedModel], batches: list[Any], error: type[Exception], message: str
 ) -> None:
-    each = model()
-    models.assert_refused(lambda model: correct_biases(model, batches), each, error, message)
-    assert all(quantizer._if_quant for _, quantizer in named_quantizers(each))
-    assert not any(module._forward_pre_hooks for module in linears(each).values())
+    refused = model()
+    models.assert_refused(lambda model: correct_biases(model, batches), refused, error, message)
+    assert all(quantizer._if_quant for _, quantizer in named_quantizers(refused))
+    assert not any(module._forward_pre_hooks for module in linears(refused).values())

@@ -76,7 +76,7 @@ def test_the_range_is_the_largest_magnitude_of_all_batches(uncalibrated) -> None
     together = models.ranges(calibrate(uncalibrated(), nvidia.batches(), method="max"))
     alone = [models.ranges(calibrate(uncalibrated(), [batch], method="max")) for batch in nvidia.batches()]
     for path, amax in together.items():
-        assert torch.equal(amax, torch.stack([each[path] for each in alone]).amax(0)), path
+        assert torch.equal(amax, torch.stack([one[path] for one in alone]).amax(0)), path
     assert any(not torch.equal(alone[0][path], amax) for path, amax in together.items())
 
 
@@ -114,7 +114,7 @@ def test_calibration_returns_the_model_and_leaves_no_gradient(uncalibrated) -> N
         iter(nvidia.batches()),
         tuple(nvidia.batches()),
         (batch for batch in nvidia.batches()),
-        [BatchEncoding(each) for each in nvidia.batches()],
+        [BatchEncoding(batch) for batch in nvidia.batches()],
     ],
     ids=["iterator", "tuple", "generator", "BatchEncoding"],
 )

@@ -73,7 +73,7 @@ def set_ranges(shard: list[Any], rank: int) -> Any:
 
 def automatic(shard: list[Any], rank: int) -> Any:
     statistics = collect(model(*AUTO), shard, compare=True)
-    tensors = {path: (each.counts.tolist(), each.width, each.errors) for path, each in statistics.items()}
+    tensors = {path: (seen.counts.tolist(), seen.width, seen.errors) for path, seen in statistics.items()}
     return tensors, models.ranges(calibrate(model(*AUTO), shard, method="auto"))
 
 
@@ -85,16 +85,16 @@ def with_nan_in_a_weight(shard: list[Any], rank: int) -> Any:
 
 
 def shifted(shard: list[Any], rank: int) -> Any:
-    each = shift(quantize(models.build(num_hidden_layers=1), QDQConfig.preset("no-residual")), shard)
-    return {name: bias.detach() for name, bias in each.named_parameters() if name.endswith("bias")}
+    changed = shift(quantize(models.build(num_hidden_layers=1), QDQConfig.preset("no-residual")), shard)
+    return {name: bias.detach() for name, bias in changed.named_parameters() if name.endswith("bias")}
 
 
 def spoilt() -> PreTrainedModel:
     """A calibrated model with a range that is far too wide."""
-    each = calibrate(model(), data(), method="max")
-    quantizer = each.get_submodule(WIDE)
+    wide = calibrate(model(), data(), method="max")
+    quantizer = wide.get_submodule(WIDE)
     quantizer.amax = quantizer.amax * 40
-    return each
+    return wide
 
 
 def refined(shard: list[Any], rank: int) -> Any:
@@ -179,7 +179,7 @@ def test_auto_compares_what_all_processes_held_back(
     (tensors, ranges), (others, other_ranges) = (result(results, name, rank) for rank in (0, 1))
     assert tensors == others
     models.assert_equal(ranges, other_ranges)
-    counted = collect(model(*AUTO), [each for i, each in enumerate(data()) if i not in held])
+    counted = collect(model(*AUTO), [batch for i, batch in enumerate(data()) if i not in held])
     for path, (counts, width, errors) in tensors.items():
         batches = [data()[i] for i in held]
         by_hand = errors_by_hand(model(*AUTO), path, list(errors), batches, padding=True, chosen=ranges)
@@ -219,12 +219,12 @@ def test_ranges_become_the_mean_of_what_the_processes_learned(
         torch.testing.assert_close(mine[path], expected, rtol=1e-5, atol=0, msg=path)
 
 
-def moves(each: PreTrainedModel, shard: list[Any]) -> dict[str, Tensor]:
+def moves(changed: PreTrainedModel, shard: list[Any]) -> dict[str, Tensor]:
     """What is added to the logarithm of each range in one process."""
-    paths = {id(quantizer): path for path, quantizer in models.named_quantizers(each)}
-    quantizers = list(refining._learnable(each).values())
-    with observing(each, {}):
-        reconstruction = refining.Reconstruction(each, refining.quantized_layers(each), True)
+    paths = {id(quantizer): path for path, quantizer in models.named_quantizers(changed)}
+    quantizers = list(refining._learnable(changed).values())
+    with observing(changed, {}):
+        reconstruction = refining.Reconstruction(changed, refining.quantized_layers(changed), True)
         given = [batch for place, batch in enumerate(shard) if place % 8 != 1]
         moved = refining._learn(reconstruction, quantizers, given, 3, lambda done, total: None)
     return {paths[id(quantizer)]: change for quantizer, change in zip(quantizers, moved, strict=True)}

@@ -184,7 +184,7 @@ def test_what_padding_holds_changes_nothing(name: str, side: str) -> None:
     assert_same(collect(model, [change_padding(batch)]), found)
     assert min(tensor.counts.min() for tensor in found.values()) >= 0
     ranges, others = (
-        collect(model, [each], padding_aware=False).ranges("max") for each in (batch, change_padding(batch))
+        collect(model, [given], padding_aware=False).ranges("max") for given in (batch, change_padding(batch))
     )
     assert any(not torch.equal(ranges[path], others[path]) for path in ranges)
 
@@ -194,7 +194,7 @@ def test_as_many_values_are_counted_as_the_rows_hold() -> None:
     lengths = batch["attention_mask"].sum(1)
     tokens = int(lengths.sum())
     totals = {
-        path: int(each.counts.sum()) for path, each in collect(models.uncalibrated(), [batch] * 2).items()
+        path: int(seen.counts.sum()) for path, seen in collect(models.uncalibrated(), [batch] * 2).items()
     }
     for path, total in totals.items():
         match path.split("."):
@@ -212,7 +212,7 @@ def test_a_row_of_padding_alone_counts_for_nothing() -> None:
     batch["attention_mask"][1] = 0
     found = collect(model, [batch])
     tokens = int(batch["attention_mask"].sum())
-    assert {int(each.counts.sum()) for path, each in found.items() if "query" in path} == {24 * tokens}
+    assert {int(seen.counts.sum()) for path, seen in found.items() if "query" in path} == {24 * tokens}
     assert_same(collect(model, [change_padding(batch)]), found)
 
 
@@ -244,7 +244,7 @@ def test_an_encoder_and_its_decoder_have_masks_of_their_own() -> None:
     other = dict(batch, input_ids=torch.where(batch["attention_mask"] == 1, tokens, 40))
     other["decoder_input_ids"] = torch.where(batch["decoder_attention_mask"] == 1, tokens[:, :4], 41)
     assert_same(collect(model, [other]), found)
-    totals = {path: int(each.counts.sum()) for path, each in found.items()}
+    totals = {path: int(seen.counts.sum()) for path, seen in found.items()}
     assert totals["encoder.encoder.layer.0.attention.self.query._input_quantizer"] == 24 * 9
     assert totals["decoder.bert.encoder.layer.0.attention.self.query._input_quantizer"] == 24 * 6
     assert totals["decoder.bert.encoder.layer.0.crossattention.self.key._input_quantizer"] == 24 * 9

@@ -114,11 +114,11 @@ def test_one_batch_in_eight_is_held_back(
     monkeypatch.setattr(refining.Reconstruction, "loss", watch_loss)
     monkeypatch.setattr(refining.Reconstruction, "error", watch_error)
     refine_ranges(model, data, epochs=1)
-    places = [next(i for i, each in enumerate(data) if each is batch) for batch in taught]
+    places = [next(i for i, given in enumerate(data) if given is batch) for batch in taught]
     assert set(places) >= set(learned)
     assert set(places) == set(range(count)) - (set(held) if count > 1 else set())
     assert len(places) == len(set(places))
-    assert [[next(i for i, each in enumerate(data) if each is b) for b in some] for some in judged] == [
+    assert [[next(i for i, given in enumerate(data) if given is b) for b in some] for some in judged] == [
         held
     ] * 2
 
@@ -192,7 +192,7 @@ def test_errors_leave_the_model_as_it_was(
     error: type[Exception],
     message: str,
 ) -> None:
-    models.assert_refused(lambda each: refine_ranges(each, given, **options), model(), error, message)
+    models.assert_refused(lambda changed: refine_ranges(changed, given, **options), model(), error, message)
 
 
 def test_progress() -> None:

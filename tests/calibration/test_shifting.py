@@ -39,7 +39,7 @@ def seen(model: PreTrainedModel, path: str, batches: list[models.Tensors]) -> Te
             model(**batch)
     hook.remove()
     return torch.cat(
-        [each[batch["attention_mask"].bool()] for each, batch in zip(found, batches, strict=True)]
+        [states[batch["attention_mask"].bool()] for states, batch in zip(found, batches, strict=True)]
     )
 
 
@@ -57,7 +57,7 @@ def test_the_float_function_stays(any_head: str, preset: str) -> None:
     changed = {name for name, tensor in model.state_dict().items() if (tensor != tensors[name]).any()}
     shifts = find_shifts(model)
     assert len(shifts) >= 2
-    touched = {id(module.bias) for each in shifts for module in (each.source, *each.readers, *each.added)}
+    touched = {id(module.bias) for place in shifts for module in (place.source, *place.readers, *place.added)}
     assert changed == {name for name, parameter in model.named_parameters() if id(parameter) in touched}
 
 
@@ -112,8 +112,8 @@ def test_a_range_shrinks_and_the_output_gets_closer() -> None:
 )
 def test_what_is_shifted(name: str, preset: str, norms: int) -> None:
     shifts = find_shifts(uncalibrated(name, preset))
-    assert sum(bool(each.added) for each in shifts) == norms
-    assert all(isinstance(each.source, nn.LayerNorm) == bool(each.added) for each in shifts)
+    assert sum(bool(place.added) for place in shifts) == norms
+    assert all(isinstance(place.source, nn.LayerNorm) == bool(place.added) for place in shifts)
     values = {"linear-only": 0, "qdqbert": 2, "no-residual": 4 if name == models.CROSS else 2}[preset]
     assert len(shifts) - norms == values
 
@@ -137,7 +137,7 @@ def test_a_shared_bias_stays() -> None:
     model = uncalibrated()
     first, second = (layer.intermediate.dense for layer in model.encoder.layer)
     second.bias = first.bias
-    assert [bool(each.added) for each in find_shifts(model)] == [False, False]
+    assert [bool(place.added) for place in find_shifts(model)] == [False, False]
 
 
 def test_padding_counts_only_if_asked_for() -> None:
@@ -208,4 +208,4 @@ def broken() -> PreTrainedModel:
 def test_errors_leave_the_model_as_it_was(
     model: Callable[[], PreTrainedModel], batches: list[Any], error: type[Exception], message: str
 ) -> None:
-    models.assert_refused(lambda each: shift(each, batches), model(), error, message)
+    models.assert_refused(lambda changed: shift(changed, batches), model(), error, message)

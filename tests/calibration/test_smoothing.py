@@ -54,8 +54,8 @@ def with_outliers(**changes: Any) -> PreTrainedModel:
 def test_the_float_function_stays_bit_for_bit(any_head: str) -> None:
     model = models.uncalibrated(any_head)
     with torch.no_grad():
-        for each in find_attentions(model)[0]:
-            for linear, factor in ((each.query, 3), (each.key, 20), (each.value, 30)):
+        for attention in find_attentions(model)[0]:
+            for linear, factor in ((attention.query, 3), (attention.key, 20), (attention.value, 30)):
                 linear.weight[OUTLIER] *= factor
                 linear.bias[OUTLIER] *= factor
     before, weights = float_outputs(model, any_head), {k: v.clone() for k, v in model.state_dict().items()}
@@ -67,10 +67,12 @@ def test_the_float_function_stays_bit_for_bit(any_head: str) -> None:
     assert not misses
     assert len(attentions) == (4 if any_head == models.CROSS else 2)
     changed = {name for name in after if not torch.equal(after[name], weights[name])}
-    for each in attentions:  # with channels that are not all alike, not for nothing
-        output = f"{each.path.rpartition('.')[0]}.output.dense.weight"
-        projections = {f"{each.path}.{name}.{part}" for name in PROJECTIONS for part in ("weight", "bias")}
-        assert projections | {output} <= changed, each.path
+    for attention in attentions:  # with channels that are not all alike, not for nothing
+        output = f"{attention.path.rpartition('.')[0]}.output.dense.weight"
+        projections = {
+            f"{attention.path}.{name}.{part}" for name in PROJECTIONS for part in ("weight", "bias")
+        }
+        assert projections | {output} <= changed, attention.path
     assert all("attention" in name for name in changed)
     assert not any("output.dense.bias" in name for name in changed)
 
@@ -314,4 +316,4 @@ def test_errors_leave_the_model_as_it_was(
     error: type[Exception],
     message: str,
 ) -> None:
-    models.assert_refused(lambda each: smooth(each, batches, **options), model(), error, message)
+    models.assert_refused(lambda changed: smooth(changed, batches, **options), model(), error, message)

@@ -31,7 +31,7 @@ def assert_same(actual: Statistics, expected: Statistics) -> None:
         other = actual[path]
         assert np.array_equal(other.counts, tensor.counts), path
         assert other.counts.dtype == np.int64, path
-        facts = [(each.width, each.amax, each.levels, each.errors) for each in (other, tensor)]
+        facts = [(seen.width, seen.amax, seen.levels, seen.errors) for seen in (other, tensor)]
         assert facts[0] == facts[1], path
         models.assert_equal({path: other.channel_amax}, {path: tensor.channel_amax})
 
@@ -93,7 +93,7 @@ def test_a_tensor_with_several_readers_is_counted_once(times_counted: list[int])
     # Nothing else: the first layer's last sum is the second layer's input only after a LayerNorm.
     assert len(times_counted) == 2 * (14 - 3 - 1)
     layer = "encoder.layer.1.attention"
-    paths = [f"{layer}.self.{each}._input_quantizer" for each in ("query", "key", "value")]
+    paths = [f"{layer}.self.{name}._input_quantizer" for name in ("query", "key", "value")]
     for path in [*paths, f"{layer}.output.add_residual_input_quantizer"]:
         assert np.array_equal(found[path].counts, found[paths[0]].counts)
 
@@ -121,8 +121,8 @@ def test_another_tensor_of_the_same_memory_is_counted_again(times_counted: list[
     alone = [collect(models.uncalibrated(), [models.inputs(seed=seed)]) for seed in range(4)]
     together = collect(model, [models.inputs(seed=seed) for seed in range(4)])
     for path, tensor in together.items():
-        assert tensor.amax == max(each[path].amax for each in alone), path
-        assert tensor.counts.sum() == sum(each[path].counts.sum() for each in alone), path
+        assert tensor.amax == max(one[path].amax for one in alone), path
+        assert tensor.counts.sum() == sum(one[path].counts.sum() for one in alone), path
 
 
 # Files.

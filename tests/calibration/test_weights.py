@@ -133,11 +133,11 @@ def test_calibrate_sets_them_and_leaves_the_weights_alone() -> None:
     models.assert_equal(dict(model.named_parameters()), weights)
     by_maximum = models.ranges(calibrate(with_weights(), [models.inputs()], method="max"))
     assert all(
-        torch.equal(by_maximum[path], each)
-        for path, each in models.ranges(model).items()
+        torch.equal(by_maximum[path], amax)
+        for path, amax in models.ranges(model).items()
         if path not in expected
     )
-    assert any(not torch.equal(by_maximum[path], each) for path, each in expected.items())
+    assert any(not torch.equal(by_maximum[path], amax) for path, amax in expected.items())
 
 
 def test_weight_quantizers_that_are_off_have_no_range() -> None:

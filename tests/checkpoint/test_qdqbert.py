@@ -1,13 +1,11 @@
 """Checkpoints of the original QDQBERT classes, in both directions."""
 
-import functools
 import json
 import os
 import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +129,7 @@ def test_a_head_is_swapped_by_loading_with_another_class(original: str, target: 
     model = target.from_pretrained(folder_of(original))
     own = load_qdqbert(folder_of(original))
     models.assert_equal(models.ranges(model.base_model), models.ranges(own.base_model))
-    states = [models.outputs(each.base_model)["last_hidden_state"] for each in (model, own)]
+    states = [models.outputs(candidate.base_model)["last_hidden_state"] for candidate in (model, own)]
     assert torch.equal(*states)
 
 
@@ -386,33 +384,22 @@ def test_other_settings_than_the_defaults_are_told(float_model, tmp_path: Path) 
 PYTHON = os.environ.get("QDQPATCH_REFERENCE_PYTHON")
 
 
+ARITHMETICS = ("toolkit", "fb")
 ORIGINALS = [name for name in models.CHANGES if name != "BertForPreTraining"]
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[dict[str, Any], Path]]:
-    """Give what the original class says of a head's checkpoint; all are run by one process."""
-
-    @functools.cache
-    def run(arithmetic: str) -> dict[str, tuple[dict[str, Any], Path]]:
-        folders = {name: tmp_path_factory.mktemp("original") for name in ORIGINALS}
-        for name, folder in folders.items():
-            save_qdqbert(models.calibrated(name), folder)
-            save_file(models.inputs(name), folder / "inputs.safetensors")
-        command = [
-            PYTHON,
-            reference.FOLDER / "make.py",
-            "--arithmetic",
-            arithmetic,
-            "--check",
-            *folders.values(),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        reports = map(json.loads, done.stdout.splitlines())
-        return {name: (next(reports), folder) for name, folder in folders.items()}
-
-    return lambda name, arithmetic: run(arithmetic)[name]
+def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[dict[str, Any], Path]]:
+    """What the original classes say of every head's checkpoint; all are run by one process."""
+    folders = {name: tmp_path_factory.mktemp("original") for name in ORIGINALS}
+    for name, folder in folders.items():
+        save_qdqbert(models.calibrated(name), folder)
+        save_file(models.inputs(name), folder / "inputs.safetensors")
+    command = [PYTHON, reference.FOLDER / "make.py", "--check", *folders.values()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reports = map(json.loads, done.stdout.splitlines())
+    return {(name, kind): (next(reports), folder) for name, folder in folders.items() for kind in ARITHMETICS}
 
 
 @pytest.mark.slow
@@ -421,12 +408,12 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tu
 )
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_the_original_classes_load_what_is_saved(name: str, arithmetic: str, checked) -> None:
-    model, (report, folder) = models.calibrated(name), checked(name, arithmetic)
-    assert report["class"] == f"QDQ{type(model).__name__}"
+    model, (report, folder) = models.calibrated(name), checked[name, arithmetic]
+    assert (report["class"], report["arithmetic"]) == (f"QDQ{type(model).__name__}", arithmetic)
     assert report["quantizers_with_amax"] == sum(
         isinstance(module, TensorQuantizer) for module in model.modules()
     )
     tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
     assert set(report["missing_keys"]) <= tied
     assert report["unexpected_keys"] == []
-    models.assert_equal(load_file(folder / "outputs.safetensors"), models.outputs(model, name))
+    models.assert_equal(load_file(folder / f"outputs.{arithmetic}.safetensors"), models.outputs(model, name))

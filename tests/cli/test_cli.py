@@ -296,7 +296,9 @@ def test_a_bad_configuration_file(run, float_checkpoint: Path) -> None:
         ("{", "Cannot read the configuration config.json"),
         ("[]", "config.json must hold a JSON object"),
         ('{"linear": true}', "Unknown key 'linear' in the quantization config. Did you mean 'linears'?"),
-        ('{"weight": {"num_bits": 99}}', "num_bits must be an integer from 2 to 16, not 99"),
+        ('{"weight": {"num_bits": 99}}', "config.json: num_bits must be an integer from 2 to 16, not 99"),
+        ('{"model_type": "bert"}', "config.json is the config of a model"),
+        ("[" * 9999, "Cannot read the configuration config.json"),
     ):
         file.write_text(text)
         assert_fails(run("convert", float_checkpoint, "out", "--config", file), fragment)
@@ -395,17 +397,15 @@ def test_a_full_disk_leaves_nothing_behind(run, float_checkpoint: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_python_m_qdqpatch_and_the_script_are_the_same(float_checkpoint: Path) -> None:
-    module = _run_module("inspect", float_checkpoint, "--json")
-    script = subprocess.run(
-        [Path(sys.executable).with_name("qdqpatch"), "inspect", float_checkpoint, "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert module.returncode == 0
-    assert module.stderr == ""
-    assert json.loads(module.stdout) == json.loads(script.stdout)
+def test_python_m_qdqpatch_and_the_script_are_the_same(run, float_checkpoint: Path) -> None:
+    arguments = ["inspect", float_checkpoint, "--json"]
+    module = _run_module(*arguments)
+    assert (module.returncode, module.stderr) == (0, "")
+    assert json.loads(module.stdout) == json.loads(run(*arguments).stdout)
+    command = [Path(sys.executable).with_name("qdqpatch"), "convert", "--help"]
+    script = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert script.stdout == _run_module("convert", "--help").stdout
+    assert "CKPT OUT" in script.stdout
 
 
 def test_the_float_checkpoint_is_only_read(run, float_checkpoint: Path) -> None:

@@ -200,7 +200,10 @@ def test_errors_are_one_line(evaluate: Eval) -> None:
         (["b", *DATA, "--task", "fill-mask"], "b is a model for text-classification, not for fill-mask."),
         (["a", *DATA, *bare], "a in onnxruntime is made for sequences of 6 tokens"),
         (["b", "bad.onnx", *DATA], "bad.onnx runs in no engine."),
-        (["b", *DATA, "--split", "test"], "split and subset are for data sets on the hub; dev.tsv is none."),
+        (
+            ["b", *DATA, "--split", "test"],
+            "--split and --subset are for data sets on the hub; dev.tsv is none.",
+        ),
     ):
         assert_fails(evaluate(*arguments), fragment)
 
@@ -210,7 +213,7 @@ def test_wrong_usage(idle: list[Any]) -> None:
         ([*DATA], "Missing argument 'MODEL...'"),
         (["a"], "Missing option '--data'"),
         (["a", *DATA, "--max-drop", "-1"], "'--max-drop': -1.0 is not in the range x>=0."),
-        (["a", *DATA, "--max-drop", "nan"], "'--max-drop': nan is no number."),
+        (["a", *DATA, "--max-drop", "nan"], "'--max-drop': 'nan' is not a finite number."),
         (["a", *DATA, "--samples", "0"], "'--samples': 0 is not in the range x>=1."),
         (["a", *DATA, "--batch-size", "0"], "'--batch-size': 0 is not in the range x>=1."),
         (["a", *DATA, "--engine", "tvm"], "'--engine': 'tvm' is not one of"),
@@ -239,7 +242,7 @@ def test_from_float_to_exported(here: Path) -> None:
         assert invoke(*arguments).exit_code == 0, arguments
     task = TextClassification(tiny_tasks.tokenizer(), models.config(HEAD))
     said = predict(loaded("float", task).run, task, features(task, *TEXTS))
-    labels = [int(each["logits"].argmax()) for each in said]
+    labels = [int(outputs["logits"].argmax()) for outputs in said]
     assert len(set(labels)) > 1
     write_data(*labels, *labels)
     names = ["float", "int8", "ort"]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,20 @@ def test_labels_are_learned_and_judged_by(name: str) -> None:
 def test_scores_that_cannot_tell_models_apart_are_refused(here: Path) -> None:
     random_model("score", 0).save_pretrained("ckpt")
     write_tokenizer(Path("ckpt"))
-    Path("same.tsv").write_text("text\tlabel\nthe cat\t0\na dog\t0\n", encoding="utf-8")
-    result = invoke("eval", "ckpt", "--data", "same.tsv", "--engine", "torch")
-    assert result.exit_code == 1
-    assert "All 2 labels are 0, and nothing correlates with that." in result.stderr
+    Path("same.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t0\n" for text in TEXTS), encoding="utf-8")
+    for command in (
+        ["eval", "ckpt", "--engine", "torch"],
+        ["sensitivity", "ckpt", "--metric"],
+        ["train", "ckpt", "out"],
+    ):
+        result = invoke(*command, "--data", "same.tsv")
+        assert result.exit_code == 1
+        assert re.search(r"All (2|24) labels are 0, and nothing correlates with that\.", result.stderr)
+    distilled = passed("train", "ckpt", "out", "--data", "same.tsv", "--distill", *QUICK)
+    assert (
+        "Models are compared with the float one, and judged by no labels. (All 2 labels" in distilled.stderr
+    )
+    assert json.loads(Path("out/training.json").read_text(encoding="utf-8"))["loss"] > 0
 
 
 def test_tokens_that_the_model_does_not_know_are_refused_by_every_command(here: Path) -> None:

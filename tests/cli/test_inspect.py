@@ -51,8 +51,8 @@ def test_convert_keeps_what_calibration_saw(folder: Path, tmp_path: Path) -> Non
     assert not (folder / "bare" / STATISTICS_FILE).exists()
     assert invoke("convert", folder / "calibrated", tmp_path / "copy").exit_code == 0
     copied = Statistics.load(tmp_path / "copy" / STATISTICS_FILE)
-    assert {path: each.amax for path, each in copied.items()} == {
-        path: each.amax for path, each in seen.items()
+    assert {path: quantizer.amax for path, quantizer in copied.items()} == {
+        path: quantizer.amax for path, quantizer in seen.items()
     }
 
 
@@ -85,8 +85,8 @@ def test_all_quantizers_are_listed_by_path(inspect) -> None:
     output = inspect("calibrated", "--ranges").stdout
     rows = [line for line in output.splitlines() if "_quantizer " in line]
     assert [row.split()[0] for row in rows] == list(data)
-    for row, each in zip(rows, data.values(), strict=True):
-        assert f" {each['sqnr_db']:.1f} dB " in row
+    for row, quantizer in zip(rows, data.values(), strict=True):
+        assert f" {quantizer['sqnr_db']:.1f} dB " in row
         assert "% " in row
     worst = sorted(data, key=lambda path: data[path]["sqnr_db"])[:3]
     told = [line for line in output.splitlines() if line.startswith("Lowest SQNR: ")]
@@ -94,13 +94,13 @@ def test_all_quantizers_are_listed_by_path(inspect) -> None:
 
 
 def test_json_has_the_figures(inspect) -> None:
-    for path, each in quantizers(inspect("calibrated", "--json")).items():
-        assert 0 <= each["clipped_share"] < 0.05
-        assert 5 < each["sqnr_db"] < 70
+    for path, quantizer in quantizers(inspect("calibrated", "--json")).items():
+        assert 0 <= quantizer["clipped_share"] < 0.05
+        assert 5 < quantizer["sqnr_db"] < 70
         if path.endswith("_weight_quantizer"):
-            assert each["clipped_share"] == 0
-    for each in quantizers(inspect("bare", "--json")).values():
-        assert (each["clipped_share"], each["sqnr_db"]) == (None, None)
+            assert quantizer["clipped_share"] == 0
+    for quantizer in quantizers(inspect("bare", "--json")).values():
+        assert (quantizer["clipped_share"], quantizer["sqnr_db"]) == (None, None)
     assert all("sqnr_db" not in quantizer for quantizer in quantizers(inspect("float", "--json")).values())
 
 
@@ -154,7 +154,7 @@ def test_html_fails_in_one_line(inspect, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = inspect("calibrated", "--html", "page.html")
     assert result.exit_code == 1
-    assert "pip install jinja2 matplotlib" in result.stderr
+    assert "pip install matplotlib" in result.stderr
     assert sorted(path.name for path in Path().iterdir()) == ["file", "folder"]
 
 

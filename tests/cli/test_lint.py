@@ -87,16 +87,17 @@ def test_errors_are_one_line(original: Path, tmp_path: Path, monkeypatch: pytest
     for file, fragment in (
         (tmp_path / "missing.onnx", "does not exist"),
         (tmp_path / "text.onnx", "as an ONNX"),
+        (tmp_path, "is a folder; name the file"),
     ):
         result = lint(file, "--target", "tensorrt")
         assert result.exit_code == 1
         assert result.stderr.startswith(f"Error: {file} ")
         assert fragment in result.stderr
         assert len(result.stderr.splitlines()) == 1
-    monkeypatch.setitem(sys.modules, "qdqpatch.lint.graph", None)
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
     result = lint(original, "--target", "tensorrt")
     assert result.exit_code == 1
-    assert "pip install onnx onnx-ir" in result.stderr
+    assert "Reading ONNX needs onnx-ir: pip install onnx-ir" in result.stderr
     assert lint(original).exit_code == 2
     assert lint(original, "--target", "tvm").exit_code == 2
 

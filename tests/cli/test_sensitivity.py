@@ -184,7 +184,7 @@ def test_mistakes(run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("folder").mkdir()
     for options, code, fragment in (
         (["--data", "dev.tsv", "--out", "a.json"], 2, "--out writes what --max-drop finds, and needs it."),
-        (["--data", "dev.tsv", "--max-drop", "nan"], 2, "--max-drop must be a number of percent, not nan."),
+        (["--data", "dev.tsv", "--max-drop", "nan"], 2, "'--max-drop': 'nan' is not a finite number."),
         (["--data", "dev.tsv", "--max-drop", -1], 2, "-1.0 is not in the range x>=0"),
         (["--data", "dev.tsv", "--samples", 0], 2, "0 is not in the range x>=1"),
         ([], 2, "Missing option '--data'"),
@@ -211,9 +211,10 @@ def test_mistakes(run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_has_sections(run) -> None:
     found = run("--help").stdout
     assert re.findall(r"^([A-Z][a-z ]+):$", found, re.MULTILINE) == [
-        "Options",
         "Data",
-        "Measuring",
+        "Quantization",
         "Mixed precision",
+        "Running",
         "Output",
+        "Options",
     ]

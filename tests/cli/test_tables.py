@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from benches import weigh_nothing
 from checkpoints import SENTENCES, write_checkpoint
 from click.testing import Result
 from commands import invoke
@@ -81,7 +82,8 @@ def test_lint(folder: Path) -> None:
     assert_narrow(result)
 
 
-def test_bench(folder: Path) -> None:
+def test_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weigh_nothing(monkeypatch)
     model = folder / "int8[/b]" / "onnx" / "model.onnx"
     result = invoke("bench", model, "--engine", "onnxruntime", "--shape", "1x8", "--rounds", 1)
     assert_narrow(result)

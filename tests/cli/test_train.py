@@ -26,7 +26,7 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(here: Path) -> Path:
-    rows = ["sentence\tlabel", *(f"the cat sat {'on ' * each}\t{each % 3}" for each in range(12))]
+    rows = ["sentence\tlabel", *(f"the cat sat {'on ' * number}\t{number % 3}" for number in range(12))]
     (here / "train.tsv").write_text("\n".join(rows) + "\n")
     return here / "train.tsv"
 
@@ -74,7 +74,7 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
         "--preset", "no-residual",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    (found,) = (each.to_dict() for each in job)
+    (found,) = (made.to_dict() for made in job)
     assert found.pop("config")["residual_adds"] is False
     columns = {"text": None, "text_pair": None, "label": None}
     assert found == {
@@ -104,7 +104,7 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
 def test_evaluation_has_a_split_of_its_own(given: str, found: tuple, job: list[Job]) -> None:
     options = ("--data", "glue", "--split", "train[:9]", "--subset", "sst2", "--eval-data", given)
     assert invoke("train", "ckpt", "out", *options).exit_code == 0
-    (source,) = (each.eval_data for each in job)
+    (source,) = (made.eval_data for made in job)
     assert (source.name, source.split, source.subset) == found
     assert job[0].data.split == "train[:9]"
 
@@ -126,7 +126,7 @@ def test_without_options_it_is_the_librarys_defaults(job: list[Job]) -> None:
         (["--label-column", "stars"], "train.tsv has no column 'stars'; it has sentence, label.", 1),
         (["--doc-stride", 9], "stride is for question-answering, not for text-classification.", 1),
         (["--null-threshold", 1], "is for questions that may have no answer: add --no-answer.", 2),
-        (["--no-answer"], "no_answer is for question-answering, not for text-classification.", 1),
+        (["--no-answer"], "--no-answer is for question-answering, not for text-classification.", 1),
         (["--text-pair-column", "x"], "--text-pair-column needs --text-column", 2),
         (["--epochs", 0], "0.0 is not in the range x>0", 2),
     ],

@@ -54,7 +54,9 @@ def test_columns_that_are_not_there_or_not_clear(write: Write) -> None:
         ("a.csv", "left,right\nhere and,there and\n"),
         ("a.jsonl", '{"left": "here and", "right": "there and"}\n'),
     ):
-        with pytest.raises(CalibrationError, match=rf"{name}: .* not clear, .* left, right\..*--text-column"):
+        with pytest.raises(
+            CalibrationError, match=rf"{name}: .* not clear, .* left, right\. Name it with text_column"
+        ):
             rows(write(name, content))
     with pytest.raises(CalibrationError, match=r"a\.csv has no column 'middle'; it has left, right\."):
         rows("a.csv", "left", "middle")

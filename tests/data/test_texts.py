@@ -88,7 +88,7 @@ def test_lists_of_texts_and_of_pairs() -> None:
 
 def test_a_hub_name_needs_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(CalibrationError, match=r"no file nyu-mll/glue\. .*pip install datasets"):
+    with pytest.raises(CalibrationError, match=r"no file nyu-mll/glue, .*pip install datasets"):
         rows("nyu-mll/glue")
 
 

@@ -15,14 +15,14 @@ def test_a_file_runs_in_every_engine_that_loads_it(here: Path) -> None:
     write_onnx(here / "a.onnx")
     (here / "b.xml").touch()
     found = find_contenders(["a.onnx", "b.xml"])
-    assert [(each.model, each.engine, each.path) for each in found] == [
+    assert [(contender.model, contender.engine, contender.path) for contender in found] == [
         ("a.onnx", "onnxruntime", "a.onnx"),
         ("a.onnx", "openvino", "a.onnx"),
         ("b.xml", "openvino", "b.xml"),
     ]
     only = find_contenders(["a.onnx", "b.xml"], ["openvino"])
-    assert [each.engine for each in only] == ["openvino", "openvino"]
-    assert {each.facts for each in found} == {Facts()}
+    assert [contender.engine for contender in only] == ["openvino", "openvino"]
+    assert {contender.facts for contender in found} == {Facts()}
 
 
 def test_a_folder_runs_in_what_its_files_are_for(here: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_folder_runs_in_what_its_files_are_for(here: Path) -> None:
             Path(folder, file).parent.mkdir(parents=True, exist_ok=True)
             Path(folder, file).touch()
     found = find_contenders(["sharded", "ort", "ov", "all", "small"])
-    assert [(each.model, each.engine, each.path) for each in found] == [
+    assert [(contender.model, contender.engine, contender.path) for contender in found] == [
         ("sharded", "torch", "sharded"),
         ("ort", "onnxruntime", "ort/model.onnx"),
         ("ort", "openvino", "ort/model.onnx"),

@@ -1,5 +1,6 @@
 """TensorRT for RTX as a witness: its log is read, refusals name the node, lint's rules are what it does."""
 
+import functools
 import importlib.util
 import json
 from collections.abc import Callable
@@ -86,16 +87,24 @@ def test_no_constant_overflows_or_vanishes(value: float, expected: float) -> Non
 Compile = Callable[..., EngineTable]
 
 
-@pytest.fixture
-def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compile:
+def compile_layer(folder: Path, **changes) -> EngineTable:
     """Compile a layer with heads of 64, in fp16, for Ada."""
-    monkeypatch.setattr(encoders, "WIDTH", 128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders, "WIDTH", 128)
+        file = write_encoder(folder / "model.onnx", Style(**{"half": True, **changes}))
+    return read_table(build(file, "SM89", SHAPE), read_sites(file), None)
 
-    def compiled(**changes) -> EngineTable:
-        file = write_encoder(tmp_path / "model.onnx", Style(**{"half": True, **changes}))
-        return read_table(build(file, "SM89", SHAPE), read_sites(file), None)
 
-    return compiled
+@pytest.fixture
+def compiled(tmp_path: Path) -> Compile:
+    """Compile a layer with changes."""
+    return functools.partial(compile_layer, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> EngineTable:
+    """The layer without any."""
+    return compile_layer(tmp_path_factory.mktemp("good"))
 
 
 def texts(table: EngineTable, operation: str) -> set[str]:
@@ -103,8 +112,8 @@ def texts(table: EngineTable, operation: str) -> set[str]:
 
 
 @COMPILES
-def test_a_good_graph(compiled: Compile) -> None:
-    table = compiled()
+def test_a_good_graph(good: EngineTable) -> None:
+    table = good
     assert table.fused_attentions == 1
     assert (
         texts(table, "query x key") == texts(table, "probabilities x value") == {"fused: int8, fp16 -> int8"}
@@ -148,8 +157,7 @@ def test_what_lint_calls_float_is(compiled: Compile, tmp_path: Path) -> None:
 
 
 @COMPILES
-def test_what_lint_calls_slower_is(compiled: Compile, tmp_path: Path) -> None:
-    good = compiled()
+def test_what_lint_calls_slower_is(compiled: Compile, good: EngineTable, tmp_path: Path) -> None:
     table = compiled(floats=tuple(f"{path}.residual" for path in ADDS))
     assert not any("int8" in row.reads for row in table.rows if row.operation == "residual add")
     assert table.build.moved > good.build.moved
@@ -170,8 +178,8 @@ def test_what_lint_calls_slower_is(compiled: Compile, tmp_path: Path) -> None:
         {"weights": "float", "axis": 0},
     ],
 )
-def test_what_costs_nothing_in_this_version(compiled: Compile, change: dict) -> None:
-    good, table = compiled(), compiled(**change)
+def test_what_costs_nothing_in_this_version(compiled: Compile, good: EngineTable, change: dict) -> None:
+    table = compiled(**change)
     assert (len(table.build.kernels), table.build.moved) == (len(good.build.kernels), good.build.moved)
 
 

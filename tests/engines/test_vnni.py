@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from exports import calibrated, constant, made
+from exports import calibrated, constant, export, made
 from onnx import TensorProto, helper
 
 from qdqpatch import QDQConfig
@@ -18,7 +18,6 @@ from qdqpatch.engines.sessions import ONNX_RUNTIME, OPENVINO, SATURATED
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.check import LEAST_TOLERANCE
-from qdqpatch.exporter.export import export
 from qdqpatch.exporter.result import Export
 
 NAME = "BertModel"
@@ -36,8 +35,8 @@ def product(a: Array, b: Array) -> Array:
     """Return ONNX Runtime's product of two matrices of integers."""
     types = {"int8": TensorProto.INT8, "uint8": TensorProto.UINT8}
     inputs = [
-        helper.make_tensor_value_info(name, types[each.dtype.name], each.shape)
-        for name, each in (("a", a), ("b", b))
+        helper.make_tensor_value_info(name, types[matrix.dtype.name], matrix.shape)
+        for name, matrix in (("a", a), ("b", b))
     ]
     output = helper.make_tensor_value_info("y", TensorProto.INT32, (len(a), b.shape[1]))
     graph = helper.make_graph([helper.make_node("MatMulInteger", ["a", "b"], ["y"])], "g", inputs, [output])
@@ -73,7 +72,7 @@ def assume(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def linears_alone(folder: Path, target: str = "onnxruntime", **options: bool) -> Export:
     """Export a model whose int8 is in constants alone."""
-    return export(calibrated(NAME, QDQConfig.preset("linear-only")), folder, target, shape=(2, 8), **options)
+    return export(NAME, calibrated(NAME, QDQConfig.preset("linear-only")), folder, target, **options)
 
 
 @pytest.mark.slow
@@ -107,7 +106,7 @@ def test_what_cannot_be_compared_here_is_refused(tmp_path: Path, monkeypatch: py
         r"export unchecked, with check=False or --no-check\.$"
     )
     with pytest.raises(ExportError, match=message):
-        export(models.calibrated(), tmp_path / "out", vnni=True)
+        export(NAME, models.calibrated(), tmp_path / "out", vnni=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,7 +142,7 @@ def test_whoever_measures_a_file_for_vnni_in_onnx_runtime_is_told(
     vnni: bool, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = calibrated(NAME, QDQConfig.preset(preset))
-    file = export(model, tmp_path / "out", "onnxruntime", shape=(2, 8), vnni=vnni, check=False).file
+    file = export(NAME, model, tmp_path / "out", "onnxruntime", vnni=vnni, check=False).file
     for wrong in (True, False):
         monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda wrong=wrong: wrong)
         for exact in (True, False):

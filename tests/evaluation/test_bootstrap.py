@@ -41,7 +41,7 @@ def test_the_interval_is_that_of_resampling() -> None:
     differences = []
     for _ in range(20_000):
         drawn = generator.integers(0, 200, 200)
-        one, two = (100 * each.numerators[drawn].sum() / each.denominators[drawn].sum() for each in both)
+        one, two = (100 * score.numerators[drawn].sum() / score.denominators[drawn].sum() for score in both)
         differences.append(two - one)
     found = difference(first, other)
     assert found.value == pytest.approx(other.value - first.value)

@@ -114,7 +114,7 @@ def test_all_models_are_given_the_same(data: DataSource, monkeypatch: pytest.Mon
     assert given[2][0] != features  # other examples
     evaluate(["a"], None, data, 40, max_length=4)
     assert len(given[3][0]) == 10
-    assert max(len(each["input_ids"]) for each in given[3][0]) == 4
+    assert max(len(row["input_ids"]) for row in given[3][0]) == 4
 
 
 def test_a_graph_of_one_batch_gets_that(data: DataSource, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def test_what_an_engine_cannot_load_is_skipped_unless_it_was_asked_for(
     monkeypatch.setattr(module, "load", picky)
     found = evaluate(["a", "b.onnx"], None, data)
     assert [row.name for row in found.rows] == ["a in torch", "b.onnx in onnxruntime"]
-    assert [(each.model, each.engine, each.reason) for each in found.skipped] == [
+    assert [(skipped.model, skipped.engine, skipped.reason) for skipped in found.skipped] == [
         ("b.onnx", "openvino", "openvino cannot load it")
     ]
     with pytest.raises(EngineError, match=r"^openvino cannot load it$"):

@@ -56,10 +56,12 @@ def test_padding_does_not_change_what_a_checkpoint_says(task: Task[Any]) -> None
     for name in (write("float"), "int8"):
         model = loaded(name, task)
         together, alone = outputs(model, task, 3), outputs(model, task, 1)
-        assert [each["logits"].argmax() for each in together] == [each["logits"].argmax() for each in alone]
+        assert [outputs["logits"].argmax() for outputs in together] == [
+            outputs["logits"].argmax() for outputs in alone
+        ]
         if name == "float":  # an int8 level may hang on the last bit
             assert_close(together, alone)
-            assert len({each["logits"].tobytes() for each in alone}) == len(TEXTS)
+            assert len({outputs["logits"].tobytes() for outputs in alone}) == len(TEXTS)
 
 
 def test_padding_does_not_change_what_tokens_get(here: Path) -> None:
@@ -68,7 +70,7 @@ def test_padding_does_not_change_what_tokens_get(here: Path) -> None:
     model = loaded("qa", task)
     together, alone = outputs(model, task, 4), outputs(model, task, 1)
     lengths = [len(feature["input_ids"]) for feature in features(task, *TEXTS)]
-    assert [len(each["end_logits"]) for each in together] == lengths
+    assert [len(outputs["end_logits"]) for outputs in together] == lengths
     assert_close(together, alone)
 
 

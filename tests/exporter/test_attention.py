@@ -126,7 +126,7 @@ def test_keys_and_values_have_the_same_levels_without_vnni() -> None:
     for offset in (False, True):
         graph = rewritten(ATTENTION, module(), (IntegerAttention(offset=offset),))
         rights = [node.inputs[1].name for node in graph.graph if node.op_type == "MatMulIntegerToFloat"]
-        levels.append([each.astype(int) - 128 * offset for each in run(graph, inputs(), *rights)[2:]])
+        levels.append([integers.astype(int) - 128 * offset for integers in run(graph, inputs(), *rights)[2:]])
     for usual, stored_higher in zip(*levels, strict=True):
         assert (usual == stored_higher).all()
         assert len(np.unique(usual)) > 10

@@ -9,9 +9,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from exports import constant, made, types
+from exports import constant, export, made, types
 
-from qdqpatch.exporter.export import export
 from qdqpatch.exporter.targets import onnxruntime, openvino, tensorrt
 from qdqpatch.exporter.targets.base import write_onnx
 from qdqpatch.lint import check_file
@@ -60,14 +59,14 @@ def test_opsets() -> None:
 @pytest.mark.parametrize("opset", [17, 19])
 def test_the_opset_asked_for_is_written(opset: int, tmp_path: Path) -> None:
     model = models.calibrated(TOKENS)
-    result = export(model, tmp_path / "out", "tensorrt", opset=opset, shape=(1, 8), dtype="float32")
+    result = export(TOKENS, model, tmp_path / "out", "tensorrt", opset=opset, shape=(1, 8), dtype="float32")
     assert ir.load(result.file).opset_imports[""] == opset
     onnx.checker.check_model(result.file)
     assert check_file(result.file, "tensorrt").findings == ()
 
 
 def test_an_older_opset_keeps_the_names(tmp_path: Path) -> None:
-    result = export(models.calibrated(TOKENS), tmp_path / "out", opset=17, shape=(1, 8))
+    result = export(TOKENS, models.calibrated(TOKENS), tmp_path / "out", opset=17, shape=(1, 8))
     assert {operation.name for operation in result.operations} >= set(linears())
 
 
@@ -123,7 +122,7 @@ def test_weights_are_the_quantizers_integers(variant: str, target: str) -> None:
 def test_weights_are_in_the_file() -> None:
     for variant, target in FILES:
         result = made(variant, target).result
-        assert {each.relative_to(result.folder).as_posix() for each in result.folder.rglob("*.*")} == {
+        assert {path.relative_to(result.folder).as_posix() for path in result.folder.rglob("*.*")} == {
             "README.md",
             "config.json",
             "export.json",
@@ -139,7 +138,7 @@ def test_weights_are_in_the_file() -> None:
         config = json.loads((result.folder / "config.json").read_text())
         assert config["quantization_config"]["quant_method"] == "qdqpatch"
     stored = onnx.load(made(TOKENS).result.file, load_external_data=False).graph.initializer
-    assert {each.data_location for each in stored} == {onnx.TensorProto.DEFAULT}
+    assert {tensor.data_location for tensor in stored} == {onnx.TensorProto.DEFAULT}
 
 
 def test_large_tensors_are_in_a_file_of_their_own(tmp_path: Path) -> None:
@@ -147,9 +146,9 @@ def test_large_tensors_are_in_a_file_of_their_own(tmp_path: Path) -> None:
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     for largest, names in ((size, ["model.onnx"]), (size - 1, ["model.onnx", "model.onnx_data"])):
         write_onnx(model, tmp_path / str(largest) / "model.onnx", largest)
-        assert sorted(each.name for each in (tmp_path / str(largest)).iterdir()) == names
+        assert sorted(path.name for path in (tmp_path / str(largest)).iterdir()) == names
     stored = onnx.load(tmp_path / str(size - 1) / "model.onnx", load_external_data=False).graph.initializer
-    assert onnx.TensorProto.EXTERNAL in {each.data_location for each in stored}
+    assert onnx.TensorProto.EXTERNAL in {tensor.data_location for tensor in stored}
 
 
 def test_onnx_runtime_adds_with_sum_before_a_norm() -> None:

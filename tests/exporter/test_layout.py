@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from commands import invoke
 from onnxruntime.quantization import quantize_dynamic
 from sentence_folders import DENSE, TEXTS, write_embedder
+from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
 from qdqpatch.checkpoint.companions import read_companions
@@ -33,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "texts.txt").write_text("\n".join(TEXTS))
     result = invoke(
         "convert", root / "float", root / "out", "--calib", root / "texts.txt", "--method", "max",
-        "--export", "onnxruntime", "--export", "openvino",
+        "--export", "onnxruntime", "--export", "openvino", "--triton",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     return root
@@ -57,9 +60,9 @@ def embeddings(folder: Path) -> torch.Tensor:
         return head(AutoModel.from_pretrained(folder)(**batch).last_hidden_state, batch["attention_mask"])
 
 
-def assert_int8(found: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_int8(found: torch.Tensor, expected: torch.Tensor, width: int = DENSE) -> None:
     """See that embeddings are close to the float ones, and not the float ones."""
-    assert found.shape == expected.shape == (len(TEXTS), DENSE)
+    assert found.shape == expected.shape == (len(TEXTS), width)
     cosine = torch.nn.functional.cosine_similarity(found, expected)
     assert cosine.min() > 0.98
     assert cosine.max() < 1 - 1e-6
@@ -88,12 +91,46 @@ def test_exported_model_of_transformers(root: Path, expected: torch.Tensor) -> N
     assert outputs.last_hidden_state.shape[:2] == tokens(root / "out")["input_ids"].shape
 
 
+SUPPORT = Path(__file__).parents[1] / "support"
+SERVERS, NODE = os.environ.get("QDQPATCH_SERVERS_PYTHON"), os.environ.get("QDQPATCH_NODE_MODULES")
+
+
+def run(*command: str | Path) -> torch.Tensor:
+    """Run what prints the vectors of `TEXTS`, whose arguments they are."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([*command, *TEXTS], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.skipif(SERVERS is None, reason="QDQPATCH_SERVERS_PYTHON names no Python with tests/servers.txt")
+def test_optimum(root: Path, expected: torch.Tensor) -> None:
+    assert_int8(run(SERVERS, SUPPORT / "servers.py", "optimum_custom", root / "out"), expected)
+    found = run(SERVERS, SUPPORT / "servers.py", "optimum", root / "out")
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(root / "float")(**tokens(root / "float")).last_hidden_state
+    assert_int8(found, states[:, 0], found.shape[1])
+
+
+@pytest.mark.skipif(SERVERS is None, reason="QDQPATCH_SERVERS_PYTHON names no Python with tests/servers.txt")
+def test_fastembed(root: Path, expected: torch.Tensor) -> None:
+    assert_int8(run(SERVERS, SUPPORT / "servers.py", "fastembed", root / "out"), expected)
+
+
+@pytest.mark.skipif(NODE is None, reason="QDQPATCH_NODE_MODULES names no folder with transformers.js")
+def test_transformers_js(root: Path, expected: torch.Tensor) -> None:
+    library = Path(str(NODE)) / "@huggingface/transformers/dist/transformers.node.mjs"
+    assert_int8(run("node", SUPPORT / "server.mjs", library, root / "out"), expected)
+
+
 def test_companions_and_weights_are_there(root: Path) -> None:
     names = {path.relative_to(root / "out").as_posix() for path in (root / "out").rglob("*.*")}
     assert names >= {
         "1_Pooling/config.json",
         "2_Dense/model.safetensors",
+        "1/model.onnx",
         "config.json",
+        "config.pbtxt",
         "config_sentence_transformers.json",
         "export.json",
         "model.safetensors",
@@ -103,10 +140,23 @@ def test_companions_and_weights_are_there(root: Path) -> None:
         "openvino/openvino_model.bin",
         "openvino/openvino_model.xml",
         "sentence_bert_config.json",
+        "tokenizer.json",
         "vocab.txt",
     }
-    assert (root / "out/onnx/model_quantized.onnx").samefile(root / "out/onnx/model.onnx")
+    for name in ("onnx/model_quantized.onnx", "1/model.onnx"):
+        assert (root / "out" / name).samefile(root / "out/onnx/model.onnx")
     assert "onnx/model_quantized.onnx" in json.loads((root / "out/qdqpatch.json").read_text())["files"]
+
+
+def test_the_tokenizer_is_complete_for_servers(root: Path) -> None:
+    """In one file, which neither cuts nor pads; and its settings say what FastEmbed asks for."""
+    found = Tokenizer.from_file(str(root / "out/tokenizer.json"))
+    expected = AutoTokenizer.from_pretrained(root / "float")
+    long = " ".join(TEXTS * 3)
+    assert found.encode(long).ids == expected(long)["input_ids"]
+    assert (found.padding, found.truncation) == (None, None)
+    settings = json.loads((root / "out/tokenizer_config.json").read_text())
+    assert (settings["model_max_length"], settings["pad_token"]) == (12, "[PAD]")
 
 
 def test_the_record_and_the_card_say_what_was_done(root: Path) -> None:

@@ -59,11 +59,13 @@ def test_products_go_by_their_operands_and_runs_by_their_number() -> None:
     names = [node.name for node in graph if node.op_type == "MatMul"]
     assert names == ["self.c2p_q_x_c2p_k", "self.c2p_q_x_c2p_k#2"]
     found = match(module(), {name: {name} for name in names}, [])
-    assert [each.reason for each in found] == ["the engine took another kernel"] * 2
+    assert [operation.reason for operation in found] == ["the engine took another kernel"] * 2
     off = module()
     off["self"].matmul_c2p_k_input_quantizer.disable()
     found = match(off, {name: {name} for name in names}, [])
-    assert [each.reason for each in found] == ["not quantized: matmul_c2p_k_input_quantizer off"] * 2
+    assert [operation.reason for operation in found] == [
+        "not quantized: matmul_c2p_k_input_quantizer off"
+    ] * 2
 
 
 def test_a_matmul_goes_by_what_scales_it_too_and_constants_are_none() -> None:

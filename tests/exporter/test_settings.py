@@ -4,14 +4,14 @@ import models
 import numpy as np
 import pytest
 import torch
-from exports import MEAN, VARIANTS, assert_close, calibrated, in_file, made, needs_vnni
+from exports import MEAN, VARIANTS, assert_close, calibrated, export, in_file, made, needs_vnni
 from pytorch_quantization.nn import TensorQuantizer
 from transformers import PreTrainedModel
 
+import qdqpatch
 from qdqpatch import QDQConfig
 from qdqpatch.engines.sessions import ONNX_RUNTIME
 from qdqpatch.errors import EngineError
-from qdqpatch.exporter.export import export
 from qdqpatch.exporter.targets.onnxruntime import kernels
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_all_matmuls_of_the_layers_are_integer_kernels(variant: str) -> None:
         f"encoder.layer.{layer}.{name}"
         for layer in range(2)
         for name in [
-            *(f"attention.self.{each}" for each in names),
+            *(f"attention.self.{operation}" for operation in names),
             "attention.output.dense",
             "intermediate.dense",
             "output.dense",
@@ -114,7 +114,7 @@ def test_embeddings_are_looked_up_as_integers() -> None:
 
 def test_an_input_that_is_off_is_not_quantized_by_the_engine(tmp_path) -> None:
     optimized = kernels(made("some off").result.file)
-    assert f"{LAYERS[0]}.attention.self.query" in {name for each in optimized for name in each.names}
+    assert f"{LAYERS[0]}.attention.self.query" in {name for kernel in optimized for name in kernel.names}
 
 
 def test_a_fixed_shape_is_the_only_one() -> None:
@@ -128,9 +128,10 @@ def test_a_fixed_shape_is_the_only_one() -> None:
 def test_the_other_arithmetic(tmp_path) -> None:
     TensorQuantizer.use_fb_fake_quant = True
     config = QDQConfig(overrides=("*_input_quantizer=narrow_range:true",))  # native: always the full range
-    model = calibrated("BertForTokenClassification", config)
-    result = export(model, tmp_path / "out", shape=(2, 8))
-    inputs = models.inputs("BertForTokenClassification", seed=5)
+    name = "BertForTokenClassification"
+    model = calibrated(name, config)
+    result = export(name, model, tmp_path / "out", shape=(2, 8))
+    inputs = models.inputs(name, seed=5)
     found = ONNX_RUNTIME.load(result.file, threads=1).run_tensors(inputs)
     with torch.no_grad():
         assert_close(models.flatten(model(**inputs)), found)
@@ -145,7 +146,7 @@ def test_train_mode_in_any_precision(dtype: torch.dtype, tmp_path) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     before = models.snapshot(model)
-    result = export(model, tmp_path / "out", shape=(2, 8))
+    result = qdqpatch.export(model, tmp_path / "out", shape=(2, 8))
     models.assert_unchanged(model, before)
     assert result.comparisons[0].mean <= MEAN  # dropout would be in the reference
     inputs = models.inputs(name, seed=5)

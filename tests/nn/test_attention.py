@@ -77,7 +77,7 @@ def test_each_operand_goes_through_its_quantizer(operands) -> None:
 
 @pytest.mark.parametrize("operand", OPERANDS)
 def test_an_operand_without_a_quantizer_stays_float(operands, operand: str) -> None:
-    quantizers = {each: TensorQuantizer(QuantDescriptor(num_bits=3)) for each in OPERANDS}
+    quantizers = {operand: TensorQuantizer(QuantDescriptor(num_bits=3)) for operand in OPERANDS}
     all_of_them, _ = qdq_attention(module(**quantizers), *operands, None)
     quantizers[operand] = nn.Identity()
     as_identity, _ = qdq_attention(module(**quantizers), *operands, None)
@@ -88,7 +88,7 @@ def test_an_operand_without_a_quantizer_stays_float(operands, operand: str) -> N
 
 
 def test_the_models_own_scaling_is_division_by_the_root(operands) -> None:
-    same = [qdq_attention(module(), *operands, None, scaling=each)[1] for each in (None, 12**-0.5)]
+    same = [qdq_attention(module(), *operands, None, scaling=scaling)[1] for scaling in (None, 12**-0.5)]
     assert torch.equal(*same)
 
 
@@ -138,7 +138,7 @@ def test_heads_of_keys_and_values_that_queries_share_are_quantized_once(operands
     shared = key[:, :1], value[:, :1]
     context, _ = qdq_attention(module(**recorders), query, *shared, None)
     assert recorders["k"].seen.shape[1] == recorders["v"].seen.shape[1] == 1
-    repeated = [each.repeat_interleave(3, dim=1) for each in shared]
+    repeated = [tensor.repeat_interleave(3, dim=1) for tensor in shared]
     expected, _ = qdq_attention(module(k=Recorder(), v=Recorder()), query, *repeated, None)
     assert torch.equal(context, expected)
 

@@ -17,12 +17,12 @@ from qdqpatch.errors import QuantizedError, UnsupportedModelError
 def test_attention_refuses_to_run_without_its_quantizers(calibrated, implementation: str) -> None:
     model: PreTrainedModel = calibrated()
     expected = models.outputs(model)
-    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        each.set_attn_implementation(implementation)
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        copied.set_attn_implementation(implementation)
         with pytest.raises(QuantizedError, match=f"{implementation!r}, which does not quantize the matmuls"):
-            models.outputs(each)
-        each.set_attn_implementation("qdqpatch")
-        models.assert_equal(models.outputs(each), expected)
+            models.outputs(copied)
+        copied.set_attn_implementation("qdqpatch")
+        models.assert_equal(models.outputs(copied), expected)
 
 
 def test_without_matmuls_any_implementation_runs(float_model) -> None:

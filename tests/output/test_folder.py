@@ -12,6 +12,7 @@ import pytest
 
 from qdqpatch.errors import CheckpointError, OccupiedError
 from qdqpatch.output.folder import OutputFolder
+from qdqpatch.output.inputs import Inputs
 from qdqpatch.output.manifest import MANIFEST
 from qdqpatch.output.work import Work
 
@@ -364,3 +365,20 @@ def test_removing(here: Path) -> None:
     output.remove()
     output.remove()
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("there", ["mounted", "empty"])
+def test_removing_what_cannot_be_moved_empties_it(
+    here: Path, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("out/lost+found").mkdir(parents=True)
+    if there == "mounted":
+        monkeypatch.setattr("qdqpatch.output.places._mounts", lambda: [here / "out"])
+        write("out")
+        Path("out/notes.txt").write_text("mine")
+        with pytest.raises(CheckpointError, match=r"notes\.txt"):
+            OutputFolder(Path("out"), here / "out", Inputs(), True).remove()
+        assert tree(here / "out") == {**NEW, "notes.txt": "mine"}
+        Path("out/notes.txt").unlink()
+    OutputFolder.open("out", force=True).remove()
+    assert [str(path) for path in here.rglob("*")] == [str(here / "out"), str(here / "out/lost+found")]

@@ -38,7 +38,7 @@ def test_sites_of_every_head(any_head: str, float_model) -> None:
 def test_every_linear_and_embedding_is_a_site_or_a_miss(any_head: str, float_model) -> None:
     model = float_model(any_head)
     found = plan(model)
-    listed = {each.path for each in (*found.sites, *found.misses)}
+    listed = {place.path for place in (*found.sites, *found.misses)}
     layers = {path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     assert layers <= listed
     assert not {site.path for site in found.sites} & {miss.path for miss in found.misses}

@@ -111,8 +111,8 @@ def test_a_switched_model_saves_and_loads(
         loaded.set_attn_implementation(IMPLEMENTATION)
     models.assert_equal(models.outputs(loaded), models.outputs(model))
     assert loaded.config.quantization_config == model.config.quantization_config
-    enabled = [str(each) for each in settings(model) if each[0] in on(model)]
-    assert [str(each) for each in settings(loaded) if each[0] in on(loaded)] == enabled
+    enabled = [str(row) for row in settings(model) if row[0] in on(model)]
+    assert [str(row) for row in settings(loaded) if row[0] in on(loaded)] == enabled
     assert str(plan(loaded)) == str(plan(model))
     assert model.hf_quantizer.quantization_config == model.config.quantization_config
 

@@ -428,7 +428,7 @@ def make(out: Path) -> None:
 
 
 def check(folder: Path, kind: str) -> None:
-    """Run a checkpoint with its original class; write `outputs.safetensors`, print one JSON line.
+    """Run a checkpoint with its original class; write `outputs.KIND.safetensors`, print one JSON line.
 
     Args:
         folder: Holds a model of type "qdqbert" and `inputs.safetensors`, its keyword arguments.
@@ -444,7 +444,7 @@ def check(folder: Path, kind: str) -> None:
     with arithmetic(kind), torch.no_grad():
         outputs = flatten(model.eval()(**load_file(folder / "inputs.safetensors")))
     outputs = {key: value.clone().contiguous() for key, value in outputs.items()}
-    save_tensors(outputs, folder / "outputs.safetensors")
+    save_tensors(outputs, folder / f"outputs.{kind}.safetensors")
     first = next(key for key in outputs if key != "loss")
     report = {
         "class": name,
@@ -465,7 +465,6 @@ def main() -> None:
     here = Path(__file__).parent
     parser.add_argument("--out", type=Path, default=here, help="where to write (default: here)")
     parser.add_argument("--check", type=Path, nargs="+", metavar="DIR", help="run these checkpoints instead")
-    parser.add_argument("--arithmetic", choices=ARITHMETICS, default="toolkit", help="of --check")
     options = parser.parse_args()
     torch.set_num_threads(1)
     absl.logging.set_verbosity("error")
@@ -474,7 +473,8 @@ def main() -> None:
         make(options.out)
     else:
         for folder in options.check:
-            check(folder, options.arithmetic)
+            for kind in ARITHMETICS:
+                check(folder, kind)
 
 
 if __name__ == "__main__":

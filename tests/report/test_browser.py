@@ -39,7 +39,7 @@ def browse(page: str, tmp_path: Path) -> Callable[..., str]:
         frame = f'<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>'
         (tmp_path / "frame.html").write_text(
             f"<!DOCTYPE html><title>no answer</title>{frame}"
-            "<script>addEventListener('message', each => document.title = each.data)</script>",
+            "<script>addEventListener('message', event => document.title = event.data)</script>",
             encoding="utf-8",
         )
         text = chromium(tmp_path / "frame.html", tmp_path)

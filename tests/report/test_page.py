@@ -65,8 +65,8 @@ def test_anchors_lead_somewhere_and_are_unique(page: str) -> None:
 def test_every_quantizer_is_there_worst_first(page: str, calibrated_folder: Path) -> None:
     reports = worst_first(reports_of(calibrated_folder))
     rows = re.findall(r'<th scope="row" class="path"><a href="#[\w-]+">(bert[^<]+)</a>', page)
-    assert rows == [each.path for each in reports]
-    assert [decibels_text(each) for each in reports] == sorted(map(decibels_text, reports), key=float)
+    assert rows == [row.path for row in reports]
+    assert [decibels_text(row) for row in reports] == sorted(map(decibels_text, reports), key=float)
     figures = re.findall(
         r'<figure id="(picture-\d+)">\n<h3 class="path">([^<]+)</h3>', page.replace("<wbr>", "")
     )
@@ -74,8 +74,8 @@ def test_every_quantizer_is_there_worst_first(page: str, calibrated_folder: Path
     assert figures[0][1] == reports[0].path
     shown = [path for _, path in figures]
     assert shown == sorted(shown, key=rows.index)
-    for each in reports:
-        assert f">{range_text(each)}</td>" in page
+    for row in reports:
+        assert f">{range_text(row)}</td>" in page
 
 
 def test_quantizers_that_saw_the_same_share_a_picture(page: str) -> None:
@@ -154,7 +154,7 @@ def test_candidates_are_shown_if_ranges_were_compared(tmp_path: Path, page: str)
     assert "chosen</td>" not in page
     reports = reports_of(calibrated_checkpoint(tmp_path, "auto"))
     text = render_page("auto", HEAD, reports)
-    activations = [each for each in reports if each.seen is not None and each.seen.errors]
+    activations = [row for row in reports if row.seen is not None and row.seen.errors]
     assert len(activations) == 28
     assert text.count("chosen</td>") == len(re.findall('<table class="candidates">', text)) > 0
     for activation in activations:
@@ -197,7 +197,7 @@ def test_places_that_no_page_can_be_written_to(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ReportError, match="The page needs matplotlib: pip install jinja2 matplotlib"):
+    with pytest.raises(ReportError, match="The page needs matplotlib: pip install matplotlib"):
         render_page("title", HEAD, [])
 
 

@@ -35,24 +35,22 @@ def test_every_quantizer_of_a_checkpoint_is_judged_by_what_it_quantizes(calibrat
     source = open_checkpoint(str(calibrated_folder))
     found = collect(models.uncalibrated(HEAD), batches)
     reports = report_quantizers(source, source.plan(), source.ranges(), found)
-    assert [each.path for each in reports if each.quality is None] == []
-    for each in reports:
-        module = model.get_submodule(each.path)
-        is_weight = each.path.endswith("_weight_quantizer")
-        weight = (
-            model.get_parameter(each.path.replace("._weight_quantizer", ".weight")) if is_weight else None
-        )
+    assert [row.path for row in reports if row.quality is None] == []
+    for row in reports:
+        module = model.get_submodule(row.path)
+        is_weight = row.path.endswith("_weight_quantizer")
+        weight = model.get_parameter(row.path.replace("._weight_quantizer", ".weight")) if is_weight else None
         exact = of_tensor(
-            torch.cat(seen[each.path]) if weight is None else weight.detach(), module.amax, module
+            torch.cat(seen[row.path]) if weight is None else weight.detach(), module.amax, module
         )
-        assert torch.equal(each.amax, module.amax)
+        assert torch.equal(row.amax, module.amax)
         if is_weight:
-            assert each.quality == exact
+            assert row.quality == exact
             continue
-        assert each.quality.clipped_share == pytest.approx(exact.clipped_share, abs=SHARE_TOLERANCE)
+        assert row.quality.clipped_share == pytest.approx(exact.clipped_share, abs=SHARE_TOLERANCE)
         # int8 has a step more on the negative side, which the histogram does not know of, and the ranges
         # are from two batches: where many values are clipped, that is most of the noise.
-        assert each.sqnr_db == pytest.approx(exact.sqnr_db, abs=0.5), each.path
+        assert row.sqnr_db == pytest.approx(exact.sqnr_db, abs=0.5), row.path
 
 
 def quantizers_of(model: torch.nn.Module) -> list[tuple[str, TensorQuantizer]]:
@@ -60,18 +58,18 @@ def quantizers_of(model: torch.nn.Module) -> list[tuple[str, TensorQuantizer]]:
 
 
 def test_without_statistics_only_weights_are_judged(calibrated_folder: Path) -> None:
-    for each in reports_of(calibrated_folder, with_statistics=False):
-        is_weight = each.path.endswith("_weight_quantizer")
-        assert (each.quality is not None) == is_weight
-        assert each.amax is not None
-        assert (share_text(each) != "-") == is_weight
+    for row in reports_of(calibrated_folder, with_statistics=False):
+        is_weight = row.path.endswith("_weight_quantizer")
+        assert (row.quality is not None) == is_weight
+        assert row.amax is not None
+        assert (share_text(row) != "-") == is_weight
 
 
 def test_a_quantizer_without_a_range_has_no_figures(tmp_path: Path) -> None:
     models.uncalibrated(HEAD).save_pretrained(tmp_path)
-    for each in reports_of(tmp_path):
-        assert (each.amax, each.quality, each.sqnr_db) == (None, None, None)
-        assert (range_text(each), decibels_text(each)) == ("from each input", "-")
+    for row in reports_of(tmp_path):
+        assert (row.amax, row.quality, row.sqnr_db) == (None, None, None)
+        assert (range_text(row), decibels_text(row)) == ("from each input", "-")
 
 
 def test_weights_in_a_bin_file_are_judged_alike(calibrated_folder: Path, tmp_path: Path) -> None:
@@ -79,8 +77,8 @@ def test_weights_in_a_bin_file_are_judged_alike(calibrated_folder: Path, tmp_pat
         AutoModelForMaskedLM.from_pretrained(calibrated_folder).state_dict(), tmp_path / "pytorch_model.bin"
     )
     shutil.copy(calibrated_folder / "config.json", tmp_path)
-    found = {each.path: each.quality for each in reports_of(tmp_path)}
-    assert found == {each.path: each.quality for each in reports_of(calibrated_folder, with_statistics=False)}
+    found = {row.path: row.quality for row in reports_of(tmp_path)}
+    assert found == {row.path: row.quality for row in reports_of(calibrated_folder, with_statistics=False)}
 
 
 def test_a_factor_on_the_range_counts() -> None:
@@ -90,8 +88,8 @@ def test_a_factor_on_the_range_counts() -> None:
 
 def test_worst_first_and_what_is_not_known_last() -> None:
     sqnr = [20.0, None, 5.0, None, 30.0]
-    reports = [report(f"q{i}", each) for i, each in enumerate(sqnr)]
-    assert [each.path for each in worst_first(reports)] == ["q2", "q0", "q4", "q1", "q3"]
+    reports = [report(f"q{i}", decibels) for i, decibels in enumerate(sqnr)]
+    assert [row.path for row in worst_first(reports)] == ["q2", "q0", "q4", "q1", "q3"]
 
 
 @pytest.mark.parametrize(

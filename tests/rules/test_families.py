@@ -163,8 +163,8 @@ def test_dequantized_it_is_the_float_model_and_saved_as_one(family: str, tmp_pat
         path: type(module) for path, module in source.named_modules()
     }
     names = []
-    for each, folder in ((model, tmp_path / "model"), (source, tmp_path / "source")):
-        each.save_pretrained(folder)
+    for saved, folder in ((model, tmp_path / "model"), (source, tmp_path / "source")):
+        saved.save_pretrained(folder)
         with transformers.modeling_utils.safe_open(folder / "model.safetensors", framework="pt") as file:
             names.append(sorted(file.keys()))
     assert names[0] == names[1]

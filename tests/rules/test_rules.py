@@ -46,7 +46,7 @@ class Outer(nn.Module):
 
 
 def found(rule: Any, model: nn.Module) -> dict[str, Match | Miss]:
-    return {each.path: each for each in rule.match(model)}
+    return {place.path: place for place in rule.match(model)}
 
 
 def test_linears_are_found_inside_the_given_classes_only() -> None:

@@ -31,8 +31,8 @@ def logits(*shape: int, seed: int) -> Tensor:
 
 def kl(first: Tensor, second: Tensor) -> float:
     """Sum p log(p / q) over the outcomes of one distribution."""
-    p = [math.exp(each) for each in first.tolist()]
-    q = [math.exp(each) for each in second.tolist()]
+    p = [math.exp(logit) for logit in first.tolist()]
+    q = [math.exp(logit) for logit in second.tolist()]
     return sum(a / sum(p) * math.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q, strict=True))
 
 
@@ -72,7 +72,7 @@ def test_states_are_pooled_before_they_are_compared() -> None:
     first, second = logits(2, 4, 5, seed=1), logits(2, 4, 5, seed=2)
     expected = 0.0
     for row, length in ((0, 4), (1, 2)):
-        a, b = (each[row, :length].double().mean(0) for each in (first, second))
+        a, b = (states[row, :length].double().mean(0) for states in (first, second))
         expected += (1 - float(a @ b / (a.norm() * b.norm()))) / 2
     found = cost_of("feature-extraction", {"last_hidden_state": (first, second)})
     assert found == pytest.approx(expected, rel=1e-6)  # the mean is taken in fp32

@@ -64,7 +64,8 @@ def test_a_cost_is_that_of_a_model_with_this_unit_alone_quantized(model: PreTrai
     for batch in batches(task, task.features(examples), 1):
         with torch.no_grad():
             p, q = (
-                each(**batch).logits[0].double().softmax(-1) for each in (sensitivities.classifier(), by_hand)
+                model(**batch).logits[0].double().softmax(-1)
+                for model in (sensitivities.classifier(), by_hand)
             )
         total += float((p * (p / q).log()).sum())
     # Padding and another attention function change the last bits of the fp32 logits that are compared.
@@ -148,7 +149,7 @@ def test_the_texts_are_tokenized_once(model: PreTrainedModel, monkeypatch: pytes
 
 def test_texts_of_like_length_run_together(model: PreTrainedModel) -> None:
     subject = Subject.of(model, sensitivities.task(), sensitivities.labelled(), 3)
-    lengths = [int(each) for batch in subject.batches() for each in batch["attention_mask"].sum(-1)]
+    lengths = [int(length) for batch in subject.batches() for length in batch["attention_mask"].sum(-1)]
     assert lengths == sorted(len(feature["input_ids"]) for feature in subject.features)
 
 
@@ -160,7 +161,7 @@ def test_progress_ends_at_its_total(model: PreTrainedModel) -> None:
             sensitivities.task(),
             sensitivities.labelled(),
             by_metric=by_metric,
-            step=lambda *each: steps.append(each),  # noqa: B023 - called before the next round
+            step=lambda *counts: steps.append(counts),  # noqa: B023 - called before the next round
         )
         total = 9 if by_metric else 2 * 9
         assert steps == [("Ranking", done, total) for done in range(1, total + 1)]

@@ -74,7 +74,7 @@ def test_the_conclusion() -> None:
 
 
 def test_numbers() -> None:
-    assert [number(each) for each in (0.0, 1.23456, 79.996, 1234.5, -0.012345, 1e-7)] == [
+    assert [number(value) for value in (0.0, 1.23456, 79.996, 1234.5, -0.012345, 1e-7)] == [
         *("0", "1.23", "80.00", "1234.50", "-0.0123", "1e-07")
     ]
 

@@ -50,12 +50,12 @@ def test_the_smallest_set_is_found(ruined: PreTrainedModel, found: MixedPrecisio
     units = find_units(ruined)
     config = sensitivities.ruin(*BAD)
     good = [
-        {each.name for each in chosen}
+        {unit.name for unit in chosen}
         for count in range(3)
         for chosen in itertools.combinations(units, count)
         if accuracy(
             sensitivities.calibrated(
-                QDQConfig(overrides=(*config.overrides, *(o for each in chosen for o in each.overrides)))
+                QDQConfig(overrides=(*config.overrides, *(o for unit in chosen for o in unit.overrides)))
             )
         )
         == 100
@@ -74,7 +74,7 @@ def test_the_written_configuration_gives_what_was_promised(
     assert set(enabled_quantizers(fresh)) == set(enabled_quantizers(ruined)) - off
     assert accuracy(fresh) == found.best.value == 100
     assert accuracy(ruined) == found.trials[0].value < 100
-    expected = {path: each for path, each in models.ranges(ruined).items() if path not in off}
+    expected = {path: amax for path, amax in models.ranges(ruined).items() if path not in off}
     models.assert_equal({path: models.ranges(fresh)[path] for path in expected}, expected)
 
 
@@ -120,7 +120,7 @@ def test_where_only_the_float_model_will_do() -> None:
 
 def test_without_labels_changed_predictions_count(ruined: PreTrainedModel) -> None:
     task = sensitivities.task()
-    examples = [type(each)(each.text, None, None) for each in sensitivities.labelled()]
+    examples = [type(example)(example.text, None, None) for example in sensitivities.labelled()]
     found = search(ruined, task, examples, measure(ruined, task, examples), 0.0, labelled=False)
     assert (found.metric, found.float_value) == ("unchanged predictions", 100)
     assert set(found.best.float_units) == set(BAD)
@@ -133,7 +133,7 @@ def test_progress_never_goes_beyond_its_total(ruined: PreTrainedModel) -> None:
     task, examples = sensitivities.task(), sensitivities.labelled()
     costs = measure(ruined, task, examples)
     steps: list[tuple[str, int, int]] = []
-    found = search(ruined, task, examples, costs, 0.0, step=lambda *each: steps.append(each))
+    found = search(ruined, task, examples, costs, 0.0, step=lambda *counts: steps.append(counts))
     assert len(steps) == 1 + len(found.trials)
     assert all(text == "Searching" and done <= total for text, done, total in steps)
 

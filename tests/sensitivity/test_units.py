@@ -57,7 +57,7 @@ def test_the_units_of_a_model_with_everything_quantized() -> None:
         "feed-forward": ("feed-forward", 4),
         "feed-forward add": ("residual add", 2),
     }
-    expected = {f"layer {number}, {name}": each for number in (0, 1) for name, each in layer.items()}
+    expected = {f"layer {number}, {name}": paths for number in (0, 1) for name, paths in layer.items()}
     expected |= {"embeddings": ("embeddings", 3), "pooler": ("pooler", 2), "head": ("head", 6)}
     assert {unit.name: (unit.kind, len(unit.quantizers)) for unit in find_units(model)} == expected
 

@@ -242,7 +242,7 @@ class Builder:
     def gelu(self, value: str) -> str:
         if not self.style.decomposed:
             return self.op("Gelu", value)
-        root, one, half = (self.const(f"gelu_{each}", np.float32(each)) for each in (1.4142, 1.0, 0.5))
+        root, one, half = (self.const(f"gelu_{value}", np.float32(value)) for value in (1.4142, 1.0, 0.5))
         erf = self.op("Erf", self.op("Div", value, root))
         return self.op("Mul", self.op("Mul", value, self.op("Add", erf, one)), half)
 

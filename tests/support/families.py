@@ -141,12 +141,21 @@ def config(family: str, **changes: Any) -> Any:
     return AutoConfig.for_model(family, **{**CONFIGS[family], **changes})
 
 
-def build(family: str, model_class: Any = None) -> PreTrainedModel:
+LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "n_layers", "num_layers")
+"""What configurations call the number of layers."""
+
+
+def one_layer(family: str) -> dict[str, int]:
+    """Return what of a configuration leaves a single layer."""
+    return {name: 1 for name in LAYERS if name in CONFIGS[family]}
+
+
+def build(family: str, model_class: Any = None, **changes: Any) -> PreTrainedModel:
     """Build a float model in eval mode whose matrices have entries of an order that keeps signals alive."""
     generator = torch.Generator().manual_seed(3)
     model_class = model_class or BASES.get(family, AutoModel)
     make = getattr(model_class, "from_config", model_class)
-    model = make(config(family)).eval()
+    model = make(config(family, **changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -209,8 +218,8 @@ def heads(family: str) -> dict[str, type[PreTrainedModel]]:
     for name, mapping in vars(modeling_auto).items():
         if name.endswith("_MAPPING") and not name.endswith("_NAMES") and kind in mapping:
             classes = mapping[kind]
-            for each in classes if isinstance(classes, tuple) else (classes,):
-                found[each.__name__] = each
+            for head in classes if isinstance(classes, tuple) else (classes,):
+                found[head.__name__] = head
     return found
 
 

@@ -209,6 +209,6 @@ def assert_unchanged(model: PreTrainedModel, before: dict[str, Any]) -> None:
     after = snapshot(model)
     tensors, expected = after.pop("tensors"), before["tensors"]
     for look in (torch.isnan, torch.nan_to_num):
-        assert_equal(*({name: look(each) for name, each in some.items()} for some in (tensors, expected)))
+        assert_equal(*({name: look(tensor) for name, tensor in some.items()} for some in (tensors, expected)))
     for key, value in after.items():
         assert value == before[key], key

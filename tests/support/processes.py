@@ -1,6 +1,10 @@
-"""Scripts run by two processes at once, as under `torchrun`."""
+"""Scripts run by two processes at once, as under `torchrun`; they are forks of one, which imports for both.
+
+Called with a script and a folder, it runs the script twice.
+"""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +19,40 @@ _ENVIRONMENT = {
 
 def run_two(script: str, folder: Path, **environment: str) -> None:
     """Run a script with a folder and a rank, 0 and 1, as its arguments; both must succeed."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(folder), str(rank)],
-            env=os.environ | _ENVIRONMENT | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
+    process = subprocess.Popen(
+        [sys.executable, __file__, script, str(folder)],
+        env=os.environ | _ENVIRONMENT | environment,
+        start_new_session=True,
+    )
     try:
-        for process in processes:
-            assert process.wait(timeout=200) == 0
+        assert process.wait(timeout=200) == 0
     finally:
-        for process in processes:
-            process.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
             process.wait()
+
+
+def _fork(script: str, folder: str, rank: int) -> int:
+    """Run the script in a fork of this process, and return its id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        sys.argv = [script, folder, str(rank)]
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    import models  # noqa: F401
+    import transformers.trainer  # noqa: F401
+
+    children = [_fork(*sys.argv[1:], rank) for rank in (0, 1)]
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    sys.exit(any(ends))

@@ -53,7 +53,7 @@ def calibrated(config: qdqpatch.QDQConfig | None = None) -> PreTrainedModel:
 
 
 def unit(model: PreTrainedModel, name: str) -> Unit:
-    return next(each for each in find_units(model) if each.name == name)
+    return next(unit for unit in find_units(model) if unit.name == name)
 
 
 def ruin(*names: str) -> qdqpatch.QDQConfig:
@@ -100,4 +100,4 @@ def _quantized() -> PreTrainedModel:
 def _logits(model: PreTrainedModel, lines: Sequence[str]) -> np.ndarray:
     judge = TextClassification(tokenizer(), model.config, 32)
     features = judge.features([LabelledText(line, None, None) for line in lines])
-    return np.stack([each["logits"] for each in predict(torch_run(model), judge, features)])
+    return np.stack([outputs["logits"] for outputs in predict(torch_run(model), judge, features)])

@@ -111,7 +111,9 @@ def on(function: Callable[..., object], *arguments: object, **options: object) -
     """Make a verb of a function of a model."""
 
     def verb(model: PreTrainedModel, _: Path) -> PreTrainedModel:
-        result = function(model, *(batches() if each is batches else each for each in arguments), **options)
+        result = function(
+            model, *(batches() if argument is batches else argument for argument in arguments), **options
+        )
         return result if isinstance(result, PreTrainedModel) else model
 
     return verb
@@ -206,6 +208,8 @@ def check_works(model: PreTrainedModel) -> None:
         result = model(**models.inputs(NAME), **models.labels(NAME))
         assert bool(result["logits"].isfinite().all())
         result["loss"].backward()
-    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1e-3)
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-3
+    )
     optimizer.step()
     assert bool(models.outputs(model.eval(), NAME)["logits"].isfinite().all())

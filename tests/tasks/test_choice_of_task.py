@@ -21,8 +21,8 @@ COVERED = {
     "ElectraForMaskedLM": "fill-mask",
 }
 KNOWN = (
-    "next-sentence prediction, text generation and pretraining are not covered. Name one that is with task "
-    "(--task): text-classification, token-classification, question-answering, multiple-choice, fill-mask, "
+    "next-sentence prediction, text generation and pretraining are not covered. Name one that is with task: "
+    "text-classification, token-classification, question-answering, multiple-choice, fill-mask, "
     "feature-extraction."
 )
 

@@ -20,12 +20,15 @@ def test_from_file_to_cosine(write: Write) -> None:
     assert examples == [Text(text) for text in TEXTS]
     features = task.features(examples)
 
-    outputs, reference = (predict(torch_run(each), task, features, batch_size=2) for each in (model, other))
+    outputs, reference = (
+        predict(torch_run(candidate), task, features, batch_size=2) for candidate in (model, other)
+    )
 
     cosines = []
     for text, output, wanted in zip(TEXTS, outputs, reference, strict=True):
         own, exact = (
-            tiny_tasks.alone(each, text)["last_hidden_state"][0].double().mean(0) for each in (model, other)
+            tiny_tasks.alone(candidate, text)["last_hidden_state"][0].double().mean(0)
+            for candidate in (model, other)
         )
         # Padding changes the order of sums, which is a few last bits of fp32.
         torch.testing.assert_close(torch.tensor(output[EMBEDDING]), own, atol=1e-5, rtol=0)

@@ -65,9 +65,9 @@ def test_training_features_give_the_model_its_loss() -> None:
     task, model = tiny_tasks.make(FillMask, HEAD)
     examples = [Text(line) for line in LINES]
     plain, training = task.features(examples, seed=5), task.features(examples, training=True, seed=5)
-    assert [each["labels"] for each in training] == [each[WANTED] for each in plain]
-    assert [each["input_ids"] for each in training] == [each["input_ids"] for each in plain]
-    assert all(WANTED not in each for each in training)
+    assert [row["labels"] for row in training] == [row[WANTED] for row in plain]
+    assert [row["input_ids"] for row in training] == [row["input_ids"] for row in plain]
+    assert all(WANTED not in row for row in training)
     (perplexity,) = task.score(examples, plain, predict(torch_run(model), task, plain))
     loss = model(**task.collate(training)).loss.item()
     assert math.exp(loss) == pytest.approx(perplexity.value, rel=1e-5)  # fp32
@@ -79,12 +79,12 @@ def test_texts_are_masked_alike_whatever_else_is_read_and_anew_for_another_seed(
     assert task.features([first, second, third]) == everything
     assert task.features([third]) + task.features([first]) == [everything[2], everything[0]]
     others = [task.features([third], seed=seed)[0]["input_ids"] for seed in range(20)]
-    assert len({tuple(each) for each in others}) > 10
+    assert len({tuple(order) for order in others}) > 10
 
 
 def test_texts_of_one_length_are_masked_at_different_places() -> None:
     wanted = [mask_tokens([word] * 40, [0] * 40, MASK, 50, seed=0)[1] for word in range(5, 25)]
-    assert len({tuple(each != IGNORED for each in one) for one in wanted}) == 20
+    assert len({tuple(label != IGNORED for label in one) for one in wanted}) == 20
 
 
 def test_what_is_kept_is_no_view_of_the_logits(task: FillMask) -> None:
@@ -122,8 +122,7 @@ def test_texts_that_cannot_be_read(task: FillMask, write: Write) -> None:
     assert tiny_tasks.error_of(task, data) == "data.txt, line 3, is not UTF-8 text."
     data = write("data.csv", "one,two\na cat,a dog\n")
     assert tiny_tasks.error_of(task, data) == (
-        "data.csv: which column holds the texts is not clear, for it has one, two. Name it with text_column "
-        "(--text-column)."
+        "data.csv: which column holds the texts is not clear, for it has one, two. Name it with text_column."
     )
 
 
@@ -136,7 +135,7 @@ def test_masks_are_fifteen_percent_of_ordinary_tokens(words: list[int], seed: in
     assert len(masked) == (max(1, round(0.15 * len(words))) if words else 0)
     assert all(wanted[place] == tokens[place] and not special[place] for place in masked)
     assert all(given[place] == tokens[place] for place in range(len(tokens)) if place not in masked)
-    assert all(0 <= each < 50 for each in given)
+    assert all(0 <= token < 50 for token in given)
 
 
 def test_masked_tokens_are_masks_replaced_or_kept_in_berts_shares() -> None:

@@ -39,7 +39,7 @@ def test_figures_of_several_samples_and_of_nothing() -> None:
 def test_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "seqeval", None)
     with pytest.raises(ConfigError) as caught:
-        metric_library("seqeval", "seqeval")
+        metric_library("seqeval")
     assert str(caught.value) == "The metric needs seqeval: pip install seqeval"
 
 

@@ -25,7 +25,7 @@ def task() -> MultipleChoice:
 def score_alone(model: torch.nn.Module, prompt: str, ending: str) -> float:
     encoded = tiny_tasks.tokenizer()(prompt, ending, return_tensors="pt")
     with torch.no_grad():
-        return float(model(**{name: each[None] for name, each in encoded.items()}).logits)
+        return float(model(**{name: tensor[None] for name, tensor in encoded.items()}).logits)
 
 
 def test_from_file_to_accuracy(write: Write) -> None:
@@ -157,13 +157,13 @@ def test_takes_named_columns(task: MultipleChoice, write: Write) -> None:
             "text.csv",
             "text,choice1,choice2,label\na,b,c,0\n",
             "text.csv has no column of prompts by a usual name (prompt, question, startphrase, ctx, "
-            "context); it has text, choice1, choice2, label. Name it with text (--text-column).",
+            "context); it has text, choice1, choice2, label. Name it with text.",
         ),
         (
             "answer.csv",
             "prompt,choice1,choice2,answer\na,b,c,0\n",
             "answer.csv has no column of labels by a usual name (label, labels, gold_label, target, class); "
-            "it has prompt, choice1, choice2, answer. Name it with label (--label-column).",
+            "it has prompt, choice1, choice2, answer. Name it with label.",
         ),
         (
             "more.jsonl",

@@ -71,10 +71,10 @@ def test_windows_overlap_and_hold_the_whole_paragraph() -> None:
     features = task.features([Question("the cat", CONTEXT), Question("the cat", "a dog")])
     assert [feature["example"] for feature in features] == [0, 0, 0, 1]
     places = [[place for place in feature[OFFSETS] if place is not None] for feature in features]
-    assert [len(each) for each in places] == [7, 7, 5, 2]
+    assert [len(span) for span in places] == [7, 7, 5, 2]
     assert places[0][-2:] == places[1][:2]
     assert places[1][-2:] == places[2][:2]
-    pieces = sorted({place for each in places[:3] for place in each})
+    pieces = sorted({place for span in places[:3] for place in span})
     assert [CONTEXT[start:end] for start, end in pieces] == [*CONTEXT.split()[:12], "mat", "s", "."]
     assert [feature[OFFSETS][:4] for feature in features] == [[None] * 4] * 4  # [CLS] the cat [SEP]
 
@@ -156,7 +156,7 @@ def test_questions_without_an_answer(write: Write) -> None:
     examples = task.read(DataSource(str(write("dev.json", squad(question("cat", 4), impossible)))))
     assert examples == [Question("the cat", CONTEXT, ("cat",), (4,)), Question("on", CONTEXT)]
     training = task.features(examples, training=True)
-    labels = [(each["example"], each["start_positions"], each["end_positions"]) for each in training]
+    labels = [(row["example"], row["start_positions"], row["end_positions"]) for row in training]
     assert labels == [(0, 5, 5), (0, 0, 0), (0, 0, 0), (1, 0, 0), (1, 0, 0), (1, 0, 0)]
 
     features = task.features(examples)
@@ -173,7 +173,7 @@ def test_questions_without_an_answer(write: Write) -> None:
     assert task.answers(examples, features, outputs) == ["cat", "the"]
     task.null_threshold = -0.75
     assert task.answers(examples, features, outputs) == ["", ""]
-    assert [each.value for each in task.score(examples, features, outputs)] == [50, 50]
+    assert [score.value for score in task.score(examples, features, outputs)] == [50, 50]
     task.no_answer = False
     assert task.answers(examples, features, outputs) == ["cat", "the"]
 
@@ -257,8 +257,7 @@ def test_other_layouts_than_squads(
         (question("", 4, "q2"), "line 19, question 'q2', has an answer that is empty."),
         (
             {"id": "q2", "question": "who", "answers": []},
-            "line 19, question 'q2', has no answer. If that is meant, as in SQuAD v2, set no_answer "
-            "(--no-answer).",
+            "line 19, question 'q2', has no answer. If that is meant, as in SQuAD v2, set no_answer.",
         ),
         (
             {"id": "q2", "question": "who", "answers": [{"text": "cat"}]},

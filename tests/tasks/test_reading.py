@@ -114,7 +114,7 @@ def test_rows_of_the_hub_are_named_by_their_number(monkeypatch: pytest.MonkeyPat
         "some/tags, row 1, word 1, has the label '3'; the model's are 0 (LABEL_0), 1 (LABEL_1), 2 (LABEL_2)."
     )
     unlabelled = task.read(DataSource("some/tags"), labelled=False)
-    assert [each.words for each in unlabelled] == [("a", "cat"), ("sat",)]
+    assert [example.words for example in unlabelled] == [("a", "cat"), ("sat",)]
 
 
 def test_split_and_subset_are_for_the_hub(write: Write, case: tuple[Task[Any], str]) -> None:
@@ -132,7 +132,7 @@ def test_split_and_subset_are_for_the_hub(write: Write, case: tuple[Task[Any], s
     [
         ("token-classification", "{}", "Token classification has no second text, so"),
         ("multiple-choice", "{}", "Multiple choice has no second text, so"),
-        ("fill-mask", '{"text": "a"}', "text_pair needs text, which names the column of each pair's first"),
+        ("fill-mask", '{"text": "a"}', "text_pair needs text, which names the column of the first texts."),
     ],
 )
 def test_second_texts_where_there_are_none(write: Write, name: str, content: str, message: str) -> None:

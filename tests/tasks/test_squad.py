@@ -13,7 +13,7 @@ logits = st.floats(-8, 8, width=16)
 
 @given(st.lists(st.tuples(logits, logits), min_size=1, max_size=8), st.integers(1, 9))
 def test_best_span_is_that_of_all_spans(pairs: list[tuple[float, float]], longest: int) -> None:
-    start, end = (np.array(each, np.float32) for each in zip(*pairs, strict=True))
+    start, end = (np.array(column, np.float32) for column in zip(*pairs, strict=True))
     found, first, last = best_span(start, end, longest)
     spans = [(i, j) for i in range(len(pairs)) for j in range(i, min(i + longest, len(pairs)))]
     # Sums of two fp16 numbers below 16 are exact in fp32, so ties are ties.

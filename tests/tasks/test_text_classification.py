@@ -52,7 +52,7 @@ def test_reads_names_of_labels_and_pairs(task: TextClassification, write: Write)
 def test_training_features_have_the_label_and_others_have_none(task: TextClassification) -> None:
     examples = [LabelledText("a cat", "a dog", 2), LabelledText("the mat and", "sat", 0)]
     training, plain = task.features(examples, training=True), task.features(examples)
-    assert training == [each | {"labels": label} for each, label in zip(plain, (2, 0), strict=True)]
+    assert training == [row | {"labels": label} for row, label in zip(plain, (2, 0), strict=True)]
     batch = task.collate(training)
     assert batch["labels"].tolist() == [2, 0]
     assert batch["input_ids"].tolist() == [[2, 5, 6, 3, 5, 7, 3], [2, 10, 11, 12, 3, 8, 3]]
@@ -86,13 +86,13 @@ def test_texts_are_cut_at_max_length() -> None:
             "unlabelled.csv",
             "text,source\nthe cat,web\n",
             "unlabelled.csv has no column of labels by a usual name (label, labels, gold_label, target, "
-            "class); it has text, source. Name it with label (--label-column).",
+            "class); it has text, source. Name it with label.",
         ),
         (
             "unclear.csv",
             "first,second,label\nthe cat,a dog,1\n",
             "unclear.csv: which column holds the texts is not clear, for it has first, second, label. Name "
-            "it with text_column (--text-column).",
+            "it with text_column.",
         ),
         (
             "lost.jsonl",

@@ -87,7 +87,7 @@ def test_training_labels_are_at_first_tokens_only() -> None:
     task, _ = tiny_tasks.make(TokenClassification, HEAD, 8, id2label=NAMES)
     examples = [Sentence(("the", "cats", "sat"), (0, 1, 2)), Sentence(("dog",) * 9, (2,) * 9)]
     training = task.features(examples, training=True)
-    assert [each["labels"] for each in training] == [[-100, 0, 1, -100, 2, -100], [-100, *[2] * 6, -100]]
+    assert [row["labels"] for row in training] == [[-100, 0, 1, -100, 2, -100], [-100, *[2] * 6, -100]]
     assert "labels" not in task.features(examples)[0]
     batch = task.collate(training)
     assert batch["input_ids"][0].tolist() == [2, 10, 6, 13, 8, 3, 0, 0]
@@ -185,13 +185,13 @@ def test_reads_rows_with_names_and_numbers(task: TokenClassification, write: Wri
             "other.jsonl",
             '{"text": ["the"], "tags": [0]}',
             "other.jsonl has no column of words by a usual name (tokens, words); it has text, tags. Name it "
-            "with text (--text-column).",
+            "with text.",
         ),
         (
             "other.jsonl",
             '{"tokens": ["the"], "pos": [0]}',
             "other.jsonl has no column of tags by a usual name (ner_tags, tags, labels); it has tokens, pos. "
-            "Name it with label (--label-column).",
+            "Name it with label.",
         ),
     ],
 )

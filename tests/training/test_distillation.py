@@ -61,8 +61,8 @@ def by_hand(name: str, student: Any, teacher: Any, inputs: dict[str, Tensor]) ->
         return kl(student.logits, teacher.logits)[mask].mean()
     if name == "BertForQuestionAnswering":
         rows = [
-            kl(getattr(student, each)[row][mask[row]], getattr(teacher, each)[row][mask[row]])
-            for each in ("start_logits", "end_logits")
+            kl(getattr(student, name)[row][mask[row]], getattr(teacher, name)[row][mask[row]])
+            for name in ("start_logits", "end_logits")
             for row in range(2)
         ]
         return torch.stack(rows).mean()
@@ -130,7 +130,7 @@ def test_parts_are_added_with_their_weights() -> None:
     student, teacher, inputs = pair(name, output_hidden_states=True)
     student["loss"] = torch.tensor(0.75)
     one, two = Distillation(), Distillation(logits=0, hidden_states=1)
-    apart = [float(distillation_loss(student, teacher, inputs, each)) for each in (one, two)]
+    apart = [float(distillation_loss(student, teacher, inputs, settings)) for settings in (one, two)]
     together = Distillation(logits=2.0, hidden_states=3.0, labels=4.0)
     found = float(distillation_loss(student, teacher, inputs, together))
     assert found == pytest.approx(2 * apart[0] + 3 * apart[1] + 3, rel=1e-6)

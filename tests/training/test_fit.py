@@ -74,8 +74,8 @@ def test_the_optimizer_does_what_the_schedule_says(watched: Watched, tmp_path: P
     # 2.5 epochs of 16 sequences in steps of 4 are 10 steps; in the first 3 the rate rises.
     rates = [step / 3 for step in range(3)] + [(1 + math.cos(math.pi * step / 7)) / 2 for step in range(7)]
     assert [group[0]["lr"] for group in watched.groups] == pytest.approx([1e-3 * rate for rate in rates])
-    assert {each["weight_decay"] for groups in watched.groups for each in groups[:1]} == {0.25}
-    assert {each["weight_decay"] for groups in watched.groups for each in groups[1:]} == {0.0}
+    assert {group["weight_decay"] for groups in watched.groups for group in groups[:1]} == {0.25}
+    assert {group["weight_decay"] for groups in watched.groups for group in groups[1:]} == {0.0}
     assert watched.autocast == {False}
 
 

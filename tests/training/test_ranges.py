@@ -56,7 +56,7 @@ def test_every_quantizer_is_of_its_class(activations, cls, weights, of_weights) 
         if activations != "clip":
             assert torch.equal(amax, ranges[path]) is not moves, path
     freeze_ranges(model)
-    assert {type(each) for _, each in named_quantizers(model)} == {TensorQuantizer}
+    assert {type(quantizer) for _, quantizer in named_quantizers(model)} == {TensorQuantizer}
     if weights == "follow":
         assert all(torch.equal(amax, own) for amax, own in weight_ranges(model))
 
@@ -88,13 +88,13 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
     model = train_ranges(models.calibrated(NAME))
     model.classifier.bias.requires_grad_(False)
     matrices, rest, ranges = parameter_groups(model, lr=1e-3, weight_decay=0.1)
-    assert [(each["lr"], each["weight_decay"]) for each in (matrices, rest)] == [(1e-3, 0.1), (1e-3, 0.0)]
+    assert [(group["lr"], group["weight_decay"]) for group in (matrices, rest)] == [(1e-3, 0.1), (1e-3, 0.0)]
     assert (ranges["lr"], ranges["weight_decay"]) == (0.127, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = [names[id(each)] for group in (matrices, rest, ranges) for each in group["params"]]
+    found = [names[id(parameter)] for group in (matrices, rest, ranges) for parameter in group["params"]]
     assert sorted(found) == sorted(names.values())
-    assert all(names[id(each)].endswith("_amax") for each in ranges["params"])
-    assert all(each.dim() == 2 for each in matrices["params"])
+    assert all(names[id(parameter)].endswith("_amax") for parameter in ranges["params"])
+    assert all(parameter.dim() == 2 for parameter in matrices["params"])
     assert parameter_groups(model, 1e-3, range_lr=5.0)[2]["lr"] == 5
     assert len(parameter_groups(freeze_ranges(model), 1e-3)) == 2
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_trained_is_refused_and_nothing_is_changed() -> None:
         model,
         ConfigError,
         "bert.encoder.layer.1.attention.self.query._input_quantizer has a range for each channel; those of "
-        "activations are learned one per tensor. Train with activations='frozen' (--activation-ranges), or "
+        "activations are learned one per tensor. Train with activations='frozen', or "
         "quantize it with axis=None.",
     )
 

@@ -13,7 +13,7 @@ def test_every_feature_comes_once_and_batches_are_of_like_length() -> None:
     order = list(sampler)
     assert sorted(order) == list(range(1003))
     assert len(sampler) == 1003
-    batches = [[LENGTHS[each] for each in order[start : start + 4]] for start in range(0, 1003, 4)]
+    batches = [[LENGTHS[index] for index in order[start : start + 4]] for start in range(0, 1003, 4)]
     padding = sum(max(batch) * len(batch) - sum(batch) for batch in batches)
     at_random = [LENGTHS[start : start + 4] for start in range(0, 1003, 4)]
     assert padding < 0.1 * sum(max(batch) * len(batch) - sum(batch) for batch in at_random)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, ptq
 from qdqpatch.calibration import shifting
 from qdqpatch.tasks.base import DataSource
-from qdqpatch.training import run
+from qdqpatch.training import stages
 from qdqpatch.training.run import run_job
 
 ON, OFF = {"enabled": True}, {"enabled": False}
@@ -49,7 +49,7 @@ def test_how_ranges_are_set(
 def test_a_model_with_nothing_to_shift_trains_too(
     ckpt: str, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (run, shifting):
+    for module in (stages, shifting):
         monkeypatch.setattr(module, "find_shifts", lambda model: ())
     listener = Recording()
     run_job(job(ckpt, data), tmp_path / "out", listener=listener)
@@ -65,7 +65,7 @@ def test_what_ranges_are_set_by(
         calls.append(options)
         return ptq(model, batches, **options)
 
-    monkeypatch.setattr(run, "ptq", spy)
+    monkeypatch.setattr(stages, "ptq", spy)
     listener = Recording()
     run_job(job(ckpt, data, method="mse", refine=3), tmp_path / "out", listener=listener)
     assert calls == [{"method": "mse", "shift": True, "refine": 3, "listener": listener}]

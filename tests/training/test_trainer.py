@@ -78,8 +78,8 @@ def test_a_loaded_model_trains_like_the_one_that_was_saved(calibrated, tmp_path:
     model = calibrated(NAME)
     model.save_pretrained(tmp_path / "model")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
-    for each in (model, loaded):
-        trainer(each, tmp_path).train()
+    for trained in (model, loaded):
+        trainer(trained, tmp_path).train()
     models.assert_equal(dict(loaded.state_dict()), dict(model.state_dict()))
 
 

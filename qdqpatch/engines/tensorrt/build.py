@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,6 +15,7 @@ from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES, FLOAT8_CAPABILI
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.tensorrt.layers import Kernel, read_kernels
 from qdqpatch.errors import ConfigError, EngineError
+from qdqpatch.packages import missing
 
 PACKAGE = "tensorrt_rtx_bindings"
 INSTALL = "pip install tensorrt-rtx-cu12-libs tensorrt-rtx-cu12-bindings"
@@ -68,7 +68,7 @@ def require(capabilities: Sequence[str] = DEFAULT_CAPABILITIES, float8: bool = F
             raise ConfigError(
                 f"{capability} has no FP8, which came with SM89 (Ada): leave it out, or quantize to int8."
             )
-    if importlib.util.find_spec(PACKAGE) is None:
+    if missing(PACKAGE):
         raise EngineError(f"Compiling needs TensorRT for RTX, which is not installed: {INSTALL}")
 
 

@@ -1,0 +1,178 @@
+"""What the options of calibration do: read the texts, and calibrate behind a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qdqpatch.choices import Method
+from qdqpatch.cli.bar import CalibrationBar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from qdqpatch.calibration import Statistics
+    from qdqpatch.checkpoint.companions import Companions
+    from qdqpatch.data.batches import TextBatches
+    from qdqpatch.data.texts import Texts
+
+JUDGED = 64
+"""On so many texts a model is compared with the float one."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the options say: where texts come from, and how ranges follow from them."""
+
+    source: str
+    text_column: str | None
+    text_pair_column: str | None
+    split: str | None
+    subset: str | None
+    samples: int
+    seed: int
+    batch_size: int
+    max_length: int
+    length_given: bool
+    prompt: str | None
+    method: Method
+    percentile: float
+    fuse_qkv: bool
+    clip_gelu: float | None
+    smooth: bool
+    shift: bool
+    smooth_inputs: bool
+    refine: int
+    correct_biases: bool
+
+    def prepare(self, ckpt: str, companions: Companions, console: Console) -> Prepared:
+        """Read the tokenizer and the texts, and return what calibrates the model with them.
+
+        Args:
+            ckpt: The checkpoint.
+            companions: What lies beside its weights: how texts begin, and where they are cut.
+            console: Where to say what is done.
+
+        Raises:
+            ConfigError: If there is no such prompt.
+        """
+        from qdqpatch.checkpoint.tokenizer import load_tokenizer
+        from qdqpatch.data.texts import is_hub_name, read_texts
+
+        prompt = companions.prompt(self.prompt)
+        tokenizer = load_tokenizer(ckpt)
+        if is_hub_name(self.source):
+            _silence_datasets()
+        read = functools.partial(
+            read_texts,
+            self.source,
+            self.text_column,
+            self.text_pair_column,
+            split=self.split,
+            subset=self.subset,
+        )
+        with console.status(f"Reading {self.source}"):
+            texts = read(samples=self.samples, seed=self.seed)
+            used = {*texts.rows}
+            others = []
+            if texts.total > len(texts.rows):
+                others = [row for row in read(samples=JUDGED, seed=self.seed ^ 1).rows if row not in used]
+        rows, judged = (
+            [(companions.text(first, prompt), second) for first, second in some]
+            for some in (texts.rows, others or texts.rows[:JUDGED])
+        )
+        settings = self
+        if companions.max_length is not None and not self.length_given:
+            settings = dataclasses.replace(self, max_length=companions.max_length)
+            tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
+        return Prepared(
+            settings, dataclasses.replace(texts, rows=rows), judged, bool(others), tokenizer, console
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return what the record of a folder says of its calibration."""
+        from qdqpatch.output.record import data_record
+
+        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
+        more = ("fuse_qkv", "clip_gelu", "correct_biases")
+        settings = {name: getattr(self, name) for name in (*names, *more)}
+        return {"calibration": settings, "data": data_record(self.source)}
+
+    def _run(
+        self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
+    ) -> Statistics:
+        """Say what the texts are, and calibrate the model behind a progress bar."""
+        from qdqpatch.calibration.observing import HELD_BACK
+        from qdqpatch.calibration.ptq import ptq
+        from qdqpatch.data.batches import TextBatches, warn_if_short
+        from qdqpatch.data.lengths import served_length
+        from qdqpatch.distributed import is_first, share
+
+        rows = share(texts.rows, HELD_BACK * self.batch_size)
+        batches = TextBatches(rows, tokenizer, model, batch_size=self.batch_size, max_length=self.max_length)
+        columns = " and ".join(column for column in texts.columns if column is not None)
+        console.print(
+            f"Calibrating with {len(texts.rows)} of {texts.total} texts in {texts.source} ({columns}).",
+        )
+        if not self.length_given and is_first():
+            warn_if_short(batches, served_length(tokenizer, model))
+        with CalibrationBar(console) as bar:
+            ptq(
+                model,
+                batches,
+                method=self.method,
+                percentile=self.percentile,
+                smooth=self.smooth,
+                shift=self.shift,
+                smooth_inputs=self.smooth_inputs,
+                refine=self.refine,
+                fuse_qkv=self.fuse_qkv,
+                clip_gelu=self.clip_gelu,
+                correct_biases=self.correct_biases,
+                listener=bar,
+            )
+        return bar.statistics
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Texts that are read, to calibrate a model with and to judge it on.
+
+    Attributes:
+        settings: What the options say.
+        texts: What to calibrate with.
+        judged: What to judge on, at most `JUDGED` texts.
+        held_back: Whether these are others than those to calibrate with.
+        tokenizer: The model's.
+        console: Where to say what is done.
+    """
+
+    settings: Calibration
+    texts: Texts
+    judged: list[tuple[str, str | None]]
+    held_back: bool
+    tokenizer: PreTrainedTokenizerBase
+    console: Console
+
+    def __call__(self, model: PreTrainedModel) -> Statistics:
+        """Calibrate the model, and return what the quantizers saw."""
+        return self.settings._run(self.texts, self.tokenizer, self.console, model)
+
+    def batches(self, model: PreTrainedModel) -> TextBatches:
+        """Return the texts to judge on."""
+        from qdqpatch.data.batches import TextBatches
+
+        return TextBatches(self.judged, self.tokenizer, model, max_length=self.settings.max_length)
+
+
+def _silence_datasets() -> None:
+    """Keep log lines and bars of `datasets` off the screen, where it is installed."""
+    with contextlib.suppress(ImportError):
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
