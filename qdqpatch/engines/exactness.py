@@ -17,6 +17,9 @@ from qdqpatch.engines.sessions import Session, fixed_sizes
 
 BATCH = 16
 
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What files can be given here."""
+
 THREADS = min(4, max(2, os.cpu_count() or 2))
 """What is compared with a single thread."""
 

@@ -64,6 +64,10 @@ class BudgetJudge:
         self._held, self._model = held, model
         self.name = "shortfall"
 
+    def resolution(self) -> float | None:
+        """Return None: what counts is the shortfall, which nothing is a percentage of."""
+        return None
+
     def __call__(self) -> Judgement:
         """Run the model on the texts held back."""
         held = self._held

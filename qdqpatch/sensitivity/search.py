@@ -56,6 +56,8 @@ class MixedPrecision:
         best: The trial whose drop is allowed and that leaves the fewest units in float. If none will do,
             that is the float model, which is not tried.
         config: The configuration that quantizes a float model so; None where no unit is left to quantize.
+        resolution: How large a drop the examples can tell from none, in percent: half of the 95% confidence
+            interval of the drop without units in float. None where the judge cannot say.
     """
 
     metric: str
@@ -67,6 +69,7 @@ class MixedPrecision:
     trials: tuple[Trial, ...]
     best: Trial
     config: QDQConfig | None
+    resolution: float | None = None
 
     @property
     def limit(self) -> float:
@@ -135,6 +138,8 @@ def search(
         only(())
         judge = make_judge(subject, labelled) if judge is None else judge
         progress.advance("Searching")
+        only([path for unit in units for path in unit.quantizers])
+        resolution = judge.resolution()
         tries = _Tries(units, only, judge, progress)
         chosen = _costliest(tries, units, max_drop)
         chosen = _smaller(tries, chosen, max_drop, attempts)
@@ -155,6 +160,7 @@ def search(
         trials=tries.all,
         best=best,
         config=config,
+        resolution=resolution,
     )
 
 
