@@ -31,6 +31,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 import qdqpatch
 from qdqpatch.engines.sessions import ONNX_RUNTIME
+from qdqpatch.exporter.export import prepare_export
 from qdqpatch.exporter.rules import push_quantize
 from qdqpatch.exporter.rules.base import RewriteRule
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
@@ -39,6 +40,7 @@ from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
 from qdqpatch.exporter.targets import onnxruntime as ort_target
+from qdqpatch.exporter.tracing import Traces
 
 SHAPES = ((1, 128), (8, 128), (1, 384))
 ROUNDS = 7
@@ -110,15 +112,16 @@ def make_files(config: BertConfig, folder: Path) -> Files:
         model.load_state_dict(state)
         qdqpatch.quantize(model, qdqpatch.QDQConfig.preset(preset))
         qdqpatch.calibrate(model, [tensors(feed)], method="max")
-        files.onnxruntime[name] = file_of(model, folder / f"{preset}-onnxruntime", "onnxruntime")
-        files.openvino[name] = file_of(model, folder / f"{preset}-openvino", "openvino")
+        traces = Traces()
+        files.onnxruntime[name] = file_of(model, folder / f"{preset}-onnxruntime", "onnxruntime", traces)
+        files.openvino[name] = file_of(model, folder / f"{preset}-openvino", "openvino", traces)
         if preset == "qdqbert":
             files.onnxruntime_without[ALL] = files.onnxruntime[name]
-            export_without(model, folder, files)
+            export_without(model, folder, files, traces)
     return files
 
 
-def export_without(model: PreTrainedModel, folder: Path, files: Files) -> None:
+def export_without(model: PreTrainedModel, folder: Path, files: Files, traces: Traces) -> None:
     """Export a model with one rule after the other taken from the target."""
     for number, (left_out, passes) in enumerate(without_a_rule().items()):
         target = dataclasses.replace(ort_target.TARGET, passes=passes)
@@ -128,7 +131,7 @@ def export_without(model: PreTrainedModel, folder: Path, files: Files) -> None:
             mock.patch.object(push_quantize, "MOVES", moves),
         ):
             out = folder / f"without-{number}"
-            files.onnxruntime_without[left_out] = file_of(model, out, "onnxruntime")
+            files.onnxruntime_without[left_out] = file_of(model, out, "onnxruntime", traces)
 
 
 def float_file(model: PreTrainedModel, path: Path, feed: Feed) -> Path:
@@ -142,9 +145,10 @@ def float_file(model: PreTrainedModel, path: Path, feed: Feed) -> Path:
     return path
 
 
-def file_of(model: PreTrainedModel, out: Path, target: str) -> Path:
+def file_of(model: PreTrainedModel, out: Path, target: str, traces: Traces) -> Path:
     """Export a model and return what the engine loads."""
-    return qdqpatch.export(model, out, target, check=False).file
+    out.mkdir()
+    return prepare_export(model, target, check=False, traces=traces)(out, out).file
 
 
 def tensors(feed: Feed) -> dict[str, torch.Tensor]:

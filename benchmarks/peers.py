@@ -47,6 +47,31 @@ def static(model: Path, out: Path, feed: Feed) -> Path:
     return out
 
 
+def symmetric(model: Path, out: Path, feed: Feed) -> Path:
+    """The same with what TensorRT reads: int8 with zero points of 0, without int32 biases."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # published without types
+        def __init__(self) -> None:
+            self._feeds = iter([feed])
+
+        def get_next(self) -> Any:
+            return next(self._feeds, None)
+
+    quantize_static(
+        str(_preprocessed(model)),
+        str(out),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm", "Add"],
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+    )
+    return out
+
+
 def dynamic(model: Path, out: Path, feed: Feed) -> Path:
     """ONNX Runtime's `quantize_dynamic`: ranges from each tensor, int8 weights per channel."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -98,6 +123,12 @@ ONNX_RUNTIME: dict[str, tuple[str, Make]] = {
     "ModelOpt": ("modelopt", modelopt),
 }
 """Name of each tool for ONNX Runtime, the module that it needs, and how it makes its file."""
+
+TENSORRT: dict[str, tuple[str, Make]] = {
+    "quantize_static, symmetric int8": ("onnxruntime", symmetric),
+    "ModelOpt, ONNX": ("modelopt", modelopt),
+}
+"""The same for TensorRT."""
 
 OPENVINO: dict[str, tuple[str, Make]] = {"NNCF": ("nncf", nncf)}
 """The same for OpenVINO."""

@@ -11,11 +11,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import re
-import string
 import sys
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +26,8 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
+
+from qdqpatch.tasks.squad import scores
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Where the folder is looked for if none is named."""
@@ -178,10 +177,8 @@ class Squad(Task):
             score, first, last = _best_span(*(logit[inside[0] : inside[-1] + 1] for logit in logits[window]))
             start, end = offsets[inside[0] + first][0], offsets[inside[0] + last][1]
             best[question] = max(best[question], (score, questions[question].context[start:end]))
-        scores = [
-            _scores(text, question.answers) for (_, text), question in zip(best, questions, strict=True)
-        ]
-        exact, f1 = (100 * sum(column) / len(scores) for column in zip(*scores, strict=True))
+        found = [scores(text, question.answers) for (_, text), question in zip(best, questions, strict=True)]
+        exact, f1 = (100 * sum(column) / len(found) for column in zip(*found, strict=True))
         return {"exact match": exact, "F1": f1}
 
     def _training_rows(self, chosen: slice) -> Rows:
@@ -231,24 +228,6 @@ def _best_span(start: Tensor, end: Tensor) -> tuple[float, int, int]:
     scores = scores.masked_fill(~allowed, float("-inf"))
     best = int(scores.argmax())
     return float(scores.flatten()[best]), best // len(end), best % len(end)
-
-
-def _scores(answer: str, references: Iterable[str]) -> tuple[float, float]:
-    """Return exact match and F1, each against the reference that suits it best."""
-    found = _words(answer)
-    pairs = [(found, _words(reference)) for reference in references]
-    return max(float(a == b) for a, b in pairs), max(_f1(a, b) for a, b in pairs)
-
-
-def _words(text: str) -> list[str]:
-    """Normalise as SQuAD v1.1's `evaluate-v1.1.py`: lower case; no punctuation, no articles."""
-    kept = "".join(character for character in text.lower() if character not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", kept).split()
-
-
-def _f1(found: list[str], wanted: list[str]) -> float:
-    common = sum((Counter(found) & Counter(wanted)).values())
-    return 2 * common / (len(found) + len(wanted)) if common else 0.0
 
 
 def shared_folder(arguments: Sequence[str]) -> Path:

@@ -34,6 +34,9 @@ Cpu = Literal["vnni", "avx2", "arm"]
 Runner = Literal["torch", "onnxruntime", "openvino"]
 """What a model can be run in here, in the order of tables."""
 
+GPU_RUNNERS = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt-rtx")
+"""What exported files can be benchmarked in on an NVIDIA GPU."""
+
 METHODS: tuple[str, ...] = get_args(Method)
 TARGETS: tuple[str, ...] = get_args(Target)
 CPUS: tuple[str, ...] = get_args(Cpu)
@@ -43,10 +46,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qdqbert": {},
     "no-residual": {"residual_adds": False},
     "linear-only": {"residual_adds": False, "matmuls": False},
+    "outputs": {"outputs": True},
     "fp8": {"activation": {"num_bits": (4, 3)}, "weight": {"num_bits": (4, 3), "axis": 0}},
 }
-"""Named configurations: what each changes from the default, which is QDQBERT's. The first three are places
-for int8, the last is QDQBERT's placement in FP8 (E4M3)."""
+"""Named configurations: what each changes from the default, which is QDQBERT's. `outputs` adds what Linears
+compute, and `fp8` is QDQBERT's placement in FP8 (E4M3)."""
 
 AUTO_CLASSES = {
     "feature-extraction": "AutoModel",

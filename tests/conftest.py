@@ -56,8 +56,13 @@ LONGEST = (
     "exporter/test_families.py",
     "exports",
     "test_docs.py",
-    "exporter/test_embedder.py",
+    "test_verbs.py",
+    "test_public_names.py",
+    "test_benchmarks.py",
     "test_notebooks.py",
+    "patching/test_audit.py",
+    "checkpoint/test_save_and_load.py",
+    "cli/test_heads.py",
 )
 """The groups that take longest, first to last, so that two workers end at about the same time."""
 

@@ -144,35 +144,6 @@ def test_an_answer_has_at_most_so_many_tokens(tasks):
     assert tasks._best_span(start, end) == (4.0, 0, longest - 1)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("The Eiffel Tower!", ["eiffel", "tower"]),
-        ("An  apple a day", ["apple", "day"]),
-        ("there, then", ["there", "then"]),  # an article is a word, not the beginning of one
-        ("U.S.A.", ["usa"]),  # a point goes before articles are looked for
-        ("the", []),
-    ],
-)
-def test_answers_are_compared_as_squad_does(tasks, text, words):
-    assert tasks._words(text) == words
-
-
-@pytest.mark.parametrize(
-    ("answer", "references", "scores"),
-    [
-        ("the cat", ["Cat."], (1.0, 1.0)),
-        ("black cat", ["a white cat", "dog"], (0.0, 0.5)),
-        ("black cat", ["white cat", "the black cat"], (1.0, 1.0)),
-        ("cat cat", ["cat"], (0.0, 2 / 3)),  # a word counts as often as both have it
-        ("dog", ["cat"], (0.0, 0.0)),
-        ("", ["cat"], (0.0, 0.0)),
-    ],
-)
-def test_exact_match_and_f1(tasks, answer, references, scores):
-    assert tasks._scores(answer, references) == pytest.approx(scores)
-
-
 def test_a_folder_without_models_is_named(tasks, tmp_path):
     with pytest.raises(SystemExit, match="has no folders `models` and `data`"):
         tasks.shared_folder([str(tmp_path)])

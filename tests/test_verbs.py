@@ -26,6 +26,7 @@ REFUSED: dict[tuple[str, str], str] = {
         for verb in (
             "refine_ranges",
             "correct_biases",
+            "fuse_inputs",
             "fuse_qkv",
             "clip_gelu",
             "expand_amax",

@@ -12,8 +12,8 @@ import torch
 from qdqpatch.bench.inputs import check_inputs, make_inputs
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.data.arrays import Arrays
-from qdqpatch.engines.models import TORCH, Contender
-from qdqpatch.engines.sessions import ENGINES, Input, fixed_sizes
+from qdqpatch.engines.models import TORCH, Contender, engine_of
+from qdqpatch.engines.sessions import Input, fixed_sizes
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, EngineError, one_line
 
@@ -83,7 +83,7 @@ def load(contender: Contender, threads: int) -> Loaded:
 
 def _load_file(contender: Contender, threads: int) -> Loaded:
     try:
-        session = ENGINES[contender.engine].load(Path(contender.path), threads)
+        session = engine_of(contender.engine).load(Path(contender.path), threads)
     except EngineError as error:
         raise EngineError(one_line(error)) from error
     return Loaded(contender, session.inputs, session.run, session.note)

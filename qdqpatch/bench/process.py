@@ -18,8 +18,7 @@ from pathlib import Path
 
 from qdqpatch.bench.loading import load
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.engines.models import TORCH, Contender, Facts
-from qdqpatch.engines.sessions import ENGINES
+from qdqpatch.engines.models import TORCH, Contender, Facts, engine_of
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import EngineError, QdqError, one_line
@@ -61,7 +60,7 @@ def measure(contender: Contender, threads: int, shape: Shape) -> Footprint:
     if contender.engine == TORCH:
         open_checkpoint(contender.path)  # imports the model's class
     else:
-        importlib.import_module(ENGINES[contender.engine].package)
+        importlib.import_module(engine_of(contender.engine).package)
     before = _resident("VmRSS")
     start = time.perf_counter()
     loaded = load(contender, threads)

@@ -18,7 +18,7 @@ from qdqpatch.bench.report import Benchmark, BenchmarkRow
 from qdqpatch.bench.sizes import size_on_disk
 from qdqpatch.engines.exactness import TEXT_INPUTS, Exactness, exactness
 from qdqpatch.engines.loading import Skipped, load_each
-from qdqpatch.engines.models import TORCH, Contender, find_contenders
+from qdqpatch.engines.models import TORCH, Contender, engine_of, find_contenders
 from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape, cut
 from qdqpatch.engines.threads import torch_threads
@@ -46,8 +46,8 @@ def compare(
         models: Files, folders, and names of checkpoints on the hub. The first one, in the first engine that
             runs it, is the baseline of speed-ups.
         shapes: Of the inputs; empty for `DEFAULT_SHAPES`, cut to what the models take.
-        engines: Some of `RUNNERS`; empty for all that are installed. An engine that was not asked for and
-            cannot load a model is skipped.
+        engines: Some of `RUNNERS` and `GPU_RUNNERS`; empty for all that can run here. An engine that was not
+            asked for and cannot load a model is skipped.
         threads: That a run may use; None for as many as torch takes by itself, one for each core.
         rounds: Turns of each contender at each shape.
         warmup: Rounds before those, which do not count.
@@ -60,7 +60,7 @@ def compare(
         EngineError: If an engine is not installed, or fails.
         ConfigError: If a shape is too long for a model, or not the one that its graph is made for.
     """
-    contenders = find_contenders(models, engines)
+    contenders = find_contenders(models, engines, gpu=True)
     shapes, shortened = _shapes_for(contenders, shapes)
     threads = threads or torch.get_num_threads()
     rounds = rounds if iterations is None else math.ceil(iterations / RUNS)
@@ -143,7 +143,7 @@ def _exactness(loaded: Loaded) -> Exactness | None:
     """Return whether an exported file gives the same alone and in a batch; None for what cannot be asked."""
     contender = loaded.contender
     names = {value.name for value in loaded.inputs}
-    if contender.engine == TORCH or not names <= {*TEXT_INPUTS}:
+    if contender.engine not in ENGINES or not names <= {*TEXT_INPUTS}:
         return None
     ids = random_tokens(Shape(3, min(16, contender.facts.max_length or 16)), contender.facts).tolist()
     rows = [row[: len(row) - 2 * number] for number, row in enumerate(ids)]
@@ -189,7 +189,7 @@ def _fitting(loaded: Loaded, shapes: Sequence[Shape]) -> list[Shape]:
 
 def _versions(loaded: Sequence[Loaded]) -> dict[str, str | None]:
     names = dict.fromkeys(candidate.contender.engine for candidate in loaded)
-    return {name: torch.__version__ if name == TORCH else ENGINES[name].version for name in names}
+    return {name: torch.__version__ if name == TORCH else engine_of(name).version for name in names}
 
 
 def _row(

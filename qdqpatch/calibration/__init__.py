@@ -9,6 +9,7 @@ from qdqpatch.calibration.granularity import expand_amax
 from qdqpatch.calibration.input_smoothing import smooth_inputs
 from qdqpatch.calibration.ptq import ptq
 from qdqpatch.calibration.refining import refine_ranges
+from qdqpatch.calibration.shared_inputs import fuse_inputs
 from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
@@ -23,6 +24,7 @@ __all__ = [
     "collect",
     "correct_biases",
     "expand_amax",
+    "fuse_inputs",
     "fuse_qkv",
     "ptq",
     "recalibrate_weights",

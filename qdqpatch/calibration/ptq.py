@@ -8,8 +8,8 @@ The order of the steps, and why:
    Linears read is smoothed last, as it comes out of both.
 3. Calibrate: collect what the quantizers see, and choose each range by itself.
 4. Refine: the ranges learn together, from good ones.
-5. Fuse query, key and value, and clip GELU: what an engine or a user demands of ranges is the last word on
-   them. Refined afterwards, they would part again.
+5. Fuse what reads one tensor, fuse query, key and value, and clip GELU: what an engine or a user demands of
+   ranges is the last word on them. Refined afterwards, they would part again.
 6. Correct biases: the error to be corrected is that of the final ranges.
 """
 
@@ -28,6 +28,7 @@ from qdqpatch.calibration import (
     fusing,
     input_smoothing,
     refining,
+    shared_inputs,
     shifting,
     smoothing,
 )
@@ -60,6 +61,7 @@ def ptq(
     shift: bool = False,
     smooth_inputs: bool = False,
     refine: int = 0,
+    fuse_inputs: bool = False,
     fuse_qkv: bool = False,
     clip_gelu: float | None = None,
     correct_biases: bool = False,
@@ -90,6 +92,8 @@ def ptq(
             of a product in front of them (`qdqpatch.calibration.smooth_inputs`).
         refine: For how many epochs all ranges learn together to keep the layers' outputs
             (`qdqpatch.calibration.refine_ranges`); 0 for none, and 2 to 4 are enough.
+        fuse_inputs: Whether quantizers that read one tensor get one range
+            (`qdqpatch.calibration.fuse_inputs`), so that TensorRT writes and reads its integers once.
         fuse_qkv: Whether query, key and value get one range (`qdqpatch.calibration.fuse_qkv`).
         clip_gelu: Where ranges after GELU end at most (`qdqpatch.calibration.clip_gelu`); None for anywhere.
         correct_biases: Whether the mean error of each Linear is taken out of its bias
@@ -158,6 +162,9 @@ def ptq(
         if refine:
             listener.say("Refining the ranges")
             refining.refine_ranges(inner, data.batches, refine, padding_aware, listener.step)
+        if fuse_inputs:
+            # Refined ranges are none of those that were compared.
+            shared_inputs.fuse_inputs(inner, data.batches, None if refine else statistics)
         if fuse_qkv:
             fusing.fuse_qkv(inner)
         if clip_gelu is not None:

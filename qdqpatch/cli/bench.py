@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.cli.common import progress_bar, verbosity_options
-from qdqpatch.cli.options import engine_option, json_option, threads_option
+from qdqpatch.cli.options import bench_engine_option, json_option, threads_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.shapes import SHAPE
-from qdqpatch.cli.tables import print_table
+from qdqpatch.cli.tables import print_table, print_text
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command("bench", cls=SectionCommand)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@engine_option
+@bench_engine_option
 @click.option(
     "--shape",
     "shapes",
@@ -140,4 +140,4 @@ def _print_report(report: Benchmark) -> None:
 
     print_table(report.title, COLUMNS, report.table(), NUMBERS)
     for line in report.footnotes():
-        click.echo(line)
+        print_text(line)

@@ -41,6 +41,7 @@ class Calibration:
     prompt: str | None
     method: Method
     percentile: float
+    fuse_inputs: bool
     fuse_qkv: bool
     clip_gelu: float | None
     smooth: bool
@@ -98,7 +99,7 @@ class Calibration:
         from qdqpatch.output.record import data_record
 
         names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
-        more = ("fuse_qkv", "clip_gelu", "correct_biases")
+        more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         return {"calibration": settings, "data": data_record(self.source)}
 
@@ -130,6 +131,7 @@ class Calibration:
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
                 refine=self.refine,
+                fuse_inputs=self.fuse_inputs,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
                 correct_biases=self.correct_biases,

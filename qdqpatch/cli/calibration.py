@@ -86,6 +86,12 @@ OPTIONS = (
         help="How many percent of the values a range takes in; sets --method percentile.",
     ),
     _option(
+        "--fuse-inputs",
+        is_flag=True,
+        help="Give quantizers that read one tensor, as those of query, key, value and residual add do, one "
+        "range: TensorRT's kernels then write and read its integers once.",
+    ),
+    _option(
         "--fuse-qkv",
         is_flag=True,
         help="Give query, key and value of an attention one range, for engines with one GEMM for all three.",

@@ -32,7 +32,8 @@ Command = Callable[..., None]
 task_option = click.option(
     "--task",
     type=click.Choice(list(AUTO_CLASSES)),
-    help="The head to load; the default is the one that the checkpoint names.",
+    metavar="TASK",
+    help=f"The head to load: {', '.join(AUTO_CLASSES)}.  [default: the one that the checkpoint names]",
 )
 """For commands whose data has no labels; `data_options` has a `--task` for the others."""
 

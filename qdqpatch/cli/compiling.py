@@ -11,7 +11,7 @@ import click
 
 from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES, FLOAT8_CAPABILITIES
 from qdqpatch.cli.sections import SectionOption
-from qdqpatch.cli.tables import print_table
+from qdqpatch.cli.tables import print_table, print_text
 
 if TYPE_CHECKING:
     from qdqpatch.engines.tensorrt.build import Build
@@ -92,4 +92,4 @@ def print_builds(file: Path, tables: Sequence[EngineTable]) -> None:
         layers = [(layer.name, str(layer.kernels), f"{layer.moved / 2**20:.1f}") for layer in table.layers]
         print_table("Kernels and activations moved", ["Layer", "Kernels", "MiB"], layers, ["Kernels", "MiB"])
     for table in tables:
-        click.echo(f"{table.build.capability}: {table.summary}")
+        print_text(f"{table.build.capability}: {table.summary}")

@@ -26,7 +26,8 @@ OPTIONS = (
     _option(
         "--task",
         type=click.Choice(MEASURED_TASKS),
-        help="What the model does; the default is what the head that the checkpoint names is for.",
+        metavar="TASK",
+        help=f"What the model does: {', '.join(MEASURED_TASKS)}.  [default: what the checkpoint's head does]",
     ),
     _option(
         "--data",

@@ -14,7 +14,7 @@ from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.numbers import NOT_NEGATIVE
 from qdqpatch.cli.options import SEED, engine_option, json_option, threads_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.cli.tables import print_table
+from qdqpatch.cli.tables import print_table, print_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,12 +136,12 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         differences = _differences(row, evaluation.metric) if compared else []
         rows.append([row.model, row.engine + mark, *figures, *differences, f"{row.seconds:.1f}"])
     count = f"{evaluation.examples:,} example{'s' if evaluation.examples > 1 else ''}"
-    click.echo(f"{evaluation.task}, {count} of {evaluation.data}")  # a table's title would be as narrow
+    print_text(f"{evaluation.task}, {count} of {evaluation.data}")  # a table's title would be as narrow
     print_table("", columns, rows)
     for number, note in enumerate(notes, start=1):
-        click.echo(f"({number}) {note}")
+        print_text(f"({number}) {note}")
     if compared:
-        click.echo(
+        print_text(
             f"Difference: of {evaluation.metric} to {evaluation.rows[0].name}, with the {CONFIDENCE:.0%} "
             f"confidence interval by a paired bootstrap over the examples ({RESAMPLES} resamples)."
         )
@@ -151,7 +151,7 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         print_table(title, ("Model", "Engine", "Figure", "Value"), _close(evaluation))
     for row in evaluation.rows:
         if row.exactness is not None:
-            click.echo(f"{row.name}: {row.exactness}")
+            print_text(f"{row.name}: {row.exactness}")
 
 
 def _close(evaluation: Evaluation) -> list[list[str]]:

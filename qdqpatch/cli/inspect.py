@@ -13,7 +13,7 @@ from qdqpatch.cli.common import placement_options, task_option, verbosity_option
 from qdqpatch.cli.options import json_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.cli.tables import print_table
+from qdqpatch.cli.tables import print_table, print_text
 from qdqpatch.errors import NotQuantizedError, QuantizedError
 
 if TYPE_CHECKING:
@@ -113,16 +113,16 @@ def command(
         print_table(audited.title(), ["Module", "Operation", "Float operands"], audited.rows())
     _print_quantizers(reports, quantized, show_ranges)
     if not quantized:
-        click.echo(f"{ckpt} is a float checkpoint: this is what `qdqpatch convert` would do.")
+        print_text(f"{ckpt} is a float checkpoint: this is what `qdqpatch convert` would do.")
         return
     if statistics is None:
-        click.echo(
+        print_text(
             "There are no calibration statistics beside the weights, so activations have no figures; "
             "`qdqpatch convert --calib` writes them."
         )
     ranges = sum(report.amax is not None for report in reports)
     hint = "" if html is not None or statistics is None else " To see them: --html FILE."
-    click.echo(f"{ckpt} is quantized; {ranges} of its {len(reports)} quantizers have a range.{hint}")
+    print_text(f"{ckpt} is quantized; {ranges} of its {len(reports)} quantizers have a range.{hint}")
 
 
 def _audit(source: Checkpoint, config: QDQConfig | None) -> Audit:

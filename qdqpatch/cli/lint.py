@@ -16,7 +16,7 @@ from qdqpatch.cli.compiling import build_options, check_options, print_builds, r
 from qdqpatch.cli.options import json_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.shapes import SHAPE
-from qdqpatch.cli.tables import print_table
+from qdqpatch.cli.tables import print_table, print_text, width
 from qdqpatch.errors import EngineError
 
 if TYPE_CHECKING:
@@ -121,11 +121,11 @@ def _print_report(file: Path, report: LintReport) -> None:
         for document in rule.documents:
             click.echo(f"  See   {document.title}\n        {document.url}")
         click.echo()
-    click.echo(_summary(file, report))
+    print_text(_summary(file, report))
 
 
 def _print_field(name: str, text: str) -> None:
-    click.echo(click.wrap_text(text, 100, f"  {name:<6}", " " * 8))
+    click.echo(click.wrap_text(text, min(width(), 100), f"  {name:<6}", " " * 8))
 
 
 def _verdict(report: LintReport, site: Site) -> str:

@@ -20,7 +20,7 @@ from qdqpatch.cli.options import SEED, batch_option, cpu_option, json_option, th
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.shapes import SHAPE
-from qdqpatch.cli.tables import print_table
+from qdqpatch.cli.tables import print_table, print_text
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import QuantizedError
 
@@ -230,6 +230,6 @@ def _print(found: Optimization, shape: Shape) -> None:
         f"{found.target} ({found.placement}), judged in {found.engine} on {found.held_back} texts, "
         f"calibrated with {found.calibrated}; ms and speed at {shape}, beside float in the same engine"
     )
-    click.echo(title)
+    print_text(title)
     print_table("", columns, rows, numbers=("Seconds", "ms", "Speed"))
-    click.echo(found.conclusion())
+    print_text(found.conclusion())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 
 import click
 
-from qdqpatch.choices import CPUS, RUNNERS
+from qdqpatch.choices import CPUS, GPU_RUNNERS, RUNNERS
 from qdqpatch.cli.sections import SectionOption
 
 COUNT = click.IntRange(min=1)
@@ -34,16 +35,24 @@ batch_option = functools.partial(
     help="Sequences that run through the model at once.",
 )
 
-engine_option = click.option(
-    "--engine",
-    "engines",
-    multiple=True,
-    cls=SectionOption,
-    section="Running",
-    type=click.Choice(RUNNERS),
-    help="Run in this engine alone. Can be repeated; the default is every one that is installed and loads "
-    "the MODEL.",
-)
+
+def _engine_option(runners: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        "--engine",
+        "engines",
+        multiple=True,
+        cls=SectionOption,
+        section="Running",
+        type=click.Choice(runners),
+        help="Run in this engine alone. Can be repeated; the default is every one that is installed and "
+        "loads the MODEL.",
+    )
+
+
+engine_option = _engine_option(RUNNERS)
+
+bench_engine_option = _engine_option((*RUNNERS, *GPU_RUNNERS))
+"""With the engines that need a GPU; they are left out where there is none, unless asked for."""
 
 threads_option = click.option(
     "--threads",

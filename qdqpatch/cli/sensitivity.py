@@ -16,7 +16,7 @@ from qdqpatch.cli.numbers import NOT_NEGATIVE
 from qdqpatch.cli.options import SEED, batch_option, json_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
-from qdqpatch.cli.tables import print_table
+from qdqpatch.cli.tables import print_table, print_text
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
 
 if TYPE_CHECKING:
@@ -223,9 +223,9 @@ def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
         title = f"Drop of at most {found.max_drop:g}%, {found.examples} examples"
         print_table(title, trial_columns(found), trial_rows(found))
         if found.config is not None:
-            click.echo(conclusion(found))
+            print_text(conclusion(found))
         for line in filter(None, (departure(costs, found), unresolved(found))):
-            click.echo(line)
+            print_text(line)
 
 
 def _finish(found: MixedPrecision, out: Path | None, force: bool, console: Console) -> None:

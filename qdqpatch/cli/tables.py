@@ -32,10 +32,15 @@ def print_table(title: str, columns: Row, rows: Iterable[Row], numbers: Sequence
         numbers: The names of columns whose cells are put at the right.
     """
     if title:
-        click.secho(title, bold=True)
+        click.secho("\n".join(_wrapped(title, width())), bold=True)
     for line in table_lines(columns, list(rows), width(), numbers):
         click.echo(line)
     click.echo()
+
+
+def print_text(text: str) -> None:
+    """Print a sentence, wrapped between words if it is wider than the terminal."""
+    click.echo("\n".join(_wrapped(text, width())))
 
 
 def width() -> int:

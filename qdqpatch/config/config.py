@@ -37,6 +37,8 @@ class QDQConfig(QuantizationConfigMixin):
         weight: The same for weights; None takes `QuantLinear.default_quant_desc_weight`, which is
             int8 with one range per output channel unless it was set.
         linears: Inputs and weights of the Linears in every encoder and decoder layer.
+        outputs: Also what these Linears compute, before their biases, so that TensorRT's kernels write int8
+            as well as they read it. Needs `linears`.
         matmuls: Both operands of attention's two matrix multiplications.
         residual_adds: Both operands of every residual add.
         embeddings: Weights of the embeddings.
@@ -59,6 +61,7 @@ class QDQConfig(QuantizationConfigMixin):
     linears: bool = True
     matmuls: bool = True
     residual_adds: bool = True
+    outputs: bool = False
     embeddings: bool = False
     pooler: bool = False
     head: bool = False
@@ -69,7 +72,7 @@ class QDQConfig(QuantizationConfigMixin):
             object.__setattr__(self, name, _as_quantizer_config(name, getattr(self, name)))
         if self.weight is not None:
             self.weight.check_axis(WEIGHT_DIMS, "a weight, which has two dimensions")
-        for name in PARTS:
+        for name in (*PARTS, "outputs"):
             check_bool(name, getattr(self, name))
         object.__setattr__(self, "overrides", _as_overrides(self.overrides))
 
@@ -89,7 +92,7 @@ class QDQConfig(QuantizationConfigMixin):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> QDQConfig:
-        """Build one of the named ones: `qdqbert`, `no-residual`, `linear-only` or `fp8`.
+        """Build a named one: `qdqbert`, `no-residual`, `linear-only`, `outputs` or `fp8`.
 
         Args:
             name: A key of `PRESETS`.

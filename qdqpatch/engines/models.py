@@ -13,7 +13,8 @@ from qdqpatch.checkpoint.files import HUB_NAME
 from qdqpatch.checkpoint.source import WEIGHTS, open_checkpoint
 from qdqpatch.choices import RUNNERS
 from qdqpatch.data.lengths import positions_for_tokens
-from qdqpatch.engines.sessions import ENGINES
+from qdqpatch.engines.gpu import GPU_ENGINES
+from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME, Engine
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 from qdqpatch.packages import pip_install
 from qdqpatch.spelling import spelled
@@ -67,29 +68,37 @@ class Contender:
         return f"{self.model} in {self.engine}"
 
 
-def find_contenders(models: Sequence[str], engines: Collection[str] = ()) -> list[Contender]:
+def find_contenders(
+    models: Sequence[str], engines: Collection[str] = (), gpu: bool = False
+) -> list[Contender]:
     """Return the models in each engine that can load them, in the order given.
 
     Args:
         models: Files, folders, and names of checkpoints on the hub.
-        engines: Some of `RUNNERS`; empty for all that are installed.
+        engines: Some of `RUNNERS` and, with `gpu`, of `GPU_RUNNERS`; empty for all that are installed.
+        gpu: Whether engines on a GPU count.
 
     Raises:
         CheckpointError: If a model is not there, or is nothing that could be run.
-        EngineError: If an engine that is needed is not installed.
+        EngineError: If an engine that is needed is not installed, or needs a GPU where there is none.
         ConfigError: If none of the engines runs a model, or an engine none of the models.
     """
     for engine in engines:
+        if engine in GPU_ENGINES and (reason := GPU_ENGINES[engine].lacking()):
+            raise EngineError(reason)
         if not _installed(engine):
-            raise EngineError(f"{engine} is not installed: {pip_install(ENGINES[engine].package)}")
+            raise EngineError(f"{engine} is not installed: {pip_install(engine_of(engine).package)}")
+    on_gpu = [name for name, engine in GPU_ENGINES.items() if gpu and not engine.lacking()]
     contenders = []
     for name, label in zip(models, _labels(models), strict=True):
         files = _files(name)
+        if ONNX_RUNTIME.name in files:
+            files |= dict.fromkeys(on_gpu, files[ONNX_RUNTIME.name])
         if engines and not files.keys() & set(engines):
             raise ConfigError(f"{name} runs in {' and '.join(files)}, not in {' or '.join(engines)}.")
         usable = [file for file in files if (file in engines if engines else _installed(file))]
         if not usable:
-            ways = " or ".join(pip_install(ENGINES[file].package) for file in files)
+            ways = " or ".join(pip_install(engine_of(file).package) for file in files)
             raise EngineError(f"Nothing that runs {name} is installed: {ways}")
         facts = _facts(name)
         contenders += [Contender(label, runner, files[runner], facts) for runner in usable]
@@ -109,7 +118,12 @@ def home_of(path: Path) -> Path:
 
 
 def _installed(engine: str) -> bool:
-    return engine == TORCH or ENGINES[engine].is_installed
+    return engine == TORCH or engine_of(engine).is_installed
+
+
+def engine_of(name: str) -> Engine:
+    """Return the engine of a name, on the CPU or on a GPU."""
+    return GPU_ENGINES[name] if name in GPU_ENGINES else ENGINES[name]
 
 
 def _files(name: str) -> dict[str, str]:

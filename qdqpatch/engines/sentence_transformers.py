@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from sentence_transformers.base.modules import Transformer as _Transformer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -24,6 +23,13 @@ from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import CheckpointError, ConfigError, DataError, EngineError
 from qdqpatch.spelling import spelled
+
+try:
+    from sentence_transformers.base.modules import Transformer as _Transformer
+except ImportError as error:
+    raise ImportError(
+        "This folder needs sentence-transformers 6 or newer: pip install -U sentence-transformers"
+    ) from error
 
 HUB = ("token", "cache_dir", "revision", "local_files_only")
 """What sentence-transformers says of how to reach the hub."""
@@ -136,6 +142,8 @@ class Transformer(_Transformer):
             raise ConfigError(f"There is no engine {engine!r}; there are {', '.join((TORCH, *ENGINES))}.")
         hub = {name: model_kwargs[name] for name in HUB if name in model_kwargs}
         files = {} if engine == TORCH else _files(model_name_or_path, file_name, hub)
+        if engine is None and file_name and not files:
+            raise CheckpointError(f"{model_name_or_path} has no {file_name} that one of the engines runs.")
         if engine is None:
             engine = next((name for name in files if ENGINES[name].version is not None), TORCH)
             if engine == TORCH and files and not has_weights(model_name_or_path, **hub):

@@ -107,23 +107,26 @@ class Rewriter:
             integers: As `quantize` made them, or a weight's.
             grid: Their levels.
             offset: As it was given to `quantize`.
-            name: What the constants of a grid with an axis are called after.
+            name: What the constants of a weight are called after.
         """
         attributes = None if grid.axis is None else {"axis": grid.axis}
         inputs = [integers, self.scale(grid, name), self.zero_point(grid, offset, name)]
         return self.op("DequantizeLinear", inputs, attributes)
 
     def scale(self, grid: Grid, name: str = "") -> ir.Value:
-        """Return a grid's scale as an initializer: equal ones are one."""
-        if grid.scale.ndim:
+        """Return a grid's scale as an initializer: equal ones are one, but a weight's is its own."""
+        if name:
             return self.constant(grid.scale, f"{name}_scale")
         return self.constant(grid.scale, f"scale_{grid.scale.tobytes().hex()}")
 
     def zero_point(self, grid: Grid, offset: bool = False, name: str = "") -> ir.Value:
-        """Return a grid's zero point as an initializer."""
+        """Return a grid's zero point as an initializer; a weight's is its own.
+
+        ONNX Runtime fails to take one as uint8 that weights share, where it takes them as uint8.
+        """
         dtype = grid.stored(offset)
         zero = 128 if offset and not grid.unsigned else 0
-        if grid.scale.ndim:
+        if name:
             return self.constant(np.full(grid.scale.shape, zero, dtype), f"{name}_zero_point")
         return self.constant(np.array(zero, dtype), f"zero_point_{dtype.name}_{zero}")
 

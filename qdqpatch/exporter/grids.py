@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.errors import ExportError, no_range
-from qdqpatch.nn.names import WEIGHT
+from qdqpatch.nn.names import OUTPUT, WEIGHT
 from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers, named_quantizers
 from qdqpatch.spelling import spelled
@@ -104,6 +104,11 @@ def check_grids(
             raise ExportError(
                 f"{path} is FP8, which {name} does not multiply: its kernels take integers. Export it for "
                 "tensorrt, or quantize to int8, which is the default."
+            )
+        if role == OUTPUT and not signed:
+            raise ExportError(
+                f"{path} rounds what a Linear computes, which slows {name} down. Export it for tensorrt, or "
+                "quantize with outputs=False, which is the default."
             )
         if signed and quantizer.unsigned:
             raise ExportError(

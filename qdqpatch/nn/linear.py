@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qdqpatch.nn.names import INPUT_SCALE, WEIGHT
+from qdqpatch.nn.names import INPUT_SCALE, OUTPUT, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
 from qdqpatch.nn.toolkit import quant_nn
 
@@ -43,6 +43,8 @@ def _rows(name: str) -> Any:
 class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit has no types
     """A Linear whose input and weight are quantized: y = Q(x) Q(W)^T + b, or Q(x s) Q(W)^T + b.
 
+    With an output quantizer, `_output_quantizer`, its product is rounded before the bias is added.
+
     The factors s of the input's channels, if `scale_input` gave it any, are powers of two in a buffer
     `_input_scale` of shape `(in_features,)`; its weight is W / s then, and the float function that of W.
 
@@ -70,6 +72,12 @@ class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit ha
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
         self._input_quantizer = TensorQuantizer(self.default_quant_desc_input)
         self._weight_quantizer = TensorQuantizer(self.default_quant_desc_weight)
+
+    @property
+    def output_quantizer(self) -> TensorQuantizer | None:
+        """The quantizer of the product, if there is one that is on."""
+        quantizer = self._modules.get(OUTPUT)
+        return quantizer if isinstance(quantizer, TensorQuantizer) and quantizer.is_enabled else None
 
     @property
     def input_scale(self) -> Tensor | None:
@@ -113,8 +121,13 @@ class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit ha
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the Linear's output, shape `(..., out_features)`."""
-        outputs: Tensor = super().forward(self.scaled(input))
-        return outputs
+        output_quantizer = self.output_quantizer
+        if output_quantizer is None:
+            outputs: Tensor = super().forward(self.scaled(input))
+            return outputs
+        inputs, weight = self._input_quantizer(self.scaled(input)), self._weight_quantizer(self.weight)
+        product: Tensor = output_quantizer(nn.functional.linear(inputs, weight))
+        return product if self.bias is None else product + self.bias
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any

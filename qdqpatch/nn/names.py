@@ -10,6 +10,8 @@ INPUT = "_input_quantizer"
 WEIGHT = "_weight_quantizer"
 """Of the weight of a Linear or an Embedding."""
 
+OUTPUT = "_output_quantizer"
+"""Of what a Linear computes, before its bias; most have none."""
 
 INPUT_SCALE = "_input_scale"
 """Of what a Linear multiplies the channels of its input by, before the quantizer; most have none."""

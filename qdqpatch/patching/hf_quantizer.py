@@ -13,10 +13,11 @@ from transformers.quantizers import HfQuantizer
 
 from qdqpatch.choices import QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
+from qdqpatch.config.quantizer import Override
 from qdqpatch.errors import ConfigError, QuantizationWarning
 from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.learned import update_ranges
-from qdqpatch.patching.apply import apply_plan, revert, set_fixed_ranges
+from qdqpatch.patching.apply import apply_plan, named_quantizers, revert, set_fixed_ranges
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.guard import guard, lift, unguard
 from qdqpatch.patching.input_scales import make_room_for_scales, read_input_scales
@@ -49,6 +50,7 @@ class QDQHfQuantizer(HfQuantizer):
         self._plan: Plan | None = None
         self._conversions: list[Any] | None = None
         self.record: tuple[Mapping[str, Any], ...] = ()
+        self._paths: tuple[str, ...] = ()
 
     def patch(self, model: PreTrainedModel, plan: Plan) -> None:
         """Apply the plan and make the model say so."""
@@ -56,6 +58,7 @@ class QDQHfQuantizer(HfQuantizer):
             self.attn_implementation = model.config._attn_implementation
         apply_plan(model, plan)
         self.record = plan.record
+        self._paths = tuple(path for path, _ in named_quantizers(model))
         self.quantization_config = plan.config
         model.config.quantization_config = plan.config
         guard(model.config)
@@ -128,6 +131,7 @@ class QDQHfQuantizer(HfQuantizer):
                 "The model has an adapter, and transformers would save that alone. Merge it first "
                 "(merge_and_unload() of peft), before the model is quantized."
             )
+        self._tell_of_what_is_gone(model)
         update_ranges(model)
         check_finite(model, f"This {type(model).__name__}", NOT_SAVED)
         setattr(model.config, KEY, list(self.record))
@@ -137,6 +141,28 @@ class QDQHfQuantizer(HfQuantizer):
             self._conversions = vars(model).get(CONVERSIONS)
             vars(model)[CONVERSIONS] = []
         return None, {}
+
+    def _tell_of_what_is_gone(self, model: PreTrainedModel) -> None:
+        """Let the configuration say that quantizers are off whose modules were exchanged for float ones.
+
+        `resize_token_embeddings` gives a head that is not tied to the embeddings a new Linear, for example.
+        """
+        there = {path for path, _ in named_quantizers(model)}
+        if not (gone := [path for path in self._paths if path not in there]):
+            return
+        self._paths = tuple(path for path in self._paths if path in there)
+        owner = gone[0].rpartition(".")[0]
+        warnings.warn(
+            f"{owner} was exchanged for a float module after the model was quantized, as by "
+            "resize_token_embeddings, and is saved as float. To quantize it: dequantize the model, quantize "
+            "it again, and calibrate.",
+            QuantizationWarning,
+            stacklevel=4,
+        )
+        config: QDQConfig = model.config.quantization_config
+        off = [Override(path, enabled=False) for path in gone]
+        config = dataclasses.replace(config, overrides=(*config.overrides, *off))
+        self.quantization_config = model.config.quantization_config = config
 
     def is_serializable(self, safe_serialization: object = None) -> bool:
         """Return True: ranges and recipe are saved with the model."""

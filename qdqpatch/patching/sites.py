@@ -11,6 +11,7 @@ from qdqpatch.config.config import WEIGHT_DIMS, QDQConfig
 from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.errors import ConfigError, OverrideError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.names import OUTPUT
 from qdqpatch.patching.parts import Aliases, known_models, uncovered
 from qdqpatch.patching.plan import SHOWN, Plan, Site
 from qdqpatch.patching.positions import check_positions
@@ -135,7 +136,10 @@ def _decide(
     part_is_on = getattr(config, part)
     path = aliases.full(match.path)
     turned_off_by = None
-    for name, operand in match.quantizers.items():
+    operands = dict(match.quantizers)
+    if config.outputs and part == "linears" and match.becomes is QuantLinear:
+        operands[OUTPUT] = "activation"
+    for name, operand in operands.items():
         settings: QuantizerConfig = getattr(config, operand)
         enabled = part_is_on
         for override in config.overrides:

@@ -85,7 +85,7 @@ def _parts(twin: PreTrainedModel) -> dict[str, str]:
     """Return the part of the configuration that each quantizer belongs to, by its path."""
     parts = {}
     for part in PARTS:
-        alone: QDQConfig = QDQConfig.from_dict({name: name == part for name in PARTS})
+        alone: QDQConfig = QDQConfig.from_dict({"outputs": True, **{name: name == part for name in PARTS}})
         try:
             sites = find_sites(twin, alone).sites
         except UnsupportedModelError:  # the model has no such part

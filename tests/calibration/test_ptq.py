@@ -26,6 +26,7 @@ EVERYTHING: dict[str, Any] = {
     "shift": True,
     "smooth_inputs": True,
     "refine": 2,
+    "fuse_inputs": True,
     "fuse_qkv": True,
     "clip_gelu": 0.25,
     "correct_biases": True,
@@ -64,6 +65,7 @@ def by_hand(data: list[models.Tensors]) -> PreTrainedModel:
     calibration.smooth_inputs(model, data)
     qdqpatch.calibrate(model, data, "auto")
     calibration.refine_ranges(model, data, 2)
+    calibration.fuse_inputs(model, data)
     calibration.fuse_qkv(model)
     calibration.clip_gelu(model, 0.25)
     return calibration.correct_biases(model, data)

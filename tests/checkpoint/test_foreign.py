@@ -13,11 +13,17 @@ import torch
 from checkpoints import write_tokenizer
 from commands import invoke
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from qdqpatch import QDQConfig, calibrate, load_qdqbert, plan, quantize, save_qdqbert
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.errors import CalibrationError, CheckpointError, ConfigError, NotQuantizedError
+from qdqpatch.errors import (
+    CalibrationError,
+    CheckpointError,
+    ConfigError,
+    NotQuantizedError,
+    QuantizationWarning,
+)
 from qdqpatch.training import train_ranges
 
 HEAD = "BertForSequenceClassification"
@@ -182,11 +188,11 @@ UNCLEAR: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a class of their own": (
         lambda folder: change_config(folder, architectures=["BertForIntent"]),
-        "name the head with --task",
+        "name the head that is wanted with --task",
     ),
     "no model's class": (
         lambda folder: change_config(folder, architectures=["pipeline"]),
-        "name the head with --task",
+        "name the head that is wanted with --task",
     ),
     "part of a head": (
         lambda folder: change_weights(
@@ -381,6 +387,23 @@ def test_resized_embeddings_keep_their_ranges_and_get_new_ones() -> None:
     assert torch.equal(amax[:48], before)
     assert torch.equal(amax[48:], embeddings.weight.abs().amax(1, keepdim=True)[48:])
     models.outputs(model)
+
+
+def test_a_new_head_of_a_resized_model_is_saved_as_the_float_one_that_it_is(tmp_path: Path) -> None:
+    model = models.build("BertForMaskedLM", tie_word_embeddings=False)
+    # transformers does not save the bias of such a new head.
+    torch.nn.init.zeros_(model.cls.predictions.decoder.bias)
+    calibrate(quantize(model, QDQConfig(head=True, embeddings=True)), [models.inputs("BertForMaskedLM")])
+    model.resize_token_embeddings(60, mean_resizing=False)
+    with pytest.warns(
+        QuantizationWarning, match=r"^cls\.predictions\.decoder was exchanged for a float module"
+    ):
+        model.save_pretrained(tmp_path)
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    models.assert_equal(
+        models.outputs(loaded, "BertForMaskedLM"), models.outputs(model.eval(), "BertForMaskedLM")
+    )
+    loaded.save_pretrained(tmp_path / "again")  # without a warning
 
 
 def test_a_weight_of_another_size_is_to_be_calibrated_again(calibrated) -> None:

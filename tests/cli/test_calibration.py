@@ -126,7 +126,16 @@ def test_the_defaults(convert, seen: dict[str, Any]) -> None:
     assert result.exit_code == 0, result.output
     assert "Calibrating with 256 of 400 texts in data.txt (text)." in result.stderr
     assert (seen["method"], seen["percentile"], seen["count"]) == ("auto", 99.99, 16)
-    steps = ("smooth", "shift", "smooth_inputs", "refine", "fuse_qkv", "clip_gelu", "correct_biases")
+    steps = (
+        "smooth",
+        "shift",
+        "smooth_inputs",
+        "refine",
+        "fuse_inputs",
+        "fuse_qkv",
+        "clip_gelu",
+        "correct_biases",
+    )
     assert not any(seen[step] for step in steps)
     assert {len(batch["input_ids"]) for batch in seen["batches"]} == {16}
     for first, second in zip(seen["batches"], seen["again"], strict=True):
@@ -266,7 +275,7 @@ def test_help_has_a_section_for_calibration(convert) -> None:
         *("--calib", "--text-column", "--text-pair-column", "--split", "--subset", "--samples", "--seed"),
         *("--max-length", "--prompt"),
     ]
-    assert found["Calibration"][:3] == ["--method", "--percentile", "--fuse-qkv"]
+    assert found["Calibration"][:3] == ["--method", "--percentile", "--fuse-inputs"]
     assert found["Running"] == ["--batch-size"]
     assert "--force" in found["Options"]
 
@@ -276,7 +285,7 @@ def test_every_step_can_be_switched_on(convert, checkpoint: Path) -> None:
     given = ("--calib", "data.txt", "--max-length", 20, "--batch-size", 8, "--preset", "no-residual")
     switches = (
         *("--smooth", "--shift", "--smooth-inputs", "--refine", 1),
-        *("--correct-biases", "--fuse-qkv", "--clip-gelu", 0.25),
+        *("--correct-biases", "--fuse-inputs", "--fuse-qkv", "--clip-gelu", 0.25),
     )
     result = convert(*given, *switches)
     assert result.exit_code == 0, result.output
@@ -289,6 +298,7 @@ def test_every_step_can_be_switched_on(convert, checkpoint: Path) -> None:
         shift=True,
         smooth_inputs=True,
         refine=1,
+        fuse_inputs=True,
         fuse_qkv=True,
         clip_gelu=0.25,
         correct_biases=True,

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from sentence_folders import write, write_embedder
 
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.source import WEIGHTS
+from qdqpatch.engines import models
 from qdqpatch.engines.sessions import ENGINES, Session
 from qdqpatch.errors import CheckpointError, DataError, EngineError, QdqError
 from qdqpatch.exporter.layout import MODULE
@@ -92,11 +95,19 @@ def refused(folder: Path, error: type[QdqError], pattern: str, **options: Any) -
 def test_what_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(folder, CheckpointError, r"has no odd\.onnx for onnxruntime\. Write one: qdqpatch export",
             backend="onnx", model_kwargs={"file_name": "odd.onnx"})  # fmt: skip
+    refused(folder, CheckpointError, r"has no odd\.ort that one of the engines runs",
+            model_kwargs={"file_name": "odd.ort"})  # fmt: skip
     absent = dataclasses.replace(ENGINES["onnxruntime"], package="no_such_engine")
     monkeypatch.setitem(ENGINES, "onnxruntime", absent)
     refused(folder, EngineError, "onnxruntime is not installed: pip install no_such_engine", backend="onnx")
     (folder / WEIGHTS[0]).unlink()
     refused(folder, EngineError, "Nothing that runs .* is installed: pip install no_such_engine$")
+
+
+def test_an_older_sentence_transformers_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers.base.modules", None)
+    with pytest.raises(ImportError, match="needs sentence-transformers 6 or newer: pip install -U"):
+        runpy.run_path(str(Path(models.__file__).with_name("sentence_transformers.py")))
 
 
 def test_modules_and_prompts_that_are_not_there_are_refused(folder: Path) -> None:

@@ -130,6 +130,7 @@ VERBS: dict[str, Verb] = {
     "smooth_inputs": on(calibration.smooth_inputs, batches),
     "refine_ranges": on(calibration.refine_ranges, batches, epochs=1),
     "correct_biases": on(calibration.correct_biases, batches),
+    "fuse_inputs": on(calibration.fuse_inputs, batches),
     "fuse_qkv": on(calibration.fuse_qkv),
     "clip_gelu": on(calibration.clip_gelu, 0.5),
     "ptq": on(qdqpatch.ptq, batches, method="max", refine=1),

@@ -26,6 +26,10 @@ def test_best_span_is_that_of_all_spans(pairs: list[tuple[float, float]], longes
     [
         ("The cat!", ["cat"], (1, 1)),
         ("black cat", ["dog", "cat"], (0, 2 / 3)),
+        ("black cat", ["white cat", "the black cat"], (1, 1)),
+        ("cat cat", ["cat"], (0, 2 / 3)),  # a word counts as often as both have it
+        ("there, then", ["then"], (0, 2 / 3)),  # an article is a word, not the beginning of one
+        ("U.S.A.", ["usa"], (1, 1)),  # a point goes before articles are looked for
         ("dog", ["cat"], (0, 0)),
         ("", ["cat"], (0, 0)),
         ("", [], (1, 1)),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qdqpatch.exporter.graph import Rewriter, path
 from qdqpatch.exporter.grids import activation_grid, weight_grid
 from qdqpatch.exporter.symbolic_operators import DOMAIN, LINEAR
 from qdqpatch.nn.linear import QuantLinear
-from qdqpatch.nn.names import INPUT, WEIGHT
+from qdqpatch.nn.names import INPUT, OUTPUT, WEIGHT
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,41 @@ class QDQLinear:
         linear = rewriter.torch_model.get_submodule(name)
         assert isinstance(linear, QuantLinear)
         inputs = quantized_input(rewriter, node, linear)
-        weight = self._weight(rewriter, linear, name)
-        product = rewriter.op("MatMul", [inputs, weight], name=name)
+        if linear.output_quantizer is None:
+            product = rewriter.op("MatMul", [inputs, self._weight(rewriter, linear, name)], name=name)
+        else:
+            product = self._quantized_product(rewriter, linear, inputs, name)
         rewriter.replace(node, [add_bias(rewriter, product, linear, name)])
 
-    def _weight(self, rewriter: Rewriter, linear: QuantLinear, name: str) -> ir.Value:
-        """Return the weight's values, `(in_features, out_features)`."""
+    def _quantized_product(
+        self, rewriter: Rewriter, linear: QuantLinear, inputs: ir.Value | None, name: str
+    ) -> ir.Value:
+        """Return the product through Q and DQ.
+
+        TensorRT's kernel writes the integers if the weight has one scale; the ratio of each output's own to
+        that may multiply the product.
+        """
+        quantizer = linear.output_quantizer
+        assert quantizer is not None, "the caller has looked"
+        ratios: npt.NDArray[np.float32] | None = None
+        if linear._weight_quantizer.is_enabled and not self.constant_weights:
+            scale = weight_grid(linear._weight_quantizer, linear.weight, f"{name}.{WEIGHT}")[0].scale
+            if scale.ndim:
+                ratios = (scale / _middle(scale)).astype(np.float32)
+        product = rewriter.op("MatMul", [inputs, self._weight(rewriter, linear, name, ratios)], name=name)
+        if ratios is not None:
+            product = rewriter.op("Mul", [product, rewriter.constant(ratios, f"{name}.weight_ratio")])
+        grid = activation_grid(quantizer, f"{name}.{OUTPUT}")
+        return rewriter.dequantize(rewriter.quantize(product, grid), grid)
+
+    def _weight(
+        self,
+        rewriter: Rewriter,
+        linear: QuantLinear,
+        name: str,
+        ratios: npt.NDArray[np.float32] | None = None,
+    ) -> ir.Value:
+        """Return the weight's values, `(in_features, out_features)`; over ratios of the outputs, if given."""
         quantizer = linear._weight_quantizer
         if not quantizer.is_enabled or self.constant_weights:
             values = quantizer(linear.weight.detach()).numpy()
@@ -51,8 +82,13 @@ class QDQLinear:
         stored = integers.T if self.transposed else integers
         axis = None if grid.axis is None else int(self.transposed)
         grid = replace(grid, axis=axis)
+        if ratios is not None:
+            grid = replace(grid, scale=_middle(grid.scale), axis=None)
+            axis = None
         if self.float_weights:
             values = linear.weight.detach().numpy()
+            if ratios is not None:
+                values = values / ratios[:, None]
             weight = rewriter.constant(values.T if self.transposed else values, f"{name}.weight")
             quantized = rewriter.op(
                 "QuantizeLinear",
@@ -67,6 +103,11 @@ class QDQLinear:
             quantized = rewriter.constant(stored, f"{name}.weight_quantized")
         values = rewriter.dequantize(quantized, grid, name=f"{name}.weight")
         return values if self.transposed else rewriter.op("Transpose", [values], {"perm": [1, 0]})
+
+
+def _middle(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return one scale for a weight: the median of its outputs', as a power of two, exact in every type."""
+    return np.asarray(np.exp2(np.round(np.log2(np.median(scales)))), np.float32)
 
 
 def quantized_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> ir.Value | None:

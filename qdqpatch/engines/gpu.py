@@ -1,0 +1,173 @@
+"""Engines on an NVIDIA GPU, which `bench` runs files in: ONNX Runtime's, TensorRT and TensorRT for RTX."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qdqpatch.data.arrays import Array, Arrays
+from qdqpatch.engines.sessions import Engine, Input, Session
+from qdqpatch.errors import EngineError
+
+SMALLEST, USUAL, LARGEST = 1, 8, 32
+"""Batches of the profile that a file with dynamic axes is compiled with."""
+
+LENGTHS = (1, 128, 512)
+"""Its lengths: the shortest, the one that kernels are chosen for, and the longest."""
+
+
+@dataclass(frozen=True)
+class GpuEngine(Engine):
+    """An engine that needs a GPU.
+
+    Attributes:
+        provider: Of ONNX Runtime; None for an engine of its own.
+    """
+
+    provider: str | None = None
+
+    @property
+    def version(self) -> str | None:
+        """The installed version; None where it is not installed."""
+        if importlib.util.find_spec(self.package) is None:
+            return None
+        return str(importlib.import_module(self.package).__version__)
+
+    def lacking(self) -> str | None:
+        """Say in one line why it cannot run here; None if it can."""
+        if not has_gpu():
+            return f"{self.name} needs an NVIDIA GPU with its driver, and this machine has none."
+        if importlib.util.find_spec(self.package) is None:
+            return f"{self.name} is not installed: pip install {_INSTALL[self.name]}"
+        if self.provider is None:
+            return (
+                None if torch.cuda.is_available() else f"{self.name} needs a torch with CUDA for its memory."
+            )
+        if self.provider not in importlib.import_module(self.package).get_available_providers():
+            return f"This ONNX Runtime has no {self.provider}: pip install onnxruntime-gpu"
+        return None
+
+
+@cache
+def has_gpu() -> bool:
+    """Return whether there is an NVIDIA GPU and its driver."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return bool(library.cuInit(0) == 0)
+
+
+def _open_provider(provider: str) -> Callable[[Any, Path, int | None, bool], Session]:
+    def open_file(ort: Any, path: Path, threads: int | None, exact: bool) -> Session:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        settings = {"trt_fp16_enable": True, "trt_int8_enable": True} if "Tensorrt" in provider else {}
+        session = ort.InferenceSession(
+            str(path), options, providers=[(provider, settings), "CUDAExecutionProvider"]
+        )
+        outputs = [output.name for output in session.get_outputs()]
+        inputs = tuple(
+            Input(
+                value.name,
+                tuple(size if isinstance(size, int) else None for size in value.shape),
+                value.type.removeprefix("tensor(").removesuffix(")"),
+            )
+            for value in session.get_inputs()
+        )
+        return Session(inputs, lambda feed: dict(zip(outputs, session.run(outputs, dict(feed)), strict=True)))
+
+    return open_file
+
+
+def _open_tensorrt(trt: Any, path: Path, threads: int | None, exact: bool) -> Session:
+    """Compile a file for the GPU that is there, and run it with torch's memory."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(path)):
+        raise EngineError(parser.get_error(0).desc())
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    for tensor in inputs:
+        if -1 in tuple(tensor.shape):
+            profile.set_shape(
+                tensor.name,
+                *(
+                    tuple(
+                        size if size != -1 else batch if axis == 0 else length
+                        for axis, size in enumerate(tensor.shape)
+                    )
+                    for batch, length in zip((SMALLEST, USUAL, LARGEST), LENGTHS, strict=True)
+                ),
+            )
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    engine = None if plan is None else trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError("TensorRT could not compile it for this GPU")
+    context, stream = engine.create_execution_context(), torch.cuda.Stream()
+    outputs = [network.get_output(index).name for index in range(network.num_outputs)]
+
+    def run(feed: Arrays) -> dict[str, Array]:
+        with torch.cuda.stream(stream):
+            tensors = {name: torch.from_numpy(array).cuda() for name, array in feed.items()}
+            for name, tensor in tensors.items():
+                context.set_input_shape(name, tuple(tensor.shape))
+                context.set_tensor_address(name, tensor.data_ptr())
+            for name in outputs:
+                dtype = _TORCH[engine.get_tensor_dtype(name).name]
+                tensors[name] = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
+                context.set_tensor_address(name, tensors[name].data_ptr())
+            if not context.execute_async_v3(stream.cuda_stream):
+                raise EngineError("TensorRT failed to run it")
+            found = {name: tensors[name].cpu() for name in outputs}
+        stream.synchronize()
+        return {name: tensor.float().numpy() for name, tensor in found.items()}
+
+    sizes = [
+        Input(
+            tensor.name,
+            tuple(None if size == -1 else size for size in tensor.shape),
+            "int32" if tensor.dtype.name == "INT32" else "int64",
+        )
+        for tensor in inputs
+    ]
+    return Session(tuple(sizes), run)
+
+
+_TORCH = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
+
+_INSTALL = {
+    "onnxruntime-cuda": "onnxruntime-gpu",
+    "onnxruntime-tensorrt": "onnxruntime-gpu",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx-cu12-libs tensorrt-rtx-cu12-bindings",
+}
+
+GPU_ENGINES: dict[str, GpuEngine] = {
+    engine.name: engine
+    for engine in (
+        *(
+            GpuEngine(name, "onnxruntime", (".onnx",), _open_provider(provider), provider)
+            for name, provider in (
+                ("onnxruntime-cuda", "CUDAExecutionProvider"),
+                ("onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+            )
+        ),
+        GpuEngine("tensorrt", "tensorrt", (".onnx",), _open_tensorrt),
+        GpuEngine("tensorrt-rtx", "tensorrt_rtx_bindings", (".onnx",), _open_tensorrt),
+    )
+}
+"""Every one of them, by its name."""
