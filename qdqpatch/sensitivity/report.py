@@ -71,8 +71,11 @@ def conclusion(found: MixedPrecision) -> str:
 
 
 def unresolved(found: MixedPrecision) -> str | None:
-    """Say that the examples cannot tell the drop that is allowed from none; None if they can."""
-    if found.resolution is None or found.resolution <= found.max_drop:
+    """Say that the examples cannot tell the drop that is allowed from none; None if they can.
+
+    None either where no drop at all is allowed: then what is measured counts.
+    """
+    if not found.max_drop or found.resolution is None or found.resolution <= found.max_drop:
         return None
     return (
         f"{found.examples} examples cannot resolve a drop of {found.max_drop:g}%: what is measured is only "
