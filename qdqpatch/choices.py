@@ -59,6 +59,7 @@ AUTO_CLASSES = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "multiple-choice": "AutoModelForMultipleChoice",
+    "image-classification": "AutoModelForImageClassification",
     "next-sentence-prediction": "AutoModelForNextSentencePrediction",
     "text-generation": "AutoModelForCausalLM",
     "pretraining": "AutoModelForPreTraining",
@@ -72,6 +73,7 @@ MEASURED_TASKS = (
     "multiple-choice",
     "fill-mask",
     "feature-extraction",
+    "image-classification",
 )
 """The tasks that have labelled data and metrics: those of `qdqpatch.tasks.TASKS`."""
 

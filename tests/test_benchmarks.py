@@ -40,6 +40,15 @@ def test_time_of_quantizing(benchmark_module, checkpoint):
     assert all(figure.endswith(" ms") for row in rows for figure in row[1:])
 
 
+def test_an_architecture_has_a_row_for_each_engine(benchmark_module):
+    module = benchmark_module("families")
+    sizes = {"vocab_size": 60, "dim": 24, "n_layers": 1, "n_heads": 3, "hidden_dim": 40}
+    (row,) = module.measure("distilbert", sizes, module.Shape(1, 8), ["onnxruntime"], rounds=1)
+    assert len(row) == len(module.COLUMNS)
+    assert (row[0], row[4], row[6]) == ("distilbert", "onnxruntime", "8 of 8")
+    assert module.CHANGES.keys() <= module.ARCHITECTURES.keys()
+
+
 def test_quantizing_allocates_no_tensor_and_keeps_every_parameter(benchmark_module, checkpoint):
     figures = dict(benchmark_module("quantize_time").measure_memory(checkpoint))
     count = len(list(BertModel(config()).parameters()))

@@ -164,6 +164,9 @@ def _shapes_for(
         if contender.facts.max_length is not None
     ]
     shapes = tuple(dict.fromkeys(asked or DEFAULT_SHAPES))
+    if all(contender.facts.vocab_size is None and contender.facts.image for contender in contenders):
+        size = "x".join(map(str, contenders[0].facts.image or ()))
+        return cut(shapes, 1), f"Images of {size}: a shape is how many of them, and 1."
     if not known:
         return shapes, None
     limit, shortest = min(known, key=lambda pair: pair[0])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdqpatch.choices import Method
 from qdqpatch.cli.bar import CalibrationBar
+from qdqpatch.errors import CheckpointError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from qdqpatch.checkpoint.companions import Companions
     from qdqpatch.data.batches import TextBatches
     from qdqpatch.data.texts import Texts
+    from qdqpatch.nn.pooling import SentenceHead
 
 JUDGED = 64
 """On so many texts a model is compared with the float one."""
@@ -48,9 +52,12 @@ class Calibration:
     shift: bool
     smooth_inputs: bool
     refine: int
+    tune: int
     correct_biases: bool
 
-    def prepare(self, ckpt: str, companions: Companions, console: Console) -> Prepared:
+    def prepare(
+        self, ckpt: str, companions: Companions, console: Console
+    ) -> Prepared | Callable[[PreTrainedModel], Statistics]:
         """Read the tokenizer and the texts, and return what calibrates the model with them.
 
         Args:
@@ -61,6 +68,9 @@ class Calibration:
         Raises:
             ConfigError: If there is no such prompt.
         """
+        if Path(self.source).is_dir():
+            return self._with_images(ckpt, console)
+        from qdqpatch.checkpoint.sentence_head import load_sentence_head
         from qdqpatch.checkpoint.tokenizer import load_tokenizer
         from qdqpatch.data.texts import is_hub_name, read_texts
 
@@ -90,25 +100,54 @@ class Calibration:
         if companions.max_length is not None and not self.length_given:
             settings = dataclasses.replace(self, max_length=companions.max_length)
             tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
+        head = load_sentence_head(companions) if self.tune else None
         return Prepared(
-            settings, dataclasses.replace(texts, rows=rows), judged, bool(others), tokenizer, console
+            settings, dataclasses.replace(texts, rows=rows), judged, bool(others), tokenizer, console, head
         )
+
+    def _with_images(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
+        """Find the images of the folder, and return what calibrates a model with them."""
+        from qdqpatch.calibration.observing import HELD_BACK
+        from qdqpatch.checkpoint.processor import PROCESSOR_FILES, has_processor, load_processor
+        from qdqpatch.data.images import ImageBatches, find_images
+        from qdqpatch.data.sampling import reservoir
+        from qdqpatch.distributed import share
+
+        if not has_processor(ckpt):
+            raise CheckpointError(
+                f"{self.source} is a folder. For texts, name a file; for images, {ckpt} needs its image "
+                f"processor ({PROCESSOR_FILES[0]}), from the model that it was made of."
+            )
+        processor = load_processor(ckpt)
+        drawn, total = reservoir(find_images(self.source), self.samples, self.seed)
+        own = share([image.path for image in drawn], HELD_BACK * self.batch_size)
+        batches = ImageBatches(own, processor, self.batch_size)
+
+        def run(model: PreTrainedModel) -> Statistics:
+            console.print(f"Calibrating with {len(drawn)} of {total} images in {self.source}.")
+            return self._ranges(model, batches, console)
+
+        return run
 
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
         from qdqpatch.output.record import data_record
 
-        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
+        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine", "tune")
         more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         return {"calibration": settings, "data": data_record(self.source)}
 
     def _run(
-        self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
+        self,
+        texts: Texts,
+        tokenizer: PreTrainedTokenizerBase,
+        console: Console,
+        head: SentenceHead | None,
+        model: PreTrainedModel,
     ) -> Statistics:
-        """Say what the texts are, and calibrate the model behind a progress bar."""
+        """Say what the texts are, and calibrate the model with them."""
         from qdqpatch.calibration.observing import HELD_BACK
-        from qdqpatch.calibration.ptq import ptq
         from qdqpatch.data.batches import TextBatches, warn_if_short
         from qdqpatch.data.lengths import served_length
         from qdqpatch.distributed import is_first, share
@@ -121,6 +160,14 @@ class Calibration:
         )
         if not self.length_given and is_first():
             warn_if_short(batches, served_length(tokenizer, model))
+        return self._ranges(model, batches, console, head)
+
+    def _ranges(
+        self, model: PreTrainedModel, batches: Any, console: Console, head: SentenceHead | None = None
+    ) -> Statistics:
+        """Calibrate the model behind a progress bar."""
+        from qdqpatch.calibration.ptq import ptq
+
         with CalibrationBar(console) as bar:
             ptq(
                 model,
@@ -131,6 +178,8 @@ class Calibration:
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
                 refine=self.refine,
+                tune=self.tune,
+                head=head,
                 fuse_inputs=self.fuse_inputs,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
@@ -151,6 +200,7 @@ class Prepared:
         held_back: Whether these are others than those to calibrate with.
         tokenizer: The model's.
         console: Where to say what is done.
+        head: What makes a text's embedding, where ranges are tuned by it.
     """
 
     settings: Calibration
@@ -159,10 +209,11 @@ class Prepared:
     held_back: bool
     tokenizer: PreTrainedTokenizerBase
     console: Console
+    head: SentenceHead | None = None
 
     def __call__(self, model: PreTrainedModel) -> Statistics:
         """Calibrate the model, and return what the quantizers saw."""
-        return self.settings._run(self.texts, self.tokenizer, self.console, model)
+        return self.settings._run(self.texts, self.tokenizer, self.console, self.head, model)
 
     def batches(self, model: PreTrainedModel) -> TextBatches:
         """Return the texts to judge on."""

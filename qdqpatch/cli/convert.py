@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.choices import TARGETS, Cpu
-from qdqpatch.cli.calibrating import Calibration
+from qdqpatch.cli.calibrating import Calibration, Prepared
 from qdqpatch.cli.calibration import calibration_options
 from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from qdqpatch.checkpoint.companions import Companions
-    from qdqpatch.cli.calibrating import Prepared
     from qdqpatch.evaluation.outcome import Before
 
 
@@ -109,7 +108,8 @@ def command(
         model, missing = source.load(fresh_head=True)
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
-    before = None if set_ranges is None or not is_first() else _before(model, set_ranges, companions)
+    texts = set_ranges if isinstance(set_ranges, Prepared) else None
+    before = None if texts is None or not is_first() else _before(model, texts, companions)
     if source.quantization is None:
         quantize(model, config)
     for target in targets:
@@ -136,8 +136,8 @@ def command(
         f"{sum(calibrated)} of {len(calibrated)} quantizers have a range "
         f"({time.perf_counter() - started:.1f} s)."
     )
-    if before is not None and set_ranges is not None:
-        _print_outcome(before, model, set_ranges.held_back, ckpt, console)
+    if before is not None and texts is not None:
+        _print_outcome(before, model, texts.held_back, ckpt, console)
     for export in exports:
         print_export(export, console)
     if not any(calibrated):

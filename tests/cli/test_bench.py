@@ -86,6 +86,8 @@ def test_the_table(bench) -> None:
     result = bench("a.onnx", "b.onnx", *options)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+    *lines, exact = lines
+    assert exact.startswith("a.onnx in onnxruntime: batch 16 = batch 1: ")
     title, header, _, *rest, note, speedup = lines
     assert title == "1 thread, 2 rounds in turns"
     assert header.split() == " ".join(COLUMNS).split()
@@ -161,8 +163,18 @@ def test_options_reach_the_library(bench, idle: list[Any]) -> None:
     assert (first, second) == ((("a.onnx", "b.onnx"),), (("b.onnx",),))
     assert callable(defaults.pop("step"))
     assert callable(options.pop("step"))
-    assert defaults == {"engines": ("openvino", "torch"), "shapes": (), "threads": None, "rounds": 20}
-    assert options == {"engines": (), "shapes": (Shape(1, 8), Shape(8, 16)), "threads": 3, "rounds": 7}
+    assert defaults == {
+        **{"engines": ("openvino", "torch"), "shapes": (), "threads": None, "rounds": 20},
+        **{"warmup": 1, "iterations": None},
+    }
+    assert options == {
+        "engines": (),
+        "shapes": (Shape(1, 8), Shape(8, 16)),
+        "threads": 3,
+        "rounds": 7,
+        "warmup": 1,
+        "iterations": None,
+    }
 
 
 def test_errors_are_one_line(bench) -> None:
