@@ -92,10 +92,10 @@ def test_the_table(bench) -> None:
     assert title == "1 thread, 2 rounds in turns"
     assert header.split() == " ".join(COLUMNS).split()
     first, second, third, last = (line.split() for line in rest)
-    assert (first[:3], first[6:]) == (["a.onnx", "onnxruntime", "1x8"], ["1.00x", "0.50", "0.0", "3"])
+    assert (first[:3], first[7:]) == (["a.onnx", "onnxruntime", "1x8"], ["1.00x", "0.50", "0.0", "3"])
     assert (second[:3], len(second)) == (["b.onnx", "onnxruntime", "1x8"], len(COLUMNS))
     assert (third[:3], len(third)) == (["a.onnx", "onnxruntime", "2x8"], len(COLUMNS))
-    assert last == ["b.onnx", "onnxruntime", "(1)", "2x8", *"----", "0.50", "0.0", "3"]
+    assert last == ["b.onnx", "onnxruntime", "(1)", "2x8", *"-----", "0.50", "0.0", "3"]
     assert (note, speedup) == ("(1) takes 1x8 alone", FOOTNOTE)
 
 
