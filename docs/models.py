@@ -16,9 +16,6 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "models.md"
 TESTS = DOCS.parent / "tests"
 LEVELS = TESTS / "exporter" / "levels.json"
-EXPORTED = {"bert": {"level": "full"}}
-"""What the other tests of exporting show, where the table of levels is silent."""
-
 LAYERS = 2
 """So many layers the tables' models have; those of ALBERT are one and the same."""
 
@@ -35,8 +32,19 @@ several kinds of layers, those of all kinds together. **Float** is what the audi
 no quantizer feeds; the pooler and the head are quantized if the configuration says so. Of all of them the
 tests see that the sites are these, that the calibrated model is close to the float one, that it is saved
 and loaded bit for bit, that a training step trains it, and that it can be dequantized. **Export** is `full`
-where the file was run in ONNX Runtime and OpenVINO too, with all products of the layers as integer kernels;
-`open` where no test has exported it.
+where files for any batch and length were written for ONNX Runtime, OpenVINO and TensorRT (in fp16), run, and
+compared with the model, and the first two engines computed all products of the layers with integer kernels;
+what nothing reads is in no file. (The tests leave out a few types that are exported like another one, unless
+`QDQPATCH_LEVELS=all` is set.) `open` is what no test has exported.
+
+Files take what the model takes: LayoutLM, LayoutLMv3 and LiLT the boxes of the words (and LayoutLMv3 the
+image of the page, where its configuration says so), TAPAS the place of a word in its table, VisualBERT any
+number of regions, and CLIP and SigLIP any number of images beside any number of texts. The size of images is
+that of the configuration.
+
+Models of images are calibrated from a folder (`qdqpatch convert CKPT OUT --calib images/`) and evaluated on a
+folder with a subfolder for each class, or on a table of paths and labels (`qdqpatch eval CKPT OUT --data
+images/`); `qdqpatch bench` gives them random ones. This needs Pillow: `pip install "qdqpatch[images]"`.
 
 A model type that is not here is quantized by [what its structure shows](adding-an-architecture.md), with a
 warning.
@@ -51,14 +59,12 @@ def write() -> str:
     """Return the page."""
     sites = _read(TESTS / "rules" / "sites.json")["present"]
     audits = _read(TESTS / "patching" / "audits.json")
-    levels = {**EXPORTED, **(_read(LEVELS) if LEVELS.is_file() else {})}
+    levels = _read(LEVELS)
     rows = [_row(name, sites.get(name), audits.get(name), levels.get(name)) for name in sorted(ARCHITECTURES)]
     return TEXT.format(count=len(rows), rows="\n".join(rows))
 
 
 def _row(name: str, sites: Any, audit: Any, level: Any) -> str:
-    if sites is None or audit is None:  # of two models
-        return f"| {name} | as its text and vision models | | as these | open |"
     cells = [name, _in_layer(sites), _floats(audit["misses"]), "yes", _export(level)]
     return f"| {' | '.join(cells)} |"
 
@@ -88,9 +94,9 @@ def _export(level: Any) -> str:
     notes = [f"not for {target}: {reason}" for target, reason in level.get("refused", {}).items()]
     notes += [
         f"float for {target}: {', '.join(f'`{name}`' for name in floats)}"
-        for target, floats in level.items()
-        if target not in ("level", "refused") and isinstance(floats, (dict, list)) and floats
+        for target, floats in level.get("float", {}).items()
     ]
+    notes += [f"a part is in no file: {reason}" for reason in dict.fromkeys(level.get("unread", {}).values())]
     return "; ".join([level["level"], *notes])
 
 

@@ -6,7 +6,7 @@ import importlib.util
 
 from qdqpatch.errors import QdqError
 
-DISTRIBUTIONS = {"onnx_ir": "onnx-ir"}
+DISTRIBUTIONS = {"onnx_ir": "onnx-ir", "PIL": "pillow"}
 """The names by which pip knows packages that are imported by another one."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from qdqpatch.bench.inputs import check_inputs, make_inputs
+from qdqpatch.bench.inputs import PIXELS, check_inputs, make_inputs
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.engines.models import TORCH, Contender, engine_of
@@ -74,7 +74,7 @@ def load(contender: Contender, threads: int) -> Loaded:
     Raises:
         CheckpointError: If transformers cannot load a checkpoint, or it lacks weights.
         EngineError: If an engine refuses a file.
-        ConfigError: If the model takes something else than tokens.
+        ConfigError: If the model takes something else than tokens or images.
     """
     loaded = _load_checkpoint(contender) if contender.engine == TORCH else _load_file(contender, threads)
     check_inputs(str(contender), loaded.inputs)
@@ -97,6 +97,8 @@ def _load_checkpoint(contender: Contender) -> Loaded:
     model.eval()
     parameters = inspect.signature(model.forward).parameters
     inputs = tuple(Input(name, (None, None), "int64") for name in TORCH_INPUTS if name in parameters)
+    if "input_ids" not in parameters:
+        inputs = (Input(PIXELS, (None, *(contender.facts.image or ())), "float32"),)
 
     def run(arrays: Arrays) -> object:
         with torch.inference_mode():

@@ -13,8 +13,10 @@ from qdqpatch.calibration.shared_inputs import fuse_inputs
 from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
+from qdqpatch.calibration.tuning import tune
 from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.batches import text_batches
+from qdqpatch.data.images import image_batches
 from qdqpatch.patching.switch import switch_quantizers
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "expand_amax",
     "fuse_inputs",
     "fuse_qkv",
+    "image_batches",
     "ptq",
     "recalibrate_weights",
     "refine_ranges",
@@ -35,4 +38,5 @@ __all__ = [
     "smooth_inputs",
     "switch_quantizers",
     "text_batches",
+    "tune",
 ]

@@ -104,9 +104,14 @@ class Sums(Observer):
         counts = self.batch.shown(torch.ones_like(inputs[..., :1]), "")
         quantized = inputs
         if self.quantizer.is_enabled:
-            amax = self.quantizer.range_of(inputs)
+            amax, (low, high) = self.quantizer.range_of(inputs), self.quantizer.limits
             quantized = self.quantizer.quantized(inputs, amax)
-            counts = counts * (inputs.abs() <= amax).all(-1, keepdim=True)
+            if self.quantizer.is_symmetric:
+                inside = inputs.abs() <= amax
+            else:
+                steps = inputs * (self.quantizer.levels / amax)
+                inside = (steps >= low) & (steps <= high)
+            counts = counts * inside.all(-1, keepdim=True)
         for total, values in zip(self.inputs, (inputs, quantized, torch.ones_like(inputs)), strict=True):
             total += torch.where(counts > 0, values, 0).flatten(0, -2).sum(0, dtype=torch.float64)
 

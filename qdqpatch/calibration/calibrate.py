@@ -86,10 +86,12 @@ def _check_belong(statistics: Statistics, quantizers: Mapping[str, TensorQuantiz
         if quantizer is None:
             continue  # set_ranges says so
         per_channel = tensor.channel_amax is not None
-        if tensor.levels != quantizer.levels or per_channel != (quantizer.axis is not None):
+        same_axis = per_channel == (quantizer.axis is not None)
+        same_ends = (tensor.ends is None) == quantizer.is_symmetric
+        if tensor.levels != quantizer.levels or not (same_axis and same_ends):
             raise CalibrationError(
-                f"The statistics of {path} were collected for another number of bits or another axis than "
-                "the quantizer has. Collect them again from this model."
+                f"The statistics of {path} were collected for another number of bits, another axis or "
+                "another symmetry than the quantizer has. Collect them again from this model."
             )
 
 
@@ -98,7 +100,7 @@ def set_ranges(model: PreTrainedModel, ranges: Mapping[str, Tensor], complete: b
 
     Args:
         model: A quantized model.
-        ranges: fp32 ranges, 0-dim or one per channel.
+        ranges: fp32 ranges, 0-dim, one per channel, or two ends (`TensorQuantizer.load_range`).
         complete: Whether every enabled quantizer must be named.
 
     Raises:

@@ -19,8 +19,8 @@ def candidates(statistics: Statistics) -> dict[str, list[float]]:
     They are those that the methods choose, each once, and magnitudes in between: where a few outliers are a
     hundred times as large as the rest, the methods leave a gap that the best range may lie in.
     """
-    found = [statistics.ranges(method) for method in ("max", "mse", "entropy")]
-    found += [statistics.ranges("percentile", share) for share in PERCENTILES]
+    found = [statistics.magnitudes(method) for method in ("max", "mse", "entropy")]
+    found += [statistics.magnitudes("percentile", share) for share in PERCENTILES]
     with_histogram = [path for path, tensor in statistics.items() if tensor.channel_amax is None]
     return {path: _filled({float(ranges[path]) for ranges in found}) for path in with_histogram}
 

@@ -74,14 +74,14 @@ def collect(
         count = distributed.together(feed, model.device)
     statistics = _checked(observers, quantizers, count)
     if compare:
-        statistics = statistics.with_errors(_compare(model, held_back, candidates(statistics), padding_aware))
+        statistics = statistics.with_errors(_compare(model, held_back, statistics, padding_aware))
     return statistics
 
 
 def _compare(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
-    ranges: Mapping[str, list[float]],
+    statistics: Statistics,
     padding_aware: bool,
 ) -> dict[str, dict[float, float]]:
     """Return the errors of every quantizer's candidate ranges on the batches; zeros where none reached it."""
@@ -95,10 +95,11 @@ def _compare(
                 model(**on_device(batch, model.device) | without_cache)
         return comparison.errors
 
+    ranges = candidates(statistics)
     errors: dict[str, dict[float, float]] = {}
     chosen: dict[str, float] = {}
     for paths in stages(ranges):
-        comparison = OperationComparison({path: ranges[path] for path in paths}, chosen)
+        comparison = OperationComparison({path: ranges[path] for path in paths}, chosen, statistics)
         measured = distributed.together(functools.partial(run, comparison), model.device)
         unmeasured = {path: torch.zeros(len(ranges[path]), dtype=torch.float64) for path in paths}
         for path, summed in distributed.sum_over_processes(unmeasured | measured, model.device).items():
@@ -117,9 +118,16 @@ def _checked(
         maxima = distributed.merge_maxima([observer.channel_amax for observer in observers.values()])
         for observer, merged in zip(observers.values(), maxima, strict=True):
             observer.channel_amax = merged
+        reached = distributed.merge_maxima([observer.ends for observer in observers.values()])
+        for observer, far in zip(observers.values(), reached, strict=True):
+            observer.ends = far
     collected = {}
     for path, observer in observers.items():
-        statistics = TensorStatistics.of(observer.histogram, observer.channel_amax, quantizers[path])
+        ends = None
+        if observer.ends is not None:
+            below, above = observer.ends.tolist()
+            ends = (-below, above)
+        statistics = TensorStatistics.of(observer.histogram, observer.channel_amax, quantizers[path], ends)
         if statistics.amax == UNSEEN:
             raise nothing_seen(path, observer.was_reached, batches)
         if statistics.amax == float("inf"):

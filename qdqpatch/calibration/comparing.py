@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.calibration.padding import Padding
+from qdqpatch.calibration.statistics import TensorStatistics
 from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.names import MATMUL
 from qdqpatch.nn.quantizer import TensorQuantizer
@@ -42,13 +43,21 @@ class OperationComparison:
     Args:
         ranges: The candidates, by the path of the quantizers that are compared now.
         chosen: The ranges of those that were compared before, by path.
+        statistics: What the quantizers saw, which makes intervals of ranges that are not symmetric; None
+            where all are.
 
     Attributes:
         padding: What of the batch that comes is data; None if everything is.
         errors: The errors so far, float64, shape `(candidates,)`, by quantizer path.
     """
 
-    def __init__(self, ranges: Mapping[str, list[float]], chosen: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        ranges: Mapping[str, list[float]],
+        chosen: Mapping[str, float],
+        statistics: Mapping[str, TensorStatistics] | None = None,
+    ) -> None:
+        self._statistics = statistics or {}
         self.padding: Padding | None = None
         self._ranges = ranges
         self._chosen = chosen
@@ -159,18 +168,23 @@ class OperationComparison:
         try:
             with ExitStack() as quantizing:
                 for name in paths.keys() - self._compared(paths):
-                    amax = self._chosen[paths[name]]
-                    quantizing.enter_context(_quantizing(quantizers[name], amax, expected.device))
+                    interval = self._interval(paths[name], self._chosen[paths[name]])
+                    quantizing.enter_context(_quantizing(quantizers[name], interval.to(expected.device)))
                 for name in self._compared(paths):
                     errors = []
                     for amax in self._ranges[paths[name]]:
-                        with _quantizing(quantizers[name], amax, expected.device):
+                        interval = self._interval(paths[name], amax).to(expected.device)
+                        with _quantizing(quantizers[name], interval):
                             power = RESIDUAL_POWER if is_add else POWER
                             errors.append(self._error(run(), expected, power))
                     before = self.errors.get(paths[name])
                     self.errors[paths[name]] = torch.stack(errors) + (0 if before is None else before)
         finally:
             self._repeating = False
+
+    def _interval(self, path: str, amax: float) -> Tensor:
+        seen, magnitude = self._statistics.get(path), torch.tensor(amax)
+        return magnitude if seen is None else seen.interval(magnitude)
 
     def _compared(self, paths: Mapping[str, str]) -> set[str]:
         return {name for name, path in paths.items() if path in self._ranges}
@@ -201,11 +215,11 @@ class OperationComparison:
 
 
 @contextmanager
-def _quantizing(quantizer: nn.Module, amax: float, device: torch.device) -> Iterator[None]:
+def _quantizing(quantizer: nn.Module, interval: Tensor) -> Iterator[None]:
     """Turn a quantizer on with a range that is not its own."""
     assert isinstance(quantizer, TensorQuantizer), "the paths are those of quantizers"
-    before = None if quantizer.amax is None else quantizer.amax.clone()
-    quantizer.load_range(torch.full((), amax, device=device))
+    before = None if quantizer.interval is None else quantizer.interval.clone()
+    quantizer.load_range(interval)
     quantizer._if_quant = True
     try:
         yield

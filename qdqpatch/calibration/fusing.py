@@ -77,6 +77,9 @@ def groups_to_fuse(model: nn.Module) -> list[dict[str, TensorQuantizer]]:
 
 
 def _largest(ranges: Mapping[str, Tensor]) -> Tensor:
+    if all(len(interval.shape) == 1 and len(interval) == 2 for interval in ranges.values()):
+        low, high = torch.stack([interval.cpu() for interval in ranges.values()]).unbind(1)
+        return torch.stack([low.amin(), high.amax()])
     for path, amax in ranges.items():
         if amax.numel() != 1:
             raise ConfigError(f"{path} has a range per channel, and only ranges per tensor can be fused.")

@@ -4,7 +4,8 @@ As in SmoothQuant (Xiao et al., arXiv 2211.10438): s = amax(x)^alpha / amax(w)^(
 In a pre-LN model a LayerNorm could take the factors, but not in a post-LN one such as BERT, where the
 residual add reads its output too, and nothing could after GELU. So the Linear multiplies its input itself
 (`QuantLinear`), which costs an engine one product by a constant a channel, of one tensor for all Linears that
-read it. The factors are powers of two, so the float function stays to the last bit.
+read it. The float function stays but for fp32's rounding; with factors that are powers of two it stays to the
+last bit, but then channels differ by up to a factor of two, which costs about a quarter more error.
 
 What alpha serves best differs from Linear to Linear (from 0.3 to 1 in one model), so several are tried on
 data that was held back. A factor moves error from inputs to weights; the Linear's output has both.
@@ -13,7 +14,7 @@ data that was held back. A factor moves error from inputs to weights; the Linear
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import Channels, collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.observing import Observer, feed_watched
-from qdqpatch.calibration.smoothing import powers_of_two
+from qdqpatch.calibration.smoothing import around_one, powers_of_two
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
@@ -42,18 +43,25 @@ WORTH = 0.9
 """Inputs are multiplied where the squared error falls below this share of what it is without."""
 
 
-def smooth_inputs(model: Model, batches: Iterable[Mapping[str, Any]], padding_aware: bool = True) -> Model:
-    """Multiply the inputs of quantized Linears by powers of two, so that no channel is an outlier, in place.
+def smooth_inputs(
+    model: Model,
+    batches: Iterable[Mapping[str, Any]],
+    padding_aware: bool = True,
+    exact: bool = False,
+) -> Model:
+    """Multiply the channels that quantized Linears read, so that none of them is an outlier, in place.
 
-    The float model runs once on the batches and computes the same afterwards, bit for bit. One batch in
-    eight is held back, as by the method `"auto"`, to choose by how much each input is smoothed, if at all.
-    Calibration must follow: ranges that no longer fit are dropped, and a quantizer without one computes it
-    from each tensor. `qdqpatch.dequantize` gives the weights back as they were.
+    The float model runs once on the batches and computes the same afterwards, but for fp32's rounding. One
+    batch in eight is held back, as by the method `"auto"`, to choose by how much each input is smoothed, if
+    at all. Calibration must follow: ranges that no longer fit are dropped, and a quantizer without one
+    computes it from each tensor. `qdqpatch.dequantize` gives the weights back, with the same rounding.
 
     Args:
         model: A quantized model, calibrated or not.
         batches: Keyword arguments for the model, as a tokenizer returns them; moved to its device.
         padding_aware: Whether positions that the attention mask hides are left out.
+        exact: Whether to multiply by powers of two alone, so that neither the float function nor the weights
+            that `qdqpatch.dequantize` gives back change in any bit.
 
     Returns:
         The same model.
@@ -69,7 +77,7 @@ def smooth_inputs(model: Model, batches: Iterable[Mapping[str, Any]], padding_aw
     linears = linears_to_smooth(model)
     held_back: list[Mapping[str, Any]] = []
     channels = collect_channels(model, linears, as_tensors(batches), padding_aware, True, held_back)
-    groups = _groups(linears, channels)
+    groups = _groups(linears, channels, powers_of_two if exact else around_one)
     observers = {
         path: _Errors(group, linears[path], model.device) for group in groups for path in group.paths
     }
@@ -96,13 +104,7 @@ def linears_to_smooth(model: nn.Module) -> dict[str, QuantLinear]:
     """
     if not is_quantized(model):
         raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
-    users = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-    linears = {
-        path: module
-        for path, module in model.named_modules()
-        # A subclass, as of an adapter or with a parametrization, may compute something else from its weight.
-        if type(module) is QuantLinear and _is_plain(module) and users[id(module.weight)] == 1
-    }
+    linears = _plain_linears(model)
     if not linears:
         raise UnsupportedModelError(
             f"There is no input to smooth in {type(model).__name__}: no plain Linear has both quantizers on "
@@ -110,6 +112,21 @@ def linears_to_smooth(model: nn.Module) -> dict[str, QuantLinear]:
         )
     check_forgettable(model, _stale(linears), "smooth")
     return linears
+
+
+def can_smooth_inputs(model: nn.Module) -> bool:
+    """Return whether there is a Linear that `smooth_inputs` may change."""
+    return bool(_plain_linears(model))
+
+
+def _plain_linears(model: nn.Module) -> dict[str, QuantLinear]:
+    users = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    return {
+        path: module
+        for path, module in model.named_modules()
+        # A subclass, as of an adapter or with a parametrization, may compute something else from its weight.
+        if type(module) is QuantLinear and _is_plain(module) and users[id(module.weight)] == 1
+    }
 
 
 def changed_parameters(linears: Mapping[str, QuantLinear]) -> list[nn.Parameter]:
@@ -139,12 +156,12 @@ class _Group:
 
     Attributes:
         paths: Theirs.
-        amax: The largest magnitude of each channel of the tensor, fp32, shape `(channels,)`.
+        ends: The lowest and the highest value of each channel of the tensor, fp32, shape `(2, channels)`.
         candidates: What its channels can be multiplied by, in the same shape; the first is 1 throughout.
     """
 
     paths: tuple[str, ...]
-    amax: Tensor
+    ends: Tensor
     candidates: Sequence[Tensor]
 
     def best(self, errors: Tensor) -> Tensor | None:
@@ -153,7 +170,11 @@ class _Group:
         return self.candidates[best] if bool(errors[best] < WORTH * errors[0]) else None
 
 
-def _groups(linears: Mapping[str, QuantLinear], channels: Mapping[str, Channels]) -> list[_Group]:
+def _groups(
+    linears: Mapping[str, QuantLinear],
+    channels: Mapping[str, Channels],
+    rounded: Callable[[Tensor], Tensor],
+) -> list[_Group]:
     """Return the Linears by what they read: the same tensors have the same channels to the last bit."""
     readers: dict[tuple[bytes, ...], list[str]] = {}
     for path, seen in channels.items():
@@ -162,10 +183,12 @@ def _groups(linears: Mapping[str, QuantLinear], channels: Mapping[str, Channels]
     groups = []
     for paths in readers.values():
         weights = torch.stack([linears[path].float_weight.float().abs().amax(0) for path in paths]).amax(0)
-        amax = channels[paths[0]].amax.float().to(weights.device)
+        seen = channels[paths[0]]
+        ends = torch.stack([seen.low, seen.high]).float().to(weights.device)
+        amax = ends.abs().amax(0)
         candidates = [torch.ones_like(amax)]
-        candidates += [powers_of_two(weights ** (1 - alpha) / amax**alpha) for alpha in STRENGTHS]
-        groups.append(_Group(tuple(paths), amax, candidates))
+        candidates += [rounded(weights ** (1 - alpha) / amax**alpha) for alpha in STRENGTHS]
+        groups.append(_Group(tuple(paths), ends, candidates))
     return groups
 
 
@@ -194,11 +217,14 @@ class _Errors(Observer):
         norm = expected.square().sum(-1)
         norm = (norm + norm.mean()).clamp(min=torch.finfo(norm.dtype).tiny)
         for place, factors in enumerate(self._group.candidates):
-            found = self._quantized(values * factors, weight / factors, (self._group.amax * factors).amax())
+            found = self._quantized(values * factors, weight / factors, self._group.ends * factors)
             self.errors[place] += ((found - expected).square().sum(-1) / norm).sum()
 
-    def _quantized(self, inputs: Tensor, weight: Tensor, amax: Tensor) -> Tensor:
-        """Return the output with inputs quantized to a range, and a weight to its own."""
-        quantizer = self._linear._weight_quantizer
+    def _quantized(self, inputs: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        """Return the output with inputs quantized to the range of their channels, and a weight to its own."""
+        quantizer, of_inputs = self._linear._weight_quantizer, self._linear._input_quantizer
         weight = quantizer.quantized(weight, absolute_max(weight, quantizer.axis))
-        return self._linear._input_quantizer.quantized(inputs, amax) @ weight.T
+        interval = torch.stack([ends[0].amin(), ends[1].amax()])
+        if of_inputs.is_symmetric:
+            interval = interval.abs().amax()
+        return of_inputs.quantized(inputs, interval) @ weight.T

@@ -38,6 +38,9 @@ class Observer:
         name: The quantizer's name in its module.
         quantizer: The quantizer.
         device: Where to count.
+
+    Attributes:
+        ends: Of a quantizer that is not symmetric, how far below and above 0 its values reach, fp32, `(2,)`.
     """
 
     def __init__(self, name: str, quantizer: TensorQuantizer, device: torch.device) -> None:
@@ -45,6 +48,7 @@ class Observer:
         self.axis = quantizer.axis
         self.histogram = Histogram.empty(device)
         self.channel_amax: Tensor | None = None
+        self.ends = None if quantizer.is_symmetric else torch.zeros(2, device=device)
         self.batch = BatchCounts(None)
         self.was_reached = False
 
@@ -53,6 +57,9 @@ class Observer:
         self.was_reached = True
         if self.axis is None:
             self.batch.count(inputs, self.name, self.histogram)
+            if self.ends is not None:
+                low, high = torch.aminmax(self.batch.shown(inputs, self.name).detach())
+                self.ends = torch.maximum(self.ends, torch.stack([-low, high]).float())
             return
         amax = absolute_max(self.batch.shown(inputs, self.name), self.axis)
         self.channel_amax = amax if self.channel_amax is None else torch.maximum(self.channel_amax, amax)

@@ -7,7 +7,7 @@ The order of the steps, and why:
    first, because a channel's middle moves with its factor, and its factor hardly with its middle. What
    Linears read is smoothed last, as it comes out of both.
 3. Calibrate: collect what the quantizers see, and choose each range by itself.
-4. Refine: the ranges learn together, from good ones.
+4. Refine: the ranges learn together, from good ones; then tune, which biases and norms take part in.
 5. Fuse what reads one tensor, fuse query, key and value, and clip GELU: what an engine or a user demands of
    ranges is the last word on them. Refined afterwards, they would part again.
 6. Correct biases: the error to be corrected is that of the final ranges.
@@ -31,6 +31,7 @@ from qdqpatch.calibration import (
     shared_inputs,
     shifting,
     smoothing,
+    tuning,
 )
 from qdqpatch.calibration.calibrate import calibrate
 from qdqpatch.calibration.collecting import collect
@@ -40,6 +41,7 @@ from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.choices import Method, WeightMethod
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.listening import CalibrationListener
+from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.patching.apply import is_quantized, own_config
 from qdqpatch.patching.quantize import dequantize, quantize
 from qdqpatch.patching.wrapped import unwrapped
@@ -61,11 +63,13 @@ def ptq(
     shift: bool = False,
     smooth_inputs: bool = False,
     refine: int = 0,
+    tune: int = 0,
     fuse_inputs: bool = False,
     fuse_qkv: bool = False,
     clip_gelu: float | None = None,
     correct_biases: bool = False,
     tokenizer: Any = None,
+    head: SentenceHead | None = None,
     listener: CalibrationListener | None = None,
 ) -> Model:
     """Quantize a model and set its ranges from data, by all steps that are switched on, in place.
@@ -92,6 +96,8 @@ def ptq(
             of a product in front of them (`qdqpatch.calibration.smooth_inputs`).
         refine: For how many epochs all ranges learn together to keep the layers' outputs
             (`qdqpatch.calibration.refine_ranges`); 0 for none, and 2 to 4 are enough.
+        tune: For how many epochs ranges, biases and norms learn together to keep the model's outputs
+            (`qdqpatch.calibration.tune`); 0 for none. The float model changes with it.
         fuse_inputs: Whether quantizers that read one tensor get one range
             (`qdqpatch.calibration.fuse_inputs`), so that TensorRT writes and reads its integers once.
         fuse_qkv: Whether query, key and value get one range (`qdqpatch.calibration.fuse_qkv`).
@@ -99,6 +105,7 @@ def ptq(
         correct_biases: Whether the mean error of each Linear is taken out of its bias
             (`qdqpatch.calibration.correct_biases`); the float model changes with it.
         tokenizer: The model's, for texts; that of a `SentenceTransformer` is known.
+        head: What makes embeddings of the last hidden states, for `tune`; None for their mean.
         listener: Is told how it goes on.
 
     Returns:
@@ -122,6 +129,8 @@ def ptq(
     check_weight_method(weight_method)
     if refine != 0:
         refining.check_epochs(refine, "refine")
+    if tune != 0:
+        refining.check_epochs(tune, "tune")
     if clip_gelu is not None:
         clipping.check_maximum(clip_gelu)
     listener = CalibrationListener() if listener is None else listener
@@ -137,8 +146,10 @@ def ptq(
         if smooth_inputs:
             linears = input_smoothing.linears_to_smooth(inner)
             changed += input_smoothing.changed_parameters(linears)
-        if refine:
+        if refine or tune:
             refining.check_can_refine(inner)
+        if tune:
+            changed += tuning.tuned_parameters(inner)
         if fuse_qkv:
             fusing.groups_to_fuse(inner)
         if clip_gelu is not None:
@@ -162,9 +173,12 @@ def ptq(
         if refine:
             listener.say("Refining the ranges")
             refining.refine_ranges(inner, data.batches, refine, padding_aware, listener.step)
+        if tune:
+            listener.say("Tuning")
+            tuning.tune(inner, data.batches, tune, listener.step, head)
         if fuse_inputs:
             # Refined ranges are none of those that were compared.
-            shared_inputs.fuse_inputs(inner, data.batches, None if refine else statistics)
+            shared_inputs.fuse_inputs(inner, data.batches, None if refine or tune else statistics)
         if fuse_qkv:
             fusing.fuse_qkv(inner)
         if clip_gelu is not None:

@@ -39,7 +39,7 @@ class Reconstruction:
         inputs = on_device(batch, self.model.device)
         with torch.no_grad():
             expected = self._outputs(inputs)
-        with self._quantizing():
+        with quantizing(self._quantizers):
             found = self._outputs(inputs)
         padding = Padding(batch) if self._padding_aware else None
         errors = []
@@ -67,15 +67,17 @@ class Reconstruction:
             self.model(**inputs)
         return outputs
 
-    @contextmanager
-    def _quantizing(self) -> Iterator[None]:
-        for quantizer in self._quantizers:
-            quantizer._if_quant = True
-        try:
-            yield
-        finally:
-            for quantizer in self._quantizers:
-                quantizer._if_quant = False
+
+@contextmanager
+def quantizing(quantizers: Sequence[TensorQuantizer]) -> Iterator[None]:
+    """Let quantizers that are switched off quantize inside the block."""
+    for quantizer in quantizers:
+        quantizer._if_quant = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer._if_quant = False
 
 
 def quantized_layers(model: nn.Module) -> list[nn.Module]:

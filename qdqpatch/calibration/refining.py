@@ -73,12 +73,12 @@ def refine_ranges(
     check_epochs(epochs)
     check_can_refine(model)
     check_have_ranges(enabled_quantizers(model))
-    quantizers = list(_learnable(model).values())
+    quantizers = list(learnable(model).values())
     before = torch.stack([quantizer._amax.detach().clone() for quantizer in quantizers])
     reconstruction = Reconstruction(model, quantized_layers(model), padding_aware)
     with restored_if_raised(model, ()), observing(model, {}):
         given = distributed.together(lambda: list[Batch](as_tensors(batches)), model.device)
-        learned, held_back = _split(given)
+        learned, held_back = split(given)
         moved = _mean_moved(reconstruction, quantizers, learned, epochs, step)
         refined = before * moved.exp()
         errors = []
@@ -91,7 +91,7 @@ def refine_ranges(
 
 def can_refine(model: nn.Module) -> bool:
     """Return whether a model has, or will have, ranges for `refine_ranges`, and layers to judge them by."""
-    return bool(_learnable(model)) and bool(quantized_layers(model))
+    return bool(learnable(model)) and bool(quantized_layers(model))
 
 
 def check_can_refine(model: nn.Module) -> None:
@@ -106,7 +106,7 @@ def check_epochs(epochs: object, name: str = "epochs") -> None:
         raise ConfigError(f"{name} must be a positive integer, not {epochs!r}.")
 
 
-def _split(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+def split(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     """Return the batches to learn from and those to judge by, as the method `"auto"` holds them back."""
     learned: list[Batch] = []
     held_back: list[Batch] = []
@@ -166,7 +166,7 @@ def _learn(
     ]
     with (
         torch.inference_mode(False),
-        _learning(reconstruction.model, quantizers),
+        learning(reconstruction.model, quantizers),
         torch.enable_grad(),
     ):
         for done, place in enumerate(places):
@@ -178,7 +178,7 @@ def _learn(
                 )
             loss.backward()
             optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * done / steps)) / 2
-            moved.grad = torch.stack([_gradient(quantizer) for quantizer in quantizers])
+            moved.grad = torch.stack([gradient_of(quantizer) for quantizer in quantizers])
             optimizer.step()
             with torch.no_grad():
                 for quantizer, amax in zip(quantizers, start * moved.exp(), strict=True):
@@ -188,14 +188,14 @@ def _learn(
     return moved
 
 
-def _gradient(quantizer: TensorQuantizer) -> Tensor:
+def gradient_of(quantizer: TensorQuantizer) -> Tensor:
     """Return the gradient of the logarithm of a range; 0 of one that nothing reached."""
     amax, gradient = quantizer._amax.detach(), quantizer._amax.grad
     return torch.zeros_like(amax) if gradient is None else gradient * amax
 
 
 @contextmanager
-def _learning(model: nn.Module, quantizers: Sequence[TensorQuantizer]) -> Iterator[None]:
+def learning(model: nn.Module, quantizers: Sequence[TensorQuantizer]) -> Iterator[None]:
     """Make the ranges the only parameters that have a gradient, and put everything back."""
     parameters = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
     classes = [(type(quantizer), quantizer.is_learned) for quantizer in quantizers]
@@ -217,7 +217,7 @@ def _learning(model: nn.Module, quantizers: Sequence[TensorQuantizer]) -> Iterat
             parameter.grad = gradient
 
 
-def _learnable(model: nn.Module) -> dict[str, TensorQuantizer]:
+def learnable(model: nn.Module) -> dict[str, TensorQuantizer]:
     """Return the quantizers of activations with one range for the whole tensor that may move, by path."""
     return {
         path: quantizer

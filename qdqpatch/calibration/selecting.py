@@ -47,14 +47,15 @@ def weights_of(model: nn.Module) -> dict[str, tuple[TensorQuantizer, Tensor]]:
 
 
 def range_of(path: str, quantizer: TensorQuantizer) -> Tensor:
-    """Return the range of a quantizer.
+    """Return the range of a quantizer, as `load_range` takes it.
 
     Raises:
         CalibrationError: If it has none.
     """
-    if quantizer.amax is None:
+    interval = quantizer.interval
+    if interval is None:
         raise CalibrationError(no_range([path]))
-    return quantizer.amax
+    return interval
 
 
 def load_ranges(model: Model, ranges: Mapping[str, Tensor]) -> Model:

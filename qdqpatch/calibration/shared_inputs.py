@@ -72,8 +72,8 @@ def fuse_inputs(
 def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the paths of the quantizers that read one tensor, for each tensor with several.
 
-    Only quantizers of activations with one range for the whole tensor count, and only such of the same
-    settings go together.
+    Only quantizers of activations with one symmetric range for the whole tensor count, and only such of the
+    same settings go together.
 
     Args:
         model: A quantized model; it is run once.
@@ -95,7 +95,8 @@ def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]
             stack.callback(setattr, module, "training", mode)
         model.eval()
         for path, quantizer in enabled_quantizers(model).items():
-            if not is_weight(path) and (quantizer.amax is None or quantizer.amax.dim() == 0):
+            one_range = quantizer.is_symmetric and (quantizer.amax is None or quantizer.amax.dim() == 0)
+            if not is_weight(path) and one_range:
                 stack.callback(quantizer.register_forward_pre_hook(partial(look, path)).remove)
         device = next(model.parameters()).device
         model(**{name: _own(value) for name, value in on_device(batch, device).items()})

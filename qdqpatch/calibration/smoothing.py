@@ -222,10 +222,15 @@ def _changes(
 
 def powers_of_two(factors: Tensor) -> Tensor:
     """Return the nearest powers of two, around 1; 1 for a channel that is 0 on one side."""
+    return around_one(factors).log2().round().exp2()
+
+
+def around_one(factors: Tensor) -> Tensor:
+    """Return factors relative to their median, none extreme; 1 for a channel that is 0 on one side."""
     exponents = factors.log2()
     is_there = exponents.isfinite()
     if not bool(is_there.any()):
         return torch.ones_like(factors)
     middle = exponents[is_there].median()
-    exponents = (exponents - middle).round().clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+    exponents = (exponents - middle).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
     return torch.exp2(torch.where(is_there, exponents, 0))

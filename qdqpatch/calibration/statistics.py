@@ -40,6 +40,8 @@ class TensorStatistics:
             its range. It has no histogram: its counts are 0.
         errors: How far each candidate range moves the operation's result on the batches that were held
             back (`calibration/comparing.py` says in what measure); empty if nothing was compared.
+        ends: Of a quantizer that is not symmetric, the lowest and the highest value, and 0 between them. A
+            range is told by the magnitude that it takes in on either side; it goes no further than they do.
     """
 
     counts: NDArray[np.int64]
@@ -48,10 +50,15 @@ class TensorStatistics:
     levels: int
     channel_amax: Tensor | None = None
     errors: dict[float, float] = field(default_factory=dict)
+    ends: tuple[float, float] | None = None
 
     @classmethod
     def of(
-        cls, histogram: Histogram, channel_amax: Tensor | None, quantizer: TensorQuantizer
+        cls,
+        histogram: Histogram,
+        channel_amax: Tensor | None,
+        quantizer: TensorQuantizer,
+        ends: tuple[float, float] | None = None,
     ) -> TensorStatistics:
         """Bring what was collected to the host."""
         amax = histogram.amax
@@ -64,10 +71,24 @@ class TensorStatistics:
             float(amax),
             quantizer.levels,
             channel_amax,
+            ends=ends,
         )
 
+    def interval(self, amax: Tensor) -> Tensor:
+        """Return the range that takes in the magnitudes up to `amax`, as quantizers load it."""
+        if self.ends is None:
+            return amax
+        return torch.stack([torch.tensor(end).clamp(-amax, amax) for end in self.ends])
+
+    @property
+    def resolution(self) -> int:
+        """How many levels there are on the longer side of the range, for the searches."""
+        if self.ends is None or self.ends[0] == self.ends[1]:
+            return self.levels
+        return int((2 * self.levels + 1) * self.amax / (self.ends[1] - self.ends[0]))
+
     def best_range(self, method: Method, percentile: float = DEFAULT_PERCENTILE) -> Tensor:
-        """Return the range that a method chooses, fp32, never beyond the largest magnitude.
+        """Return the magnitude that a method lets the range end at, fp32, never beyond the largest.
 
         A quantizer with a range per channel gets its maxima, whatever the method; one that no batch held
         back has reached, or whose range makes no difference there, the percentile for `"auto"`. The range is
@@ -80,7 +101,7 @@ class TensorStatistics:
         filled = np.flatnonzero(self.counts)
         if method == "max" or not len(filled) or filled[-1] == 0:
             return torch.tensor(self.amax)
-        bins = bins_in_range(self.counts[: filled[-1] + 1], self.levels, method, percentile)
+        bins = bins_in_range(self.counts[: filled[-1] + 1], self.resolution, method, percentile)
         # The lower edge of the first bin, which the toolkit would take too, would make every value 0.
         return torch.tensor(min(max(bins, 1.0) * self.width, self.amax))
 
@@ -131,12 +152,20 @@ class Statistics(Mapping[str, TensorStatistics]):
             percentile: The share, in percent, for `"percentile"`, and for what nothing was compared of.
 
         Returns:
-            The ranges by path: fp32, 0-dim, or shaped for a quantizer with a range per channel.
+            The ranges by path: fp32, 0-dim, or shaped for a quantizer with a range per channel; of one that
+            is not symmetric the lowest and the highest value, shape `(2,)`.
 
         Raises:
             ConfigError: If there is no such method or percentile.
             CalibrationError: If the method is `"auto"` and nothing was compared.
         """
+        found = self.magnitudes(method, percentile)
+        return {path: self._tensors[path].interval(amax) for path, amax in found.items()}
+
+    def magnitudes(
+        self, method: Method = "auto", percentile: float = DEFAULT_PERCENTILE
+    ) -> dict[str, Tensor]:
+        """Return the magnitudes that ranges end at; what they are of is as for `ranges`."""
         check_method(method, percentile)
         with_histogram = [tensor for tensor in self._tensors.values() if tensor.channel_amax is None]
         if method == "auto" and with_histogram and not any(tensor.errors for tensor in with_histogram):
@@ -151,7 +180,7 @@ class Statistics(Mapping[str, TensorStatistics]):
                 ranges[path] = tensor.best_range(method, percentile)
                 continue
             # Query, key, value and the residual add saw the same, and need one search.
-            key = (tensor.counts.tobytes(), tensor.width, tensor.amax, tensor.levels)
+            key = (tensor.counts.tobytes(), tensor.width, tensor.amax, tensor.resolution)
             if key not in found:
                 found[key] = tensor.best_range(method, percentile)
             ranges[path] = found[key].clone()
@@ -185,6 +214,8 @@ class Statistics(Mapping[str, TensorStatistics]):
                 "levels": tensor.levels,
                 "errors": list(tensor.errors.items()),
             }
+            if tensor.ends is not None:
+                facts[path]["ends"] = tensor.ends
             if tensor.channel_amax is not None:
                 tensors[f"{path}.channel_amax"] = tensor.channel_amax
         counts = np.frombuffer(b"".join(rows), dtype=np.int64).reshape(len(rows), -1 if rows else 0)
@@ -215,6 +246,7 @@ class Statistics(Mapping[str, TensorStatistics]):
                         levels=fact["levels"],
                         channel_amax=tensors.get(f"{path}.channel_amax"),
                         errors=dict(fact["errors"]),
+                        ends=None if fact.get("ends") is None else tuple(fact["ends"]),
                     )
                     for path, fact in json.loads(metadata["quantizers"]).items()
                 }

@@ -22,7 +22,7 @@ def restored_if_raised(model: nn.Module, parameters: Iterable[nn.Parameter]) -> 
     """
     values = {parameter: parameter.detach().clone() for parameter in parameters}
     quantizers = [quantizer for _, quantizer in named_quantizers(model)]
-    ranges = [None if quantizer.amax is None else quantizer.amax.clone() for quantizer in quantizers]
+    ranges = [None if quantizer.interval is None else quantizer.interval.clone() for quantizer in quantizers]
     scales = {linear: linear.input_scale for linear in model.modules() if isinstance(linear, QuantLinear)}
     learned = [quantizer.is_learned for quantizer in quantizers]
     try:
@@ -33,9 +33,9 @@ def restored_if_raised(model: nn.Module, parameters: Iterable[nn.Parameter]) -> 
                 parameter.copy_(value)
         for linear, scale in scales.items():
             linear.load_input_scale(scale)
-        for quantizer, amax, was_learned in zip(quantizers, ranges, learned, strict=True):
-            if amax is not None:
-                quantizer.load_range(amax)
+        for quantizer, interval, was_learned in zip(quantizers, ranges, learned, strict=True):
+            if interval is not None:
+                quantizer.load_range(interval)
                 quantizer.learn_range(was_learned)
             elif quantizer.amax is not None:
                 quantizer.drop_range()

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from qdqpatch.checkpoint.files import find_file
+from qdqpatch.checkpoint.processor import PROCESSOR_FILES
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer
 from qdqpatch.errors import CheckpointError, ConfigError, one_line
 
@@ -109,7 +110,7 @@ def read_companions(source: str) -> Companions:
     Raises:
         CheckpointError: If a file cannot be read, or names what is not there.
     """
-    names = (MODULES, PROMPTS, *LENGTHS, CARD)
+    names = (MODULES, PROMPTS, *LENGTHS, CARD, *PROCESSOR_FILES)
     files = {name: file for name in names if (file := find_file(source, name)) is not None}
     modules = _modules(source, files[MODULES]) if MODULES in files else ()
     for module in modules:

@@ -29,7 +29,10 @@ WRAPPERS = {
 }
 """What puts a prefix before all names, by the prefix."""
 
-RANGE = re.compile(r"\.[a-z_]*_quantizer\._amax$")
+STATE = ("._amax", "._zero_point")
+"""How the names of a quantizer's tensors end."""
+
+RANGE = re.compile(r"\.[a-z_]*_quantizer\.(_amax|_zero_point)$")
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,14 @@ def check_fit(
 
 def missing_in_encoder(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
     """Return those weights that lie below the head and below a pooler."""
-    return sorted(name for name in missing if _is_encoder(model, name) and not name.endswith("._amax"))
+    return sorted(name for name in missing if _is_encoder(model, name) and not name.endswith(STATE))
 
 
 def missing_in_head(model: PreTrainedModel, missing: Iterable[str]) -> list[str]:
     """Return those weights that the head needs, its pooler too; a bare encoder has no head."""
     if model.base_model is model:
         return []
-    return sorted(name for name in missing if not _is_encoder(model, name) and not name.endswith("._amax"))
+    return sorted(name for name in missing if not _is_encoder(model, name) and not name.endswith(STATE))
 
 
 def some(names: Sequence[str]) -> str:
@@ -170,7 +173,7 @@ def _family_names(model: PreTrainedModel) -> set[str]:
 
 def _left_over(kind: str, strange: Sequence[str], request: Request) -> str:
     text = f"{kind} has no place for {len(strange)} weights of {request.name}: {some(strange)}."
-    if all(name.endswith("._amax") for name in strange):
+    if all(name.endswith(STATE) for name in strange):
         return f"{text} They are ranges of quantizers that its config.json does not tell of."
     if any("lora_" in name for name in strange):
         return f"{text} They are a LoRA adapter's: merge it (merge_and_unload) and save the model."

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from qdqpatch.checkpoint.fitting import Request, check_fit
 from qdqpatch.errors import CheckpointError, QdqError, one_line
-from qdqpatch.nn.names import INPUT_SCALE
+from qdqpatch.nn.names import INPUT_SCALE, ZERO_POINT
 
 SIZES = (
     "hidden_size",
@@ -22,7 +22,7 @@ SIZES = (
 )
 """What no model has none of; torch computes with negative ones for a while."""
 
-STATE = ("._amax", f".{INPUT_SCALE}")
+STATE = ("._amax", f".{ZERO_POINT}", f".{INPUT_SCALE}")
 """How the names of what only a quantized model has end."""
 
 

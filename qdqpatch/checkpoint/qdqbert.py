@@ -156,6 +156,11 @@ def _check_expressible(model: PreTrainedModel) -> str:
             f"{scaled[0]} has a smoothed input (qdqpatch.calibration.smooth_inputs), which QDQBERT's "
             "classes do not compute."
         )
+    if asymmetric := [path for path, quantizer in named_quantizers(model) if not quantizer.is_symmetric]:
+        raise ConfigError(
+            f"{asymmetric[0]} has a zero point, which QDQBERT's classes do not compute. Save it with "
+            "save_pretrained instead."
+        )
     architecture = f"QDQ{type(model).__name__}"
     if architecture not in ARCHITECTURES:
         raise UnsupportedModelError(f"There was no class {architecture}, only {', '.join(ARCHITECTURES)}.")

@@ -31,6 +31,7 @@ from qdqpatch.patching.stored_ranges import (
     weight_shape,
 )
 from qdqpatch.patching.tensor_files import read_shapes
+from qdqpatch.patching.zero_points import read_zero_points
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The names of a checkpoint's weights, in the order in which transformers looks for them."""
@@ -114,6 +115,14 @@ class Checkpoint:
             CheckpointError: If a file of weights is missing or damaged, or a range is negative or not finite.
         """
         return read_ranges(self.weight_files())
+
+    def zero_points(self) -> dict[str, Tensor]:
+        """Return the zero points of ranges that do not lie around zero, by quantizer.
+
+        Raises:
+            CheckpointError: If a file of weights is missing or damaged, or one is no whole number.
+        """
+        return read_zero_points(self.weight_files())
 
     def weight_files(self) -> list[str]:
         """Return the paths of the files that hold the weights.

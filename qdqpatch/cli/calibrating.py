@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdqpatch.choices import Method
-from qdqpatch.cli.common import progress_bar
-from qdqpatch.listening import CalibrationListener
+from qdqpatch.cli.bar import CalibrationBar
+from qdqpatch.errors import CheckpointError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +20,12 @@ if TYPE_CHECKING:
 
     from qdqpatch.calibration import Statistics
     from qdqpatch.checkpoint.companions import Companions
+    from qdqpatch.data.batches import TextBatches
     from qdqpatch.data.texts import Texts
+    from qdqpatch.nn.pooling import SentenceHead
+
+JUDGED = 64
+"""On so many texts a model is compared with the float one."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,13 @@ class Calibration:
     shift: bool
     smooth_inputs: bool
     refine: int
+    tune: int
     correct_biases: bool
 
     def prepare(
         self, ckpt: str, companions: Companions, console: Console
-    ) -> Callable[[PreTrainedModel], Statistics]:
+    ) -> Prepared | Callable[[PreTrainedModel], Statistics]:
         """Read the tokenizer and the texts, and return what calibrates the model with them.
-
-        That returns what the quantizers saw.
 
         Args:
             ckpt: The checkpoint.
@@ -65,6 +68,9 @@ class Calibration:
         Raises:
             ConfigError: If there is no such prompt.
         """
+        if Path(self.source).is_dir():
+            return self._with_images(ckpt, console)
+        from qdqpatch.checkpoint.sentence_head import load_sentence_head
         from qdqpatch.checkpoint.tokenizer import load_tokenizer
         from qdqpatch.data.texts import is_hub_name, read_texts
 
@@ -72,39 +78,76 @@ class Calibration:
         tokenizer = load_tokenizer(ckpt)
         if is_hub_name(self.source):
             _silence_datasets()
+        read = functools.partial(
+            read_texts,
+            self.source,
+            self.text_column,
+            self.text_pair_column,
+            split=self.split,
+            subset=self.subset,
+        )
         with console.status(f"Reading {self.source}"):
-            texts = read_texts(
-                self.source,
-                self.text_column,
-                self.text_pair_column,
-                samples=self.samples,
-                seed=self.seed,
-                split=self.split,
-                subset=self.subset,
-            )
-        rows = [(companions.text(first, prompt), second) for first, second in texts.rows]
+            texts = read(samples=self.samples, seed=self.seed)
+            used = {*texts.rows}
+            others = []
+            if texts.total > len(texts.rows):
+                others = [row for row in read(samples=JUDGED, seed=self.seed ^ 1).rows if row not in used]
+        rows, judged = (
+            [(companions.text(first, prompt), second) for first, second in some]
+            for some in (texts.rows, others or texts.rows[:JUDGED])
+        )
         settings = self
         if companions.max_length is not None and not self.length_given:
             settings = dataclasses.replace(self, max_length=companions.max_length)
             tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
-        return functools.partial(settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console)
+        head = load_sentence_head(companions) if self.tune else None
+        return Prepared(
+            settings, dataclasses.replace(texts, rows=rows), judged, bool(others), tokenizer, console, head
+        )
+
+    def _with_images(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
+        """Find the images of the folder, and return what calibrates a model with them."""
+        from qdqpatch.calibration.observing import HELD_BACK
+        from qdqpatch.checkpoint.processor import PROCESSOR_FILES, has_processor, load_processor
+        from qdqpatch.data.images import ImageBatches, find_images
+        from qdqpatch.data.sampling import reservoir
+        from qdqpatch.distributed import share
+
+        if not has_processor(ckpt):
+            raise CheckpointError(
+                f"{self.source} is a folder. For texts, name a file; for images, {ckpt} needs its image "
+                f"processor ({PROCESSOR_FILES[0]}), from the model that it was made of."
+            )
+        processor = load_processor(ckpt)
+        drawn, total = reservoir(find_images(self.source), self.samples, self.seed)
+        own = share([image.path for image in drawn], HELD_BACK * self.batch_size)
+        batches = ImageBatches(own, processor, self.batch_size)
+
+        def run(model: PreTrainedModel) -> Statistics:
+            console.print(f"Calibrating with {len(drawn)} of {total} images in {self.source}.")
+            return self._ranges(model, batches, console)
+
+        return run
 
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
-        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine")
+        from qdqpatch.output.record import data_record
+
+        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine", "tune")
         more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
-        data: dict[str, Any] = {"name": Path(self.source).name}
-        if Path(self.source).is_file():
-            data["sha256"] = hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
-        return {"calibration": settings, "data": data}
+        return {"calibration": settings, "data": data_record(self.source)}
 
     def _run(
-        self, texts: Texts, tokenizer: PreTrainedTokenizerBase, console: Console, model: PreTrainedModel
+        self,
+        texts: Texts,
+        tokenizer: PreTrainedTokenizerBase,
+        console: Console,
+        head: SentenceHead | None,
+        model: PreTrainedModel,
     ) -> Statistics:
-        """Say what the texts are, and calibrate the model behind a progress bar."""
+        """Say what the texts are, and calibrate the model with them."""
         from qdqpatch.calibration.observing import HELD_BACK
-        from qdqpatch.calibration.ptq import ptq
         from qdqpatch.data.batches import TextBatches, warn_if_short
         from qdqpatch.data.lengths import served_length
         from qdqpatch.distributed import is_first, share
@@ -117,7 +160,15 @@ class Calibration:
         )
         if not self.length_given and is_first():
             warn_if_short(batches, served_length(tokenizer, model))
-        with _Bar(console) as bar:
+        return self._ranges(model, batches, console, head)
+
+    def _ranges(
+        self, model: PreTrainedModel, batches: Any, console: Console, head: SentenceHead | None = None
+    ) -> Statistics:
+        """Calibrate the model behind a progress bar."""
+        from qdqpatch.calibration.ptq import ptq
+
+        with CalibrationBar(console) as bar:
             ptq(
                 model,
                 batches,
@@ -127,6 +178,8 @@ class Calibration:
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
                 refine=self.refine,
+                tune=self.tune,
+                head=head,
                 fuse_inputs=self.fuse_inputs,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
@@ -136,37 +189,37 @@ class Calibration:
         return bar.statistics
 
 
-class _Bar(CalibrationListener):
-    """Shows how calibration goes on: one bar, which begins anew with each step.
+@dataclass(frozen=True)
+class Prepared:
+    """Texts that are read, to calibrate a model with and to judge it on.
 
     Attributes:
-        statistics: What the quantizers saw.
+        settings: What the options say.
+        texts: What to calibrate with.
+        judged: What to judge on, at most `JUDGED` texts.
+        held_back: Whether these are others than those to calibrate with.
+        tokenizer: The model's.
+        console: Where to say what is done.
+        head: What makes a text's embedding, where ranges are tuned by it.
     """
 
-    statistics: Statistics
+    settings: Calibration
+    texts: Texts
+    judged: list[tuple[str, str | None]]
+    held_back: bool
+    tokenizer: PreTrainedTokenizerBase
+    console: Console
+    head: SentenceHead | None = None
 
-    def __init__(self, console: Console) -> None:
-        self._bar = progress_bar(console)
-        self._task = self._bar.add_task("", total=None)
+    def __call__(self, model: PreTrainedModel) -> Statistics:
+        """Calibrate the model, and return what the quantizers saw."""
+        return self.settings._run(self.texts, self.tokenizer, self.console, self.head, model)
 
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
+    def batches(self, model: PreTrainedModel) -> TextBatches:
+        """Return the texts to judge on."""
+        from qdqpatch.data.batches import TextBatches
 
-    def __exit__(self, *raised: object) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """Begin a step."""
-        self._bar.reset(self._task, total=None, description=text)
-
-    def step(self, done: int, total: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=done, total=total)
-
-    def collected(self, statistics: Statistics) -> None:
-        """Keep what the quantizers saw."""
-        self.statistics = statistics
+        return TextBatches(self.judged, self.tokenizer, model, max_length=self.settings.max_length)
 
 
 def _silence_datasets() -> None:

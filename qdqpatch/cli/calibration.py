@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -17,9 +18,6 @@ from qdqpatch.cli.numbers import LARGEST, Number
 from qdqpatch.cli.options import COLUMN_HELP, EPOCHS, LENGTH, SEED, SPLIT_HELP, batch_option
 from qdqpatch.cli.sections import SectionOption
 
-if TYPE_CHECKING:
-    pass
-
 _data = functools.partial(click.option, cls=SectionOption, section="Data")
 _option = functools.partial(click.option, cls=SectionOption, section="Calibration")
 
@@ -28,11 +26,11 @@ OPTIONS = (
         "--calib",
         "--data",
         "source",
-        metavar="FILE|NAME",
+        metavar="FILE|FOLDER|NAME",
         help="Set the ranges from the texts in FILE: lines of .txt, rows of .csv or .tsv (the first line "
-        "names the columns), objects of .jsonl, questions of SQuAD's .json; also gzipped (.gz). A NAME that "
-        "is no file is a data set on the Hugging Face hub. Without --calib, ranges are computed from each "
-        "input, and engines that need fixed ones cannot take the model.",
+        "names the columns), objects of .jsonl, questions of SQuAD's .json; also gzipped (.gz); or from the "
+        "images in FOLDER. A NAME that is neither is a data set on the Hugging Face hub. Without --calib, "
+        "ranges are computed from each input, and engines that need fixed ones cannot take the model.",
     ),
     _data(
         "--text-column",
@@ -117,9 +115,9 @@ OPTIONS = (
     _option(
         "--smooth-inputs",
         is_flag=True,
-        help="First multiply what the Linears read by powers of two, so that no channel is an outlier "
-        "(SmoothQuant), as much as texts held back say. What the float model computes stays the same; an "
-        "engine multiplies once more for each tensor.",
+        help="First multiply what the Linears read, so that no channel is an outlier (SmoothQuant), as much "
+        "as texts held back say. What the float model computes stays the same but for rounding; an engine "
+        "multiplies once more for each tensor.",
     ),
     _option(
         "--refine",
@@ -128,6 +126,15 @@ OPTIONS = (
         metavar="EPOCHS",
         help="Then let all ranges learn together to keep the layers' outputs. Takes about five times as long "
         "as running the texts through the model, for each of the EPOCHS; 2 to 4 are enough, 0 is none.",
+    ),
+    _option(
+        "--tune",
+        default=0,
+        type=EPOCHS,
+        metavar="EPOCHS",
+        help="Then let ranges, biases and LayerNorms learn together to keep what the model returns: "
+        "embeddings, logits. Takes several hundred texts; 3 epochs are enough, 0 is none. Changes the float "
+        "model too.",
     ),
     _option(
         "--correct-biases",
@@ -172,6 +179,12 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         raise click.UsageError(f"--percentile is for --method percentile, not {values['method']}.")
     if "text_pair_column" in given and "text_column" not in given:
         raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
+    if values["source"] is not None and Path(values["source"]).is_dir():
+        of_texts = ("text_column", "text_pair_column", "split", "subset", "max_length", "prompt")
+        if wrong := [given[name] for name in of_texts if name in given]:
+            raise click.UsageError(
+                f"{', '.join(wrong)}: this is for texts, and --calib names a folder of images."
+            )
     if given.keys() & {"split", "subset"}:
         from qdqpatch.data.texts import is_hub_name
 

@@ -34,8 +34,8 @@ OPTIONS = (
         metavar="FILE|NAME",
         required=True,
         help="The data: a file (.csv, .tsv, .jsonl; SQuAD's .json for question answering; .conll for token "
-        "classification; .txt where no labels are needed), also gzipped (.gz). A NAME that is no file "
-        "is a data set on the Hugging Face hub.",
+        "classification; .txt where no labels are needed), also gzipped (.gz); for image classification a "
+        "folder. A NAME that is neither is a data set on the Hugging Face hub.",
     ),
     _option("--text-column", metavar="COLUMN", help=COLUMN_HELP),
     _option(

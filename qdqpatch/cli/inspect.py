@@ -93,7 +93,8 @@ def command(
     if quantized:
         with console.status(f"Judging the quantizers of {ckpt}"):
             statistics = load_statistics(source)
-            reports = report_quantizers(source, plan, source.ranges(), statistics, html is not None)
+            stored = source.ranges(), statistics, html is not None, source.zero_points()
+            reports = report_quantizers(source, plan, *stored)
     else:
         reports = report_quantizers(source, plan, {}, None)
     if html is not None:
@@ -188,6 +189,8 @@ def _with_reports(plan: Plan, reports: Sequence[QuantizerReport], quantized: boo
                 continue
             if report.amax is not None:
                 settings["amax"] = report.amax.flatten().tolist() if report.amax.dim() else report.amax.item()
+            if report.ends is not None:
+                settings["range"] = report.ends.tolist()
             settings["clipped_share"] = None if report.quality is None else report.quality.clipped_share
             settings["sqnr_db"] = report.sqnr_db
     return data

@@ -134,6 +134,13 @@ _calibration = functools.partial(click.option, cls=SectionOption, section="Calib
     help="Before that, move the channels of its values and LayerNorms around zero, as convert --shift does.",
 )
 @_calibration(
+    "--smooth-inputs/--no-smooth-inputs",
+    default=None,
+    show_default=False,
+    help="Before that, multiply what its Linears read, as convert --smooth-inputs does.  [default: for "
+    "embedders]",
+)
+@_calibration(
     "--refine",
     default=Job.refine,
     type=EPOCHS,
@@ -158,6 +165,7 @@ def command(
     weight_ranges: WeightRanges,
     method: Method,
     shift: bool,
+    smooth_inputs: bool | None,
     refine: int,
     placement: Placement,
     resume: bool,
@@ -194,6 +202,7 @@ def command(
         config=placement(),
         method=method,
         shift=shift,
+        smooth_inputs=smooth_inputs,
         refine=refine,
         activations=activation_ranges,
         weights=weight_ranges,

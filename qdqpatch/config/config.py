@@ -72,6 +72,8 @@ class QDQConfig(QuantizationConfigMixin):
             object.__setattr__(self, name, _as_quantizer_config(name, getattr(self, name)))
         if self.weight is not None:
             self.weight.check_axis(WEIGHT_DIMS, "a weight, which has two dimensions")
+            if not self.weight.symmetric:
+                raise ConfigError("Weights lie around zero: symmetric=False is for activations.")
         for name in (*PARTS, "outputs"):
             check_bool(name, getattr(self, name))
         object.__setattr__(self, "overrides", _as_overrides(self.overrides))
@@ -148,6 +150,9 @@ class QDQConfig(QuantizationConfigMixin):
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready data; `from_dict` reads it back unchanged."""
         data = dataclasses.asdict(self)
+        for settings in (data["activation"], data["weight"]):
+            if settings is not None and settings["symmetric"]:
+                del settings["symmetric"]  # releases that do not know it can read the rest
         data["overrides"] = [
             {"pattern": item.pattern, "enabled": item.enabled, **item.settings} for item in self.overrides
         ]

@@ -33,6 +33,8 @@ class QuantizerConfig:
         axis: Dimensions that each keep a range of their own, as an int or a tuple of ints (0 is a
             weight's output channel); None for one range per tensor.
         unsigned: Whether the integers start at 0, for tensors that are never negative.
+        symmetric: Whether the range lies around zero. One that does not takes in what is there, from the
+            lowest value to the highest, with a zero point: for activations in ONNX Runtime and OpenVINO.
         narrow_range: Whether a signed integer leaves out its lowest value: [-127, 127], not [-128, 127].
         amax: A fixed range for the whole tensor; None leaves it to calibration.
         scale_amax: A factor on the range, for experiments; None for 1.
@@ -50,6 +52,7 @@ class QuantizerConfig:
     amax: float | None = None
     scale_amax: float | None = None
     calib_method: Literal["max", "histogram"] = "max"
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.axis, (list, tuple)):
@@ -65,10 +68,12 @@ class QuantizerConfig:
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         if self.axis is not None and not all(type(axis) is int for axis in axes):
             raise ConfigError(f"axis must be an integer, a list of them or null, not {self.axis!r}.")
-        for name in ("unsigned", "narrow_range"):
+        for name in ("unsigned", "narrow_range", "symmetric"):
             check_bool(name, getattr(self, name))
-            if self.is_float8 and getattr(self, name):
+            if self.is_float8 and name != "symmetric" and getattr(self, name):
                 raise ConfigError(f"FP8 has a sign and one range: {name} is for integers.")
+        if not self.symmetric:
+            self._check_asymmetric()
         for name in ("amax", "scale_amax"):
             _check_range(name, getattr(self, name))
         if self.calib_method not in ("max", "histogram"):
@@ -78,6 +83,19 @@ class QuantizerConfig:
     def is_float8(self) -> bool:
         """Whether values are rounded to FP8 (E4M3), not to integers."""
         return self.num_bits == E4M3
+
+    def _check_asymmetric(self) -> None:
+        if self.is_float8:
+            raise ConfigError("FP8 lies around zero: symmetric=False is for integers.")
+        reasons = {
+            "axis": "has one range for the whole tensor",
+            "unsigned": "reaches as far to either side as it needs to",
+            "narrow_range": "has all levels",
+            "amax": "is not told by one number",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name) not in (None, False):
+                raise ConfigError(f"A range that is not symmetric {reason}: leave out {name} or symmetric.")
 
     @classmethod
     def from_descriptor(cls, descriptor: QuantDescriptor) -> QuantizerConfig:
@@ -97,14 +115,16 @@ class QuantizerConfig:
             )
         if descriptor.amax is not None and np.size(descriptor.amax) != 1:
             raise ConfigError("The descriptor fixes a range per channel; only one per tensor can be fixed.")
-        settings = {item.name: getattr(descriptor, item.name) for item in dataclasses.fields(cls)}
+        known = (item.name for item in dataclasses.fields(cls) if hasattr(descriptor, item.name))
+        settings = {name: getattr(descriptor, name) for name in known}
         if descriptor.amax is not None:
             settings["amax"] = float(descriptor.amax)
         return cls(**settings)
 
     def descriptor(self) -> QuantDescriptor:
-        """Return the same settings as a `QuantDescriptor`."""
+        """Return the same settings as a `QuantDescriptor`, which cannot say `symmetric`."""
         settings = dataclasses.asdict(self)
+        del settings["symmetric"]
         if self.is_float8:
             del settings["num_bits"]
             return Float8Descriptor(**settings)
@@ -133,6 +153,8 @@ class QuantizerConfig:
 
     def __str__(self) -> str:
         text = "fp8" if self.is_float8 else f"{'u' if self.unsigned else ''}int{self.num_bits}"
+        if not self.symmetric:
+            text = f"asymmetric {text}"
         if self.axis is not None:
             text += f" per channel (axis {self.axis})"
         return text

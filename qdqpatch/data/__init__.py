@@ -1,5 +1,6 @@
-"""Where calibration data comes from: files, hub data sets and lists of texts, as batches for a model."""
+"""Where calibration data comes from: files, hub data sets, texts and images, as batches for a model."""
 
 from qdqpatch.data.batches import text_batches
+from qdqpatch.data.images import image_batches
 
-__all__ = ["text_batches"]
+__all__ = ["image_batches", "text_batches"]

@@ -41,11 +41,13 @@ class Facts:
         vocab_size: Token ids are below this.
         max_length: The longest sequence.
         pad_token_id: The id that is padding.
+        image: Channels, height and width of the images that it takes.
     """
 
     vocab_size: int | None = None
     max_length: int | None = None
     pad_token_id: int | None = None
+    image: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,18 @@ def _facts_of(config: Mapping[str, Any]) -> Facts:
     vocabulary, padding = (
         value if isinstance(value := config.get(key), int) else None for key in ("vocab_size", "pad_token_id")
     )
-    return Facts(vocabulary, positions_for_tokens(config), padding)
+    return Facts(vocabulary, positions_for_tokens(config), padding, _image(config))
+
+
+def _image(config: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    vision = config.get("vision_config")
+    settings = vision if isinstance(vision, Mapping) else config
+    channels, size = settings.get("num_channels", 3), settings.get("image_size")
+    sides = [size, size] if isinstance(size, int) else size
+    numbers = [channels, *sides] if isinstance(sides, list | tuple) else []
+    if len(numbers) != 3 or not all(isinstance(number, int) for number in numbers):
+        return None
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _labels(models: Sequence[str]) -> list[str]:

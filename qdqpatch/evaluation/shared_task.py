@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.checkpoint.companions import Companions, read_companions
 from qdqpatch.checkpoint.files import find_file
+from qdqpatch.checkpoint.processor import has_processor, load_processor
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
 from qdqpatch.data.lengths import config_limit
@@ -21,8 +22,9 @@ from qdqpatch.errors import ConfigError
 from qdqpatch.tasks import TASKS, default_length, make_task, task_of
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
+from qdqpatch.tasks.image_classification import ImageClassification
 
-CLASSES = ("text-classification", "token-classification")
+CLASSES = ("text-classification", "token-classification", "image-classification")
 """The tasks whose labels are those of the config."""
 
 _UNNAMED = re.compile(r"LABEL_\d+")
@@ -36,12 +38,14 @@ class Described:
         name: The model, as the user named it.
         config: Its config.
         tokenizer: Its tokenizer.
+        home: The folder that these are in, or the model's name on the hub.
         companions: What says how it is used, if it is in a folder of sentence-transformers.
     """
 
     name: str
     config: PreTrainedConfig | None
     tokenizer: PreTrainedTokenizerBase | None
+    home: str
     companions: Companions | None
 
 
@@ -65,8 +69,16 @@ def settle(
     """
     described = [_describe(name) for name in dict.fromkeys(models)]
     config = next((model.config for model in described if model.config is not None), None)
-    tokenizer = next((model.tokenizer for model in described if model.tokenizer is not None), None)
-    for found, file in ((config, "config.json"), (tokenizer, "tokenizer (tokenizer.json, vocab.txt)")):
+    of_images = config is not None and (
+        task == ImageClassification.name or (task is None and _task_or_none(config) is ImageClassification)
+    )
+    tokenizer: Any = next((model.tokenizer for model in described if model.tokenizer is not None), None)
+    needed = "tokenizer (tokenizer.json, vocab.txt)"
+    if of_images:
+        home = next((model.home for model in described if has_processor(model.home)), None)
+        tokenizer = None if home is None else load_processor(home)
+        needed = "image processor (preprocessor_config.json)"
+    for found, file in ((config, "config.json"), (tokenizer, needed)):
         if found is None:
             raise ConfigError(
                 f"There is no {file} beside {' or '.join(model.name for model in described)}. Name a model "
@@ -95,6 +107,7 @@ def _describe(name: str) -> Described:
         name,
         open_checkpoint(home).config if has_config else None,
         load_tokenizer(home) if has_tokenizer else None,
+        home,
         companions if companions.modules else None,
     )
 

@@ -113,6 +113,11 @@ class Rewriter:
         inputs = [integers, self.scale(grid, name), self.zero_point(grid, offset, name)]
         return self.op("DequantizeLinear", inputs, attributes)
 
+    def rounded(self, value: ir.Value, grid: Grid, offset: bool = False) -> ir.Value:
+        """Return a tensor rounded to levels, by a Q/DQ pair; integers with a zero point are uint8."""
+        offset = offset or grid.zero_point is not None
+        return self.dequantize(self.quantize(value, grid, offset), grid, offset)
+
     def scale(self, grid: Grid, name: str = "") -> ir.Value:
         """Return a grid's scale as an initializer: equal ones are one, but a weight's is its own."""
         if name:
@@ -125,7 +130,7 @@ class Rewriter:
         ONNX Runtime fails to take one as uint8 that weights share, where it takes them as uint8.
         """
         dtype = grid.stored(offset)
-        zero = 128 if offset and not grid.unsigned else 0
+        zero = (grid.zero_point or 0) + (128 if offset and not grid.unsigned else 0)
         if name:
             return self.constant(np.full(grid.scale.shape, zero, dtype), f"{name}_zero_point")
         return self.constant(np.array(zero, dtype), f"zero_point_{dtype.name}_{zero}")

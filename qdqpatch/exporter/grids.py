@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qdqpatch.errors import ExportError, no_range
 from qdqpatch.nn.names import OUTPUT, WEIGHT
 from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
-from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.apply import enabled_quantizers, named_quantizers
 from qdqpatch.spelling import spelled
 
 Float = npt.NDArray[np.float32]
@@ -32,12 +32,14 @@ class Grid:
         axis: The dimension of the tensor that has a scale for each index; None for a single one.
         unsigned: Whether the levels are 0 to 255 instead of -128 to 127.
         is_float8: Whether they are those of FP8 (E4M3).
+        zero_point: The level of 0; None for 0, where the tensor's range lies around zero.
     """
 
     scale: Float
     axis: int | None = None
     unsigned: bool = False
     is_float8: bool = False
+    zero_point: int | None = None
 
     def times(self, factor: float) -> Grid:
         """Return the grid of a tensor that is multiplied by a factor."""
@@ -59,7 +61,8 @@ def activation_grid(quantizer: TensorQuantizer, path: str) -> Grid:
     if quantizer.amax is None:
         raise ExportError(no_range([path]))
     scale = _scale(quantizer, quantizer.range_of(quantizer.amax), path)
-    return Grid(scale, None, quantizer.unsigned, quantizer.is_float8)
+    zero_point = None if quantizer.zero_point is None else int(quantizer.zero_point)
+    return Grid(scale, None, quantizer.unsigned, quantizer.is_float8, zero_point)
 
 
 def weight_grid(quantizer: TensorQuantizer, weight: Tensor, path: str) -> tuple[Grid, npt.NDArray[Any]]:
@@ -115,6 +118,11 @@ def check_grids(
                 f"{path} is unsigned; TensorRT quantizes symmetrically, to signed int8 alone. "
                 f"{_change(path, unsigned=False)}"
             )
+        if signed and not quantizer.is_symmetric:
+            raise ExportError(
+                f"{path} has a zero point; TensorRT quantizes symmetrically. Quantize with "
+                'activation={"symmetric": True}, the default, and calibrate again.'
+            )
         if role == WEIGHT:
             weight_grid(quantizer, model.get_parameter(f"{owner}.weight"), path)
         elif calibrated:
@@ -125,7 +133,7 @@ def check_grids(
 
 def has_float8(model: nn.Module) -> bool:
     """Return whether an enabled quantizer rounds to FP8."""
-    return any(quantizer.is_float8 for quantizer in enabled_quantizers(model).values())
+    return any(quantizer.is_float8 for _, quantizer in named_quantizers(model) if quantizer.is_enabled)
 
 
 def _check_activation(quantizer: TensorQuantizer, path: str) -> None:

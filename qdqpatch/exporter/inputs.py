@@ -110,7 +110,7 @@ class Inputs:
         if "token_type_ids" in accepted and hasattr(config, "type_vocab_sizes"):  # one for each column
             batch["token_type_ids"] = _columns(config.type_vocab_sizes, mask, generator)
         if hasattr(self.model.config, "vision_config"):  # any number of images, whatever that of texts
-            batch[IMAGE] = _images(self.model.config.vision_config, shape.batch + 1, generator)
+            batch[IMAGE] = _images(self.model.config, shape.batch + 1, generator)
         elif IMAGE in accepted and getattr(config, "visual_embed", False):
             batch[IMAGE] = _images(config, shape.batch, generator)
         if REGIONS in accepted:
@@ -170,6 +170,7 @@ class Inputs:
 
 def _images(config: Any, count: int, generator: torch.Generator) -> Tensor:
     """Draw images of the size that a config says, shape `(count, channels, height, width)`."""
+    config = getattr(config, "vision_config", config)
     size = config.image_size if hasattr(config, "image_size") else config.input_size
     return torch.randn((count, config.num_channels, *_pair(size)), generator=generator)
 

@@ -55,13 +55,13 @@ def write_beside(
         model.config.save_pretrained(folder)
     if companions is not None:
         companions.copy(folder)
-    if runs:
-        _name_our_module(model, folder)
-    if tokenizer is not None and not any((folder / name).exists() for name in VOCABULARIES):
+    if tokenizer is not None and not _has_tokenizer(folder):
         tokenizer.save_pretrained(folder)
     if tokenizer is not None:
         cut = None if companions is None else companions.max_length
         complete_tokenizer(tokenizer, folder, min(cut or sys.maxsize, served_length(tokenizer, model)))
+    if runs:
+        _name_our_module(model, folder)
 
 
 def _name_our_module(model: PreTrainedModel, folder: Path) -> None:
@@ -73,12 +73,16 @@ def _name_our_module(model: PreTrainedModel, folder: Path) -> None:
     if listed:
         listed[0]["type"] = MODULE
         _write(folder / MODULES, listed)
-    elif type(model).__name__.endswith(CLASSIFIER):
+    elif type(model).__name__.endswith(CLASSIFIER) and _has_tokenizer(folder):
         _write(folder / MODULES, [{"idx": 0, "name": "0", "path": "", "type": MODULE}])
         settings = next((folder / name for name in LENGTHS if (folder / name).exists()), folder / LENGTHS[0])
         _write(settings, {**(_read(settings) or {}), "transformer_task": "sequence-classification"})
         kind = {"model_type": "CrossEncoder", **(_read(folder / PROMPTS) or {})}
         _write(folder / PROMPTS, kind)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in VOCABULARIES)
 
 
 def _read(file: Path) -> Any:

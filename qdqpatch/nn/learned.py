@@ -67,10 +67,11 @@ class _LSQ(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (gradient,), (inputs, amax) = gradients, ctx.saved_tensors
-        low, high = ctx.quantizer.bounds
+        high = ctx.quantizer.levels
+        limits = ctx.quantizer.limits
         steps = at_least_fp32(inputs) * (high / amax)
-        inside = (steps > low) & (steps < high)
-        slope = torch.where(inside, ctx.quantizer.nearest_levels(steps) - steps, steps.clamp(low, high))
+        inside = (steps > limits[0]) & (steps < limits[1])
+        slope = torch.where(inside, ctx.quantizer.nearest_levels(steps) - steps, steps.clamp(*limits))
         elements = inputs.numel() / inputs.shape[0] if inputs.dim() else 1
         to_step = (at_least_fp32(gradient) * slope).sum() / (elements * high) ** 0.5
         return torch.where(inside, gradient, gradient.new_zeros(())), to_step / high, None

@@ -45,8 +45,8 @@ class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit ha
 
     With an output quantizer, `_output_quantizer`, its product is rounded before the bias is added.
 
-    The factors s of the input's channels, if `scale_input` gave it any, are powers of two in a buffer
-    `_input_scale` of shape `(in_features,)`; its weight is W / s then, and the float function that of W.
+    The factors s of the input's channels, if `scale_input` gave it any, are a buffer `_input_scale` of shape
+    `(in_features,)`; its weight is W / s then, and the float function that of W.
 
     A subclass of pytorch-quantization's `QuantLinear`, whose default descriptors it inherits.
 
@@ -95,10 +95,10 @@ class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit ha
     def scale_input(self, factors: Tensor | None) -> None:
         """Multiply the input's channels by factors from now on, and divide the weight by them, in place.
 
-        Nothing of the float function changes: powers of two round nothing.
+        The float function stays: to the last bit if the factors are powers of two, which round nothing.
 
         Args:
-            factors: Powers of two, shape `(in_features,)`; None for no factors.
+            factors: Positive numbers, shape `(in_features,)`; None for no factors.
         """
         with torch.inference_mode(False), torch.no_grad():
             weight = self.float_weight

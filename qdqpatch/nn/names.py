@@ -17,6 +17,10 @@ INPUT_SCALE = "_input_scale"
 """Of what a Linear multiplies the channels of its input by, before the quantizer; most have none."""
 
 
+ZERO_POINT = "_zero_point"
+"""Of a quantizer, the level of 0 where its range does not lie around zero."""
+
+
 def operand(letters: str) -> str:
     """Return the name for an operand of a matmul between two computed tensors."""
     return f"matmul_{letters}_input_quantizer"

@@ -18,7 +18,11 @@ from torch.autograd.function import FunctionCtx
 
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.nn import float8
+from qdqpatch.nn.affine import as_affine, ends
 from qdqpatch.nn.toolkit import QuantDescriptor, quant_nn
+
+Limits = tuple[int, int] | tuple[Tensor, Tensor]
+"""The lowest and the highest multiple of a step; tensors where there is a zero point."""
 
 SMALLEST_AMAX = 2.0**-24
 """A range up to this (fp16's smallest positive number) counts as zero: all values become 0."""
@@ -31,6 +35,9 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     dimensions kept as 1) uses it; one without computes it from each tensor that it sees. `_amax` stays
     fp32 when the model is cast.
 
+    One that is not symmetric has a zero point as well, `_zero_point` (`qdqpatch.nn.affine`), and its `_amax`
+    is the range that its step would have around zero.
+
     Args:
         quant_desc: Bits, axis and the rest, as pytorch-quantization describes them.
         **stages: `disabled`, `if_quant`, `if_calib`, as in the toolkit.
@@ -40,6 +47,9 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
 
     is_fixed = False
     """Whether the configuration gives the range, so that calibration and training leave it."""
+
+    is_symmetric = True
+    """Whether the range lies around zero."""
 
     def __init__(self, quant_desc: QuantDescriptor | None = None, **stages: bool) -> None:
         super().__init__(QuantDescriptor() if quant_desc is None else quant_desc, **stages)
@@ -59,6 +69,18 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         if current is not None and current.shape != amax.shape:
             raise TypeError(f"The range has shape {tuple(current.shape)}, not {tuple(amax.shape)}.")
         self.load_range(amax if current is None else amax.to(current.device))
+
+    @property
+    def zero_point(self) -> Tensor | None:
+        """The level of 0, fp32, 0-dim; None where the range lies around zero, and 0 has the level 0."""
+        zero_point: Tensor | None = self._buffers.get("_zero_point")
+        return zero_point
+
+    @property
+    def interval(self) -> Tensor | None:
+        """The range as `load_range` takes it: `amax`, or the lowest and the highest value, shape `(2,)`."""
+        amax, zero_point = self.amax, self.zero_point
+        return amax if amax is None or zero_point is None else ends(amax, zero_point, self.levels)
 
     @property
     def is_enabled(self) -> bool:
@@ -91,7 +113,20 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
 
         A learned range stays the Parameter that it is, which an optimizer may hold, and keeps its
         `requires_grad`.
+
+        Args:
+            amax: The range. Of a quantizer that is not symmetric also the lowest and the highest value,
+                shape `(2,)`; else its zero point stays.
         """
+        if not self.is_symmetric:
+            with torch.inference_mode(False), torch.no_grad():
+                zero_point = self.zero_point
+                if amax.shape == (2,):
+                    amax, zero_point = as_affine(amax.detach(), self.levels)
+                elif zero_point is None:
+                    zero_point = torch.zeros_like(amax, dtype=torch.float32)
+                persistent = "_amax" not in self._non_persistent_buffers_set
+                self.register_buffer("_zero_point", zero_point.detach().clone(), persistent=persistent)
         # What is made in inference mode could neither be trained nor be loaded into afterwards.
         with torch.inference_mode(False), torch.no_grad():
             amax = amax.detach().to(torch.float32, copy=True)
@@ -108,6 +143,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         """Forget the range, so that each tensor's own is used."""
         if self.amax is not None:
             del self._amax
+        self._buffers.pop("_zero_point", None)
 
     def learn_range(self, learned: bool = True) -> None:
         """Make the range a Parameter of its own memory, or a buffer again."""
@@ -142,16 +178,29 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             self._calibrator.collect(inputs)
         if not self._if_quant:
             return inputs
-        low, high = self.bounds
-        arguments = (inputs, self.range_of(inputs), low, high, self.use_fb_fake_quant, self.is_float8)
+        amax, zero_point = self.range_of(inputs), self.zero_point
+        if self.amax is None and not self.is_symmetric:
+            amax, zero_point = as_affine(torch.stack(torch.aminmax(inputs.detach())), self.levels)
+        limits = self._limits(zero_point)
+        arguments = (inputs, amax, self.levels, limits, self.use_fb_fake_quant, self.is_float8)
         if torch.is_grad_enabled() and inputs.requires_grad:
             outputs: Tensor = _FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
             return outputs
         return _fake_quantize(*arguments)[0]
 
     def quantized(self, inputs: Tensor, amax: Tensor) -> Tensor:
-        """Return `inputs` rounded to the levels of another range than the quantizer's own."""
-        return _fake_quantize(inputs, amax, *self.bounds, self.use_fb_fake_quant, self.is_float8)[0]
+        """Return `inputs` rounded to the levels of another range than the quantizer's own.
+
+        Args:
+            inputs: Floating-point values of any shape.
+            amax: The range; of a quantizer that is not symmetric also the lowest and the highest value,
+                shape `(2,)`, and else its zero point stays.
+        """
+        zero_point = self.zero_point
+        if not self.is_symmetric and amax.shape == (2,):
+            amax, zero_point = as_affine(amax, self.levels)
+        limits, native = self._limits(zero_point), self.use_fb_fake_quant
+        return _fake_quantize(inputs, amax, self.levels, limits, native, self.is_float8)[0]
 
     def integers(self, inputs: Tensor) -> Tensor:
         """Return the levels that `inputs` are rounded to, in fp32: whole numbers, or FP8's."""
@@ -159,8 +208,10 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         return self.nearest_levels(at_least_fp32(inputs) * to_levels)
 
     def nearest_levels(self, steps: Tensor) -> Tensor:
-        """Return the levels nearest to fp32 values that are given in steps."""
-        return float8.nearest(steps) if self.is_float8 else steps.round().clamp_(*self.bounds)
+        """Return the levels nearest to fp32 values that are given in steps, without the zero point."""
+        if self.is_float8:
+            return float8.nearest(steps)
+        return steps.round().clamp_(*self.limits)
 
     @property
     def step_size(self) -> Tensor | None:
@@ -177,6 +228,15 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             return 0, high
         # Native fake quantization always has the full range, whatever narrow_range says.
         return (-high if self.narrow_range and not self.use_fb_fake_quant else -high - 1), high
+
+    @property
+    def limits(self) -> Limits:
+        """The lowest and the highest multiple of the step: the bounds, but for the zero point."""
+        return self._limits(self.zero_point)
+
+    def _limits(self, zero_point: Tensor | None) -> Limits:
+        low, high = self.bounds
+        return (low, high) if zero_point is None else (low - zero_point, high - zero_point)
 
     def range_of(self, inputs: Tensor) -> Tensor:
         """Return the range that `inputs` are quantized with: the quantizer's, or else their own.
@@ -218,6 +278,9 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
                 self.load_range(stored)
             if stored.dtype != torch.float32:  # it would be assigned as it is
                 state_dict[name] = stored.detach().float()
+        zero_point = state_dict.get(prefix + "_zero_point")
+        if zero_point is not None and not self.is_symmetric and self.zero_point is None:
+            self.register_buffer("_zero_point", zero_point.detach().float().clone())
         # The toolkit's own method would put the range on CUDA, so its parent's is called.
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 
@@ -244,11 +307,21 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, inputs: Tensor, amax: Tensor, low: int, high: int, native: bool, is_float8: bool
+        ctx: FunctionCtx,
+        inputs: Tensor,
+        amax: Tensor,
+        high: int,
+        limits: Limits,
+        native: bool,
+        is_float8: bool,
     ) -> Tensor:
-        outputs, levels = _fake_quantize(inputs, amax, low, high, native, is_float8, keep_levels=native)
+        keep = native or isinstance(limits[0], Tensor)
+        outputs, levels = _fake_quantize(inputs, amax, high, limits, native, is_float8, keep)
         # The toolkit passes the gradient where |x| <= amax, PyTorch where the level needs no clipping.
-        inside = at_least_fp32(inputs).abs() <= amax if levels is None else (levels >= low) & (levels <= high)
+        if levels is None:
+            inside = at_least_fp32(inputs).abs() <= amax
+        else:
+            inside = (levels >= limits[0]) & (levels <= limits[1])
         ctx.save_for_backward(inside)
         return outputs
 
@@ -262,8 +335,8 @@ class _FakeQuantize(torch.autograd.Function):
 def _fake_quantize(
     inputs: Tensor,
     amax: Tensor,
-    low: int,
     high: int,
+    limits: Limits,
     native: bool,
     is_float8: bool = False,
     keep_levels: bool = False,
@@ -280,7 +353,7 @@ def _fake_quantize(
         outputs = float8.nearest(levels)
     else:
         levels = levels.round_()
-        outputs = levels.clamp(low, high) if keep_levels else levels.clamp_(low, high)
+        outputs = levels.clamp(*limits) if keep_levels else levels.clamp_(*limits)
     outputs = outputs.mul_(scale) if native else outputs.div_(scale)
     return outputs.to(inputs.dtype), levels if keep_levels else None
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.errors import (
     CalibrationError,
     NotQuantizedError,
@@ -158,9 +159,17 @@ def _quantizers(site: Site) -> dict[str, TensorQuantizer]:
         if config is None:
             quantizers[name] = TensorQuantizer(disabled=True)
         else:
-            descriptor = config.without_amax().descriptor()
-            quantizers[name] = TensorQuantizer(descriptor)
+            quantizers[name] = make_quantizer(config)
     return quantizers
+
+
+def make_quantizer(
+    settings: QuantizerConfig, cls: type[TensorQuantizer] = TensorQuantizer
+) -> TensorQuantizer:
+    """Return a quantizer of these settings, without a range."""
+    quantizer = cls(settings.without_amax().descriptor())
+    quantizer.is_symmetric = settings.symmetric
+    return quantizer
 
 
 def _set_attention(model: PreTrainedModel) -> None:

@@ -25,6 +25,7 @@ from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.recorded import KEY
 from qdqpatch.patching.sites import find_sites
 from qdqpatch.patching.stored_ranges import make_room, read_ranges, warn_of_missing, weight_settings
+from qdqpatch.patching.zero_points import make_room_for_zero_points, read_zero_points
 
 CONVERSIONS = "_weight_conversions"
 """Where transformers keeps how a model's tensors are renamed and joined when it is saved."""
@@ -77,7 +78,8 @@ class QDQHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
-        ranges, scales = read_ranges(checkpoint_files or []), read_input_scales(checkpoint_files or [])
+        files = checkpoint_files or []
+        ranges, scales, zero_points = read_ranges(files), read_input_scales(files), read_zero_points(files)
         config = self.quantization_config
         if self.pre_quantized and config.weight is None:
             config = dataclasses.replace(config, weight=weight_settings(ranges))
@@ -87,6 +89,7 @@ class QDQHfQuantizer(HfQuantizer):
             warnings.warn(shortfall, QuantizationWarning, stacklevel=2)
         self.patch(model, self._plan)
         make_room(model, ranges, model.base_model_prefix)
+        make_room_for_zero_points(model, zero_points, model.base_model_prefix)
         make_room_for_scales(model, scales, model.base_model_prefix)
         warn_of_missing(model, self._plan)
 

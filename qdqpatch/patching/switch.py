@@ -14,7 +14,7 @@ from qdqpatch.config.quantizer import Override, QuantizerConfig
 from qdqpatch.errors import ConfigError, OverrideError
 from qdqpatch.nn.learned import refuse_learned
 from qdqpatch.nn.quantizer import TensorQuantizer
-from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.patching.apply import make_quantizer, named_quantizers
 from qdqpatch.patching.input_scales import scaled_linears
 from qdqpatch.patching.placement import Placement, extended, first_like, placement, record, without
 from qdqpatch.patching.quantize import float_twin
@@ -86,16 +86,17 @@ def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
 def turn_off(quantizer: TensorQuantizer) -> None:
     """Turn a quantizer off; its range is kept in memory, but no longer saved."""
     quantizer.disable()
-    if quantizer.amax is not None:
-        # Loading makes no quantizer where all of an operation are off, so its range would be left over.
-        quantizer.register_buffer("_amax", quantizer.amax, persistent=False)
+    # Loading makes no quantizer where all of an operation are off, so its range would be left over.
+    for name, value in (("_amax", quantizer.amax), ("_zero_point", quantizer.zero_point)):
+        if value is not None:
+            quantizer.register_buffer(name, value, persistent=False)
 
 
 def replace_quantizer(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> TensorQuantizer:
     """Put a new quantizer without a range in the place of one, of its class and mode, and return it."""
     before = model.get_submodule(path)
     assert isinstance(before, TensorQuantizer), "the path is a quantizer's"
-    quantizer = type(before)(settings.without_amax().descriptor())
+    quantizer = make_quantizer(settings, type(before))
     quantizer.train(before.training)
     if settings.amax is not None:
         quantizer.is_fixed = True
@@ -149,18 +150,20 @@ def _check(wanted: Placement, on: Mapping[str, bool]) -> None:
 def _turn_on(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> None:
     quantizer = model.get_submodule(path)
     assert isinstance(quantizer, TensorQuantizer), "the path is from named_quantizers"
-    amax = quantizer.amax
+    interval = quantizer.interval
     if not _has(quantizer, settings):
         # It was off when the model was quantized, and so made without settings.
         quantizer = replace_quantizer(model, path, settings)
     quantizer.enable()
-    if amax is not None:
+    if interval is not None:
         quantizer.drop_range()  # it was not saved while the quantizer was off
-        quantizer.load_range(amax)
+        quantizer.load_range(interval)
     elif settings.amax is not None:
         quantizer.load_range(torch.tensor(settings.amax, device=model.device))
 
 
 def _has(quantizer: TensorQuantizer, settings: QuantizerConfig) -> bool:
     names = ("num_bits", "axis", "unsigned", "narrow_range", "scale_amax")
-    return all(getattr(quantizer, name) == getattr(settings, name) for name in names)
+    return quantizer.is_symmetric == settings.symmetric and all(
+        getattr(quantizer, name) == getattr(settings, name) for name in names
+    )

@@ -10,6 +10,8 @@ def range_text(report: QuantizerReport) -> str:
     amax = report.amax
     if amax is None:
         return "from each input"
+    if report.ends is not None:
+        return " to ".join(f"{value:.4g}" for value in report.ends.tolist())
     if amax.numel() == 1:
         return f"{amax.item():.4g}"
     return f"{amax.min().item():.4g} to {amax.max().item():.4g} ({amax.numel()} channels)"

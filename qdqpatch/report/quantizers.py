@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from qdqpatch.calibration.statistics import Statistics, TensorStatistics
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.source import Checkpoint
 from qdqpatch.config.quantizer import QuantizerConfig
+from qdqpatch.nn.affine import ends
 from qdqpatch.nn.names import WEIGHT, is_weight
-from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.apply import make_quantizer
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.tensor_files import open_tensors
 from qdqpatch.report.quality import Quality, of_statistics, of_tensor
@@ -33,9 +35,11 @@ class QuantizerReport:
     Attributes:
         path: Its path in the model.
         settings: How it rounds.
-        amax: Its range, 0-dim or one per channel; None if it computes one from each input.
+        amax: Its range, 0-dim or one per channel; None if it computes one from each input. Of a range that
+            does not lie around zero, the largest magnitude in it.
         seen: What it saw in calibration, or for a weight what the weight is; None if that is not known.
         quality: The figures of the range; None if there is no range, or it is not known what was seen.
+        ends: The lowest and the highest value of a range that does not lie around zero, shape `(2,)`.
     """
 
     path: str
@@ -43,6 +47,7 @@ class QuantizerReport:
     amax: Tensor | None
     seen: TensorStatistics | None = None
     quality: Quality | None = None
+    ends: Tensor | None = None
 
     @property
     def sqnr_db(self) -> float | None:
@@ -78,6 +83,7 @@ def report_quantizers(
     ranges: Mapping[str, Tensor],
     statistics: Statistics | None,
     count_weights: bool = False,
+    zero_points: Mapping[str, Tensor] | None = None,
 ) -> list[QuantizerReport]:
     """Return a report on every quantizer that is on, in the plan's order.
 
@@ -89,6 +95,7 @@ def report_quantizers(
         ranges: Its ranges, as `source.ranges()` returns them.
         statistics: What its quantizers saw in calibration, if that is known.
         count_weights: Whether to count the magnitudes of the weights too, which pictures need.
+        zero_points: Those of its ranges, as `source.zero_points()` returns them.
     """
     settings = {
         f"{site.path}.{name}": config
@@ -96,21 +103,32 @@ def report_quantizers(
         for name, config in site.quantizers.items()
         if config is not None
     }
+    steps = dict(ranges)
+    intervals = {
+        path: ends(ranges[path].reshape(()), zero_point.reshape(()), make_quantizer(settings[path]).levels)
+        for path, zero_point in (zero_points or {}).items()
+        if path in ranges and path in settings
+    }
+    ranges = steps | {path: interval.abs().amax() for path, interval in intervals.items()}
     weights = {path for path in ranges.keys() & settings.keys() if is_weight(path)}
     known: dict[str, tuple[TensorStatistics | None, Quality]] = {}
     for path, weight in _read_weights(source.weight_files(), weights):
-        quantizer = TensorQuantizer(settings[path].without_amax().descriptor())
+        quantizer = make_quantizer(settings[path])
         seen = TensorStatistics.of(Histogram.of(weight), None, quantizer) if count_weights else None
         known[path] = seen, of_tensor(weight, _effective(ranges[path], settings[path]), quantizer)
     for path in ranges.keys() & settings.keys() & (set() if statistics is None else set(statistics)):
         assert statistics is not None
         if ranges[path].numel() == 1 and statistics[path].counts.any():
-            amax = float(_effective(ranges[path], settings[path]))
-            known[path] = statistics[path], of_statistics(statistics[path], amax)
-    return [
-        QuantizerReport(path, config, ranges.get(path), *known.get(path, ()))
-        for path, config in settings.items()
-    ]
+            stored = statistics[path]
+            amax, step = (float(_effective(kind[path], settings[path])) for kind in (ranges, steps))
+            levels = round(amax / step * stored.levels) if step else stored.levels
+            known[path] = stored, of_statistics(dataclasses.replace(stored, levels=levels), amax)
+    reports = []
+    for path, config in settings.items():
+        figures = known.get(path)
+        saw, quality = (None, None) if figures is None else figures
+        reports.append(QuantizerReport(path, config, ranges.get(path), saw, quality, intervals.get(path)))
+    return reports
 
 
 def worst_first(reports: Iterable[QuantizerReport]) -> list[QuantizerReport]:

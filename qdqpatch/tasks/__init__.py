@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from qdqpatch.checkpoint.companions import Companions
 from qdqpatch.choices import AUTO_CLASSES
@@ -16,6 +16,7 @@ from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
 from qdqpatch.tasks.fill_mask import FillMask
+from qdqpatch.tasks.image_classification import ImageClassification
 from qdqpatch.tasks.multiple_choice import MultipleChoice
 from qdqpatch.tasks.question_answering import QuestionAnswering
 from qdqpatch.tasks.text_classification import TextClassification
@@ -30,6 +31,7 @@ TASKS: dict[str, type[Task[Any]]] = {
         MultipleChoice,
         FillMask,
         FeatureExtraction,
+        ImageClassification,
     )
 }
 """Every task by its name, in the order of `qdqpatch.choices.MEASURED_TASKS`."""
@@ -63,7 +65,7 @@ def task_of(config: PreTrainedConfig) -> type[Task[Any]]:
 
 def make_task(
     name: str | None,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     config: PreTrainedConfig,
     max_length: int | None = None,
     options: Mapping[str, float] | None = None,
@@ -73,7 +75,7 @@ def make_task(
 
     Args:
         name: A key of `TASKS`; None for what the head that the config names is for.
-        tokenizer: The model's.
+        tokenizer: The model's; of images its image processor.
         config: The model's.
         max_length: Where sequences are cut; None for the task's default. At most what the model takes.
         options: What else is set, by the names in the task's `options`.
@@ -89,6 +91,8 @@ def make_task(
         if option not in kind.options:
             owners = " and ".join(task.name for task in TASKS.values() if option in task.options)
             raise ConfigError(f"{spelled(option)} is for {owners}, not for {kind.name}.")
+    if issubclass(kind, ImageClassification):
+        return kind(tokenizer, config)
     if problem := vocabulary_problem(tokenizer, config):
         raise ConfigError(problem)
     wanted = max_length or default_length(kind, companions)

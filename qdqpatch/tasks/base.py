@@ -231,7 +231,7 @@ class Task(ABC, Generic[Example]):
         return batch
 
 
-MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask", "pixel_values")
 LABELS = ("labels", "start_positions", "end_positions")
 IGNORED = -100
 """The label of positions that count for nothing (`torch.nn.functional.cross_entropy`)."""

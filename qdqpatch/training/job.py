@@ -35,6 +35,8 @@ class Job:
         config: What is quantized of a float checkpoint; None for the default.
         method: How a float checkpoint is calibrated, as `qdqpatch.calibrate` takes it.
         shift: Whether its channels are shifted before, where that can be done.
+        smooth_inputs: Whether what its Linears read is smoothed before as well; None for embedders alone,
+            whose vectors gain most by it.
         refine: For how many epochs its ranges are refined after that; 0 for none. What training ends with
             depends on the ranges that it begins with.
         activations: How ranges of activations are trained, as `train_ranges` takes it.
@@ -54,6 +56,7 @@ class Job:
     config: QDQConfig | None = None
     method: Method = "auto"
     shift: bool = True
+    smooth_inputs: bool | None = None
     refine: int = 4
     activations: ActivationRanges = "lsq"
     weights: WeightRanges = "follow"

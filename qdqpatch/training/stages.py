@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration import ptq
+from qdqpatch.calibration.input_smoothing import can_smooth_inputs
 from qdqpatch.calibration.observing import HELD_BACK
 from qdqpatch.calibration.refining import can_refine
 from qdqpatch.calibration.shifting import find_shifts
@@ -71,12 +72,14 @@ class Run:
     def _set_ranges(self) -> None:
         """Calibrate; shift before and refine after where the model allows it."""
         job = self._job
+        smooth_inputs = not self._task.has_loss if job.smooth_inputs is None else job.smooth_inputs
         chosen = draw(self._data.features, CALIBRATION, job.schedule.seed)
         ptq(
             self.model,
             batches(self._task, share(chosen, HELD_BACK * job.schedule.batch_size), job.schedule.batch_size),
             method=job.method,
             shift=job.shift and bool(find_shifts(self.model)),
+            smooth_inputs=smooth_inputs and can_smooth_inputs(self.model),
             refine=job.refine if can_refine(self.model) else 0,
             listener=self._listener,
         )

@@ -63,8 +63,19 @@ def test_inputs_have_the_type_and_the_batch_that_the_graph_names() -> None:
 
 
 def test_other_inputs_are_refused() -> None:
-    with pytest.raises(ConfigError, match="m takes pixel_values; bench makes input_ids, attention_mask"):
-        check_inputs("m", [IDS, Input("pixel_values", (None, None), "float32")])
+    with pytest.raises(ConfigError, match="m takes bbox; bench makes input_ids, attention_mask"):
+        check_inputs("m", [IDS, Input("bbox", (None, None), "int64")])
     with pytest.raises(ConfigError, match="m takes input_ids of 3 dimensions"):
         check_inputs("m", [Input("input_ids", (None, None, None), "int64")])
     check_inputs("m", [IDS, Input("attention_mask", (), "int64")])
+
+
+def test_images_are_of_the_size_of_the_graph_or_of_the_config() -> None:
+    free, fixed = (Input("pixel_values", (None, *size), "float32") for size in ((None,) * 3, (3, 8, 4)))
+    check_inputs("m", [free])
+    facts = Facts(image=(1, 16, 16))
+    assert make_inputs([free], Shape(2, 128), facts)["pixel_values"].shape == (2, 1, 16, 16)
+    made = make_inputs([fixed], Shape(2, 128), facts)["pixel_values"]
+    assert (made.shape, made.dtype.name) == ((2, 3, 8, 4), "float32")
+    with pytest.raises(ConfigError, match="How large the images are is not said"):
+        make_inputs([free], Shape(1, 1), Facts())

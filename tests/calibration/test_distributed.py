@@ -222,7 +222,7 @@ def test_ranges_become_the_mean_of_what_the_processes_learned(
 def moves(changed: PreTrainedModel, shard: list[Any]) -> dict[str, Tensor]:
     """What is added to the logarithm of each range in one process."""
     paths = {id(quantizer): path for path, quantizer in models.named_quantizers(changed)}
-    quantizers = list(refining._learnable(changed).values())
+    quantizers = list(refining.learnable(changed).values())
     with observing(changed, {}):
         reconstruction = refining.Reconstruction(changed, refining.quantized_layers(changed), True)
         given = [batch for place, batch in enumerate(shard) if place % 8 != 1]

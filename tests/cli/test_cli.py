@@ -296,7 +296,10 @@ def test_a_bad_configuration_file(run, float_checkpoint: Path) -> None:
         ("{", "Cannot read the configuration config.json"),
         ("[]", "config.json must hold a JSON object"),
         ('{"linear": true}', "Unknown key 'linear' in the quantization config. Did you mean 'linears'?"),
-        ('{"weight": {"num_bits": 99}}', "config.json: num_bits must be an integer from 2 to 16, not 99"),
+        (
+            '{"weight": {"num_bits": 99}}',
+            "config.json: num_bits must be an integer from 2 to 16, or (4, 3) for FP8, not 99",
+        ),
         ('{"model_type": "bert"}', "config.json is the config of a model"),
         ("[" * 9999, "Cannot read the configuration config.json"),
     ):

@@ -19,6 +19,7 @@ OWN: dict[str, tuple[set[str], str]] = {
     "--max-length": ({"default", "help", "show_default"}, "that of a task is the task's"),
     "--method": ({"help"}, "convert explains them"),
     "--shift": ({"default", "help", "opts", "show_default"}, "train does it unless it is told not to"),
+    "--smooth-inputs": ({"default", "help", "opts", "show_default"}, "train does it for embedders"),
     "--refine": ({"default", "help", "show_default"}, "train does it"),
     "--target": (
         {"default", "help", "multiple", "name", "opts", "required", "show_default"},

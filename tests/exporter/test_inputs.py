@@ -113,6 +113,19 @@ def test_models_with_few_positions(positions: int) -> None:
         ("layoutlm", {"input_ids", "attention_mask", "token_type_ids", "bbox"}),
         ("vit", {"pixel_values"}),
         ("t5", {"input_ids", "attention_mask"}),
+        ("clip", {"input_ids", "attention_mask", "pixel_values"}),
+        ("tapas", {"input_ids", "attention_mask", "token_type_ids"}),
+        (
+            "visual_bert",
+            {
+                "input_ids",
+                "attention_mask",
+                "token_type_ids",
+                "visual_embeds",
+                "visual_attention_mask",
+                "visual_token_type_ids",
+            },
+        ),
     ],
 )
 def test_inputs_are_those_of_the_models_own_forward(family: str, names: set[str]) -> None:
@@ -121,7 +134,7 @@ def test_inputs_are_those_of_the_models_own_forward(family: str, names: set[str]
     assert {*inputs.axes()} == names
     for batch in inputs.batches():
         assert {*batch} == names
-        assert families.output(model, batch).isfinite().all()
+        assert model(**batch)[0].isfinite().all()
 
 
 def test_padding_is_the_models_and_its_positions_are_left_for_it() -> None:
@@ -137,3 +150,9 @@ def test_padding_is_the_models_and_its_positions_are_left_for_it() -> None:
 def test_axes_of_images_and_boxes() -> None:
     assert Inputs(families.float_model("vit")).axes() == {"pixel_values": {0: "batch"}}
     assert Inputs(families.float_model("layoutlm")).axes()["bbox"] == {0: "batch", 1: "sequence"}
+    both = Inputs(families.float_model("clip")).axes()
+    assert (both["pixel_values"], both["input_ids"][0]) == ({0: "images"}, "batch")
+    assert Inputs(families.float_model("clip")).longest == 40
+    regions = Inputs(families.float_model("visual_bert")).axes()["visual_embeds"]
+    assert regions == {0: "batch", 1: "regions"}
+    assert Inputs(families.float_model("tapas")).axes()["token_type_ids"] == {0: "batch", 1: "sequence"}

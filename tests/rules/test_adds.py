@@ -417,3 +417,41 @@ def test_a_block_can_have_some_of_its_adds_quantized() -> None:
     assert torch.equal(
         layer.add3_residual_input_quantizer.seen + layer.add3_local_input_quantizer.seen, expected
     )
+
+
+class Adapter(Block):
+    """Has an add in another method, whose residual depends on a branch."""
+
+    before = False
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self.adapt(self.dense(hidden) + residual)
+
+    def adapt(self, hidden: Tensor) -> Tensor:
+        if not self.before:
+            residual = hidden
+        hidden = hidden.tanh()
+        if self.before:
+            residual = hidden
+        hidden = self.dense(hidden)
+        hidden += residual
+        return hidden
+
+
+def test_an_add_of_another_method_comes_after_those_of_forward() -> None:
+    torch.manual_seed(0)
+    rules = (ResidualAdds(inside=(Adapter,)), ResidualAdds(inside=(Adapter,), method="adapt"))
+    block = Adapter()
+    (first,), (second,) = (list(rule.match(block)) for rule in rules)
+    assert (second.operation, *second.quantizers) == ("residual add 2", *add_names(2)[1])
+    for name in (*first.quantizers, *second.quantizers):
+        block.add_module(name, Tagged(1.0))
+    hidden, residual = torch.randn(2, 4), torch.randn(2, 4)
+    expected = block(hidden, residual)
+    block.__class__ = combined(first.becomes, second.becomes)
+    assert torch.equal(block(hidden, residual), expected)
+    adapted = block.dense(hidden) + residual
+    assert torch.equal(block.add2_residual_input_quantizer.seen, adapted)
+    assert torch.equal(block.add2_local_input_quantizer.seen, block.dense(adapted.tanh()))
+    (miss,) = ResidualAdds(inside=(Adapter,), count=2, method="adapt").match(Adapter())
+    assert miss.reason.startswith("its adapt has 1 add of the block's input")

@@ -145,9 +145,11 @@ LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "n_layers", "
 """What configurations call the number of layers."""
 
 
-def one_layer(family: str) -> dict[str, int]:
-    """Return what of a configuration leaves a single layer."""
-    return {name: 1 for name in LAYERS if name in CONFIGS[family]}
+def one_layer(family: str) -> dict[str, Any]:
+    """Return what of a configuration leaves a single layer, or one of each of its two models."""
+    given = CONFIGS[family]
+    parts = {name: {**part, "num_hidden_layers": 1} for name, part in given.items() if isinstance(part, dict)}
+    return {**parts, **{name: 1 for name in LAYERS if name in given}}
 
 
 def build(family: str, model_class: Any = None, **changes: Any) -> PreTrainedModel:

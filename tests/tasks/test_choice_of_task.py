@@ -16,6 +16,7 @@ COVERED = {
     "BertForQuestionAnswering": "question-answering",
     "BertForMultipleChoice": "multiple-choice",
     "BertForMaskedLM": "fill-mask",
+    "ViTForImageClassification": "image-classification",
     "BertModel": "feature-extraction",
     "RobertaModel": "feature-extraction",
     "ElectraForMaskedLM": "fill-mask",
@@ -23,7 +24,7 @@ COVERED = {
 KNOWN = (
     "next-sentence prediction, text generation and pretraining are not covered. Name one that is with task: "
     "text-classification, token-classification, question-answering, multiple-choice, fill-mask, "
-    "feature-extraction."
+    "feature-extraction, image-classification."
 )
 
 

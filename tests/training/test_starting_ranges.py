@@ -32,9 +32,13 @@ def data(tmp_path: Path) -> DataSource:
     [
         ({"shift": False}, ["Calibrating", "Refining the ranges"]),
         ({"refine": 0}, ["Shifting", "Calibrating"]),
+        (
+            {"smooth_inputs": True},
+            ["Shifting", "Smoothing inputs", "Calibrating", "Refining the ranges"],
+        ),
         ({"config": QDQConfig(overrides={"*": OFF, "*_weight_quantizer": ON})}, ["Shifting", "Calibrating"]),
     ],
-    ids=["not shifted", "not refined", "no activation quantized"],
+    ids=["not shifted", "not refined", "inputs smoothed", "no activation quantized"],
 )
 def test_how_ranges_are_set(
     changes: dict[str, Any], expected: list[str], ckpt: str, data: DataSource, tmp_path: Path
@@ -68,4 +72,6 @@ def test_what_ranges_are_set_by(
     monkeypatch.setattr(stages, "ptq", spy)
     listener = Recording()
     run_job(job(ckpt, data, method="mse", refine=3), tmp_path / "out", listener=listener)
-    assert calls == [{"method": "mse", "shift": True, "refine": 3, "listener": listener}]
+    assert calls == [
+        {"method": "mse", "shift": True, "smooth_inputs": False, "refine": 3, "listener": listener}
+    ]

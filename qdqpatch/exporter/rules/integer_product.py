@@ -57,5 +57,8 @@ def quantized(value: ir.Value | None) -> tuple[ir.Value, Grid] | None:
     if scale.const_value.size != 1:
         return None
     zeros = zero.const_value.numpy()
-    unsigned = zeros.dtype == np.uint8 and int(zeros) == 0
-    return quantize.inputs[0], Grid(scale.const_value.numpy(), unsigned=unsigned)
+    scales, stored = scale.const_value.numpy(), int(zeros)
+    if zeros.dtype == np.uint8 and stored == 0:
+        return quantize.inputs[0], Grid(scales, unsigned=True)
+    zero_point = stored - (128 if zeros.dtype == np.uint8 else 0)
+    return quantize.inputs[0], Grid(scales, zero_point=zero_point or None)

@@ -50,7 +50,7 @@ class QDQAttention:
 
 
 def _pair(rewriter: Rewriter, value: ir.Value, grid: Grid | None) -> ir.Value:
-    return value if grid is None else rewriter.dequantize(rewriter.quantize(value, grid), grid)
+    return value if grid is None else rewriter.rounded(value, grid)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def quantized_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> i
     if not quantizer.is_enabled or inputs is None:
         return inputs
     grid = activation_grid(quantizer, f"{path(node)}.{INPUT}")
-    return rewriter.dequantize(rewriter.quantize(inputs, grid), grid)
+    return rewriter.rounded(inputs, grid)
 
 
 def scaled_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> ir.Value | None:

@@ -30,5 +30,4 @@ class QDQActivation:
         assert isinstance(quantizer, TensorQuantizer)
         assert inputs is not None
         grid = activation_grid(quantizer, path(node))
-        integers = rewriter.quantize(inputs, grid, self.offset)
-        rewriter.replace(node, [rewriter.dequantize(integers, grid, self.offset)])
+        rewriter.replace(node, [rewriter.rounded(inputs, grid, self.offset)])

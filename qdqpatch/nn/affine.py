@@ -1,0 +1,31 @@
+"""Ranges that do not lie around zero, as a step and a zero point, which is how engines have them.
+
+A value x has the level round(x / step) + zero point. What GELU returns reaches from -0.17 to 6, say: a range
+around zero leaves nearly half of its levels to values that there are not, and this one doubles the
+resolution. A quantizer keeps the step as the range that it would be around zero, `amax = levels * step`, so
+that a scale is `amax / levels` whether there is a zero point or not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def as_affine(interval: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Return `amax` and zero point of a range, which is widened to hold 0: that must have a level of its own.
+
+    Args:
+        interval: The lowest and the highest value, shape `(2,)`.
+        levels: The highest level; the lowest is one further away from 0.
+    """
+    low, high = interval[0].float().clamp(max=0), interval[1].float().clamp(min=0)
+    step = (high - low) / (2 * levels + 1)
+    zero_point = (-(levels + 1) - low / step).round().clamp(-(levels + 1), levels)
+    return step * levels, torch.where(step > 0, zero_point, torch.zeros_like(zero_point))
+
+
+def ends(amax: Tensor, zero_point: Tensor, levels: int) -> Tensor:
+    """Return the lowest and the highest value of a range, shape `(2,)`."""
+    step = amax.float() / levels
+    return torch.stack([(-(levels + 1) - zero_point) * step, (levels - zero_point) * step])
