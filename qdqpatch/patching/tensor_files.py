@@ -83,9 +83,8 @@ def read_shapes(files: list[str]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with open_tensors(file) as tensors:
-            if packed := [
-                name for name in tensors.names if name.endswith(".weight") and tensors.is_packed(name)
-            ]:
+            weights = [name for name in tensors.names if name.endswith(".weight")]
+            if packed := [name for name in weights if tensors.is_packed(name)]:
                 raise CheckpointError(
                     f"{file} holds numbers of 8 bits, as another tool packs them ({packed[0]}), and no "
                     "weights. Name the float checkpoint."
