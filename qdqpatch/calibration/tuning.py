@@ -13,7 +13,8 @@ There are enough biases to learn a few dozen texts by heart: give several hundre
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -88,11 +89,11 @@ def tune(
     check_can_refine(model)
     check_have_ranges(enabled_quantizers(model))
     quantizers, parameters = list(learnable(model).values()), tuned_parameters(model)
-    loss = _Divergence(model, head or SentenceHead(Pooling()))
     with restored_if_raised(model, parameters), observing(model, {}):
         given = distributed.together(lambda: list[Batch](as_tensors(batches)), model.device)
         learned, held_back = split(given)
         state = _State(quantizers, parameters)
+        loss = _Divergence(model, head or SentenceHead(Pooling()), state)
         errors = [_total(model, lambda: loss.of(held_back))]
         change = _mean_change(loss, state, learned, epochs, step)
         state.load(change)
@@ -128,6 +129,21 @@ class _State:
         self.ranges = torch.stack([quantizer._amax.detach().clone() for quantizer in quantizers])
         self._values = [parameter.detach().clone() for parameter in parameters]
 
+    @contextmanager
+    def as_before(self) -> Iterator[None]:
+        """Let the parameters be what they were inside the block: the float model's."""
+        now = [parameter.detach().clone() for parameter in self.parameters]
+        self._set(self._values)
+        try:
+            yield
+        finally:
+            self._set(now)
+
+    def _set(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
     def changes(self, moved: Tensor) -> Tensor:
         """Return how the parameters differ from what they were, after `moved` of the ranges' logarithms."""
         differences = [
@@ -143,9 +159,12 @@ class _State:
             quantizer.load_range(amax.clone())
         sizes = [value.numel() for value in self._values]
         parts = change[count:].split(sizes) if sizes else ()
-        with torch.no_grad():
-            for parameter, before, part in zip(self.parameters, self._values, parts, strict=True):
-                parameter.copy_(before + part.view_as(before).to(before.dtype))
+        self._set(
+            [
+                before + part.view_as(before).to(before.dtype)
+                for before, part in zip(self._values, parts, strict=True)
+            ]
+        )
 
 
 class _Divergence:
@@ -154,18 +173,20 @@ class _Divergence:
     Args:
         model: The model, with quantization switched off.
         head: What makes embeddings of the last hidden states.
+        state: What is tuned; the float model has it as it was.
     """
 
-    def __init__(self, model: PreTrainedModel, head: SentenceHead) -> None:
+    def __init__(self, model: PreTrainedModel, head: SentenceHead, state: _State) -> None:
         self.model = model
         self._head = head.to(model.device)
+        self._state = state
         self._classifier = classifier_of(model)
         self._quantizers = list(enabled_quantizers(model).values())
 
     def loss(self, batch: Batch) -> Tensor:
         """Return how far the outputs are from the float ones, the mean over texts or tokens, 0-dim."""
         inputs = on_device(batch, self.model.device)
-        with torch.no_grad():
+        with torch.no_grad(), self._state.as_before():
             expected = self._outputs(inputs)
         with quantizing(self._quantizers):
             found = self._outputs(inputs)

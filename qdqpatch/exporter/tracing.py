@@ -20,7 +20,7 @@ from qdqpatch.patching.quiet import quiet_export
 
 Batch = dict[str, Tensor]
 
-HIDDEN, SENTENCE = "last_hidden_state", "sentence_embedding"
+HIDDEN, LOGITS, SENTENCE = "last_hidden_state", "logits", "sentence_embedding"
 
 
 def trace(

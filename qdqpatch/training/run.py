@@ -153,7 +153,7 @@ def _check_teacher(job: Job, teacher: str, student: Checkpoint) -> None:
     source = open_checkpoint(teacher, job.task)
     if source.quantization is not None:
         raise ConfigError(f"The teacher {teacher} is quantized: name the float checkpoint.")
-    ours, theirs = (each.model_class.__name__ for each in (student, source))
+    ours, theirs = (held.model_class.__name__ for held in (student, source))
     if ours != theirs:
         raise ConfigError(
             f"The teacher {teacher} is a {theirs} and {job.ckpt} a {ours}: both need the same head."

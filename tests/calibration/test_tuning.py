@@ -74,16 +74,35 @@ def test_embeddings_come_closer_and_matrices_stay(
 
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "BertForQuestionAnswering"])
 def test_heads_come_closer_in_divergence(name: str) -> None:
-    model = spoilt(name)
-    loss = tuning._Divergence(model, SentenceHead(Pooling()))
+    model, reference = spoilt(name), models.float_model(name)
 
     def divergence() -> float:
-        with tuning.observing(model, {}):
-            return float(loss.of(batches()))
+        total = 0.0
+        for batch in batches(9, name):
+            found, expected = (models.outputs(each, name, **batch) for each in (model, reference))
+            for key, logits in expected.items():
+                if key.endswith("logits"):
+                    ours, theirs = found[key].log_softmax(-1), logits.log_softmax(-1)
+                    total += float((theirs.exp() * (theirs - ours)).sum())
+        return total
 
     before = divergence()
-    tune(model, batches(), epochs=6)
+    tune(model, batches(9, name), epochs=6)
     assert divergence() < 0.9 * before
+
+
+def test_the_float_outputs_are_those_before_anything_moved() -> None:
+    model = spoilt()
+    state = tuning._State(list(tuning.learnable(model).values()), tuning.tuned_parameters(model))
+    loss = tuning._Divergence(model, SentenceHead(Pooling()), state)
+    with tuning.observing(model, {}):
+        before = float(loss.of(batches(1)))
+        with torch.no_grad():
+            norm = model.encoder.layer[-1].output.LayerNorm
+            norm.bias += torch.linspace(-3, 3, len(norm.bias))
+            moved = norm.bias.clone()
+        assert float(loss.of(batches(1))) > 10 * before
+        assert torch.equal(norm.bias, moved)
 
 
 def test_what_is_no_better_on_texts_held_back_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:

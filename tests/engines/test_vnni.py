@@ -103,7 +103,7 @@ def test_what_cannot_be_compared_here_is_refused(tmp_path: Path, monkeypatch: py
     assume(True, monkeypatch)
     message = (
         r"^This processor has no VNNI: .* cannot be compared with the model here\. Leave vnni out .*, or "
-        r"export unchecked, with check=False or --no-check\.$"
+        r"export unchecked: check=False\.$"
     )
     with pytest.raises(ExportError, match=message):
         export(NAME, models.calibrated(), tmp_path / "out", vnni=True)

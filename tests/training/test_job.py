@@ -41,7 +41,8 @@ def test_the_way_from_a_float_checkpoint_to_a_trained_one(
     ckpt: str, data: DataSource, tmp_path: Path
 ) -> None:
     out, listener = tmp_path / "out", Recording()
-    report = run_job(job(ckpt, data, distillation=Distillation()), out, listener=listener)
+    wanted = job(ckpt, data, distillation=Distillation(), method="auto", refine=4)
+    report = run_job(wanted, out, listener=listener)
     assert [stage.name for stage in report.stages] == ["float", "calibrated", "distilled"]
     assert [list(stage.metrics) for stage in report.stages] == [["accuracy"]] * 3
     assert (report.examples, report.held_out, report.features) == (32, False, 32)
@@ -119,7 +120,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(ckpt: str, data: DataSource
     with pytest.raises(
         ConfigError, match=r"was another one: it differs in schedule\.epochs, schedule\.lr, .*, method"
     ):
-        run_job(dataclasses.replace(wanted, schedule=Schedule(), method="max"), tmp_path / "out", resume=True)
+        run_job(dataclasses.replace(wanted, schedule=Schedule(), method="mse"), tmp_path / "out", resume=True)
     listener = Recording()
     resumed = run_job(wanted, tmp_path / "out", resume=True, listener=listener)
     assert listener.steps[0] == (13, 24)
