@@ -46,6 +46,7 @@ benchmark: $(VENV)/installed .peers/installed
 	$(VENV)/bin/python benchmarks/forward_time.py
 	$(VENV)/bin/python benchmarks/calibration_time.py
 	$(VENV)/bin/python benchmarks/export_speed.py
+	$(VENV)/bin/python benchmarks/tensorrt_rtx.py
 	$(VENV)/bin/python benchmarks/accuracy.py
 	$(VENV)/bin/python benchmarks/training_cost.py
 	$(VENV)/bin/python benchmarks/training.py

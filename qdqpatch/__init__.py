@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qdqpatch.config.quantizer import Override, QuantizerConfig
     from qdqpatch.errors import QdqError
     from qdqpatch.exporter.export import export
+    from qdqpatch.optimizing.optimize import optimize
     from qdqpatch.patching.audit import audit
     from qdqpatch.patching.quantize import dequantize, plan, quantize
 else:
@@ -28,6 +29,7 @@ else:
             "dequantize": "patching.quantize",
             "export": "exporter.export",
             "load_qdqbert": "checkpoint.qdqbert",
+            "optimize": "optimizing.optimize",
             "plan": "patching.quantize",
             "ptq": "calibration.ptq",
             "quantize": "patching.quantize",
@@ -48,6 +50,7 @@ __all__ = [
     "dequantize",
     "export",
     "load_qdqbert",
+    "optimize",
     "plan",
     "ptq",
     "quantize",

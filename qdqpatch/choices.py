@@ -28,6 +28,9 @@ WeightRanges = Literal["frozen", "follow"]
 Target = Literal["tensorrt", "onnxruntime", "openvino"]
 """An engine to export for."""
 
+Cpu = Literal["vnni", "avx2", "arm"]
+"""Processors that run an exported file: x86 with VNNI or without, or Arm."""
+
 Runner = Literal["torch", "onnxruntime", "openvino"]
 """What a model can be run in here, in the order of tables."""
 
@@ -36,6 +39,7 @@ GPU_RUNNERS = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt
 
 METHODS: tuple[str, ...] = get_args(Method)
 TARGETS: tuple[str, ...] = get_args(Target)
+CPUS: tuple[str, ...] = get_args(Cpu)
 RUNNERS: tuple[str, ...] = get_args(Runner)
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -65,6 +65,10 @@ class TrainingError(QdqError, ArithmeticError):
     """Training diverged: the loss or the weights are no numbers any more."""
 
 
+class BudgetError(QdqError, RuntimeError):
+    """Nothing that was tried is as close to the float model as it should be."""
+
+
 class ExportError(QdqError, RuntimeError):
     """A model cannot be exported for the target, or the exported file does not do what the model does."""
 

@@ -19,7 +19,7 @@ POSITIONS = "position_ids"
 """May have a batch of 1 whatever the others have: positions are the same for all."""
 
 
-def _tokens(shape: Shape, facts: Facts) -> Array:
+def random_tokens(shape: Shape, facts: Facts) -> Array:
     """Draw ids of shape `(batch, length)`, the same each time."""
     size = facts.vocab_size or UNKNOWN_VOCABULARY
     padding = facts.pad_token_id or 0
@@ -43,7 +43,7 @@ PIXELS = "pixel_values"
 """Images, `(batch, channels, height, width)`: the length that was asked for means nothing to them."""
 
 VALUES: dict[str, Callable[[Shape, Facts], Array]] = {
-    "input_ids": _tokens,
+    "input_ids": random_tokens,
     "attention_mask": _ones,
     "input_mask": _ones,
     "token_type_ids": _zeros,

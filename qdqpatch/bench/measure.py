@@ -22,16 +22,17 @@ class Latency:
     Attributes:
         p50: The median.
         p90: What 9 of 10 runs stay within; between two runs, interpolated.
+        p99: What 99 of 100 runs stay within, likewise.
     """
 
     p50: float
     p90: float
+    p99: float
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Latency:
         """Sum up the times of single runs."""
-        p50, p90 = np.percentile(seconds, [50, 90])
-        return cls(float(p50), float(p90))
+        return cls(*map(float, np.percentile(seconds, [50, 90, 99])))
 
 
 def interleave(
@@ -39,31 +40,32 @@ def interleave(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
     after_round: Callable[[], None] = lambda: None,
+    warmup: int = 1,
 ) -> dict[Key, list[float]]:
     """Time contenders in turns.
 
     A turn is one run that does not count, because another contender's has emptied the caches, and `RUNS`
-    that do. One round more than asked for comes first and does not count: engines allocate and compile in
-    their first runs.
+    that do. Rounds to warm up come first and do not count: engines allocate and compile in their first runs.
 
     Args:
         runs: What runs each contender once.
         rounds: How many turns each has.
         clock: Returns the time in seconds.
-        after_round: Called after each round, the first included.
+        after_round: Called after each round, the first ones included.
+        warmup: How many rounds come first.
 
     Returns:
         The times of `rounds * RUNS` runs of each.
     """
     seconds: dict[Key, list[float]] = {key: [] for key in runs}
-    for number in range(1 + rounds):
+    for number in range(warmup + rounds):
         for key, run in runs.items():
             run()
             for _ in range(RUNS):
                 start = clock()
                 run()
                 taken = clock() - start
-                if number:
+                if number >= warmup:
                     seconds[key].append(taken)
         after_round()
     return seconds

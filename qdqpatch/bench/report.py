@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from qdqpatch.engines.exactness import Exactness
 from qdqpatch.engines.loading import Skipped
 from qdqpatch.engines.shapes import Shape
 
@@ -15,6 +17,7 @@ COLUMNS = (
     "Shape",
     "p50 ms",
     "p90 ms",
+    "p99 ms",
     "Seq/s",
     "Speed-up",
     "Load s",
@@ -45,6 +48,7 @@ class BenchmarkRow:
             take; None where the system does not tell.
         process_memory_mb: The same with the imports.
         note: What a reader has to know of the figures.
+        p99_ms: The latency that 99 of 100 runs stay within; None if the graph is not made for the shape.
     """
 
     model: str
@@ -60,6 +64,7 @@ class BenchmarkRow:
     memory_mb: float | None
     process_memory_mb: float | None
     note: str | None
+    p99_ms: float | None = None
 
     @property
     def name(self) -> str:
@@ -85,6 +90,8 @@ class Benchmark:
         rows: By shape, then in the order of the models.
         skipped: What the engines could not load.
         shortened: Says that the default shapes were cut, and why; None if they were not.
+        warmup: Rounds before those, which do not count.
+        exactness: Of each exported file by model and engine: whether a text is the same alone and in a batch.
     """
 
     threads: int
@@ -94,6 +101,8 @@ class Benchmark:
     rows: tuple[BenchmarkRow, ...]
     skipped: tuple[Skipped, ...]
     shortened: str | None = None
+    warmup: int = 1
+    exactness: Mapping[str, Exactness] = field(default_factory=dict)
 
     @property
     def by_shape(self) -> dict[Shape, list[BenchmarkRow]]:
@@ -127,11 +136,13 @@ class Benchmark:
         return {
             "threads": self.threads,
             "rounds": self.rounds,
+            "warmup": self.warmup,
             "versions": self.versions,
             "baseline": self.baseline,
             "shortened": self.shortened,
             "results": [row.to_dict() for row in self.rows],
             "skipped": [dataclasses.asdict(refusal) for refusal in self.skipped],
+            "exactness": {name: dataclasses.asdict(found) for name, found in self.exactness.items()},
         }
 
     @property
@@ -150,7 +161,8 @@ class Benchmark:
     def footnotes(self) -> list[str]:
         """Return the lines below the table."""
         speedup = f"Speed-up: over {self.baseline} at the same shape, by p50."
-        return [*self.numbered_notes, speedup, *filter(None, [self.shortened])]
+        exact = [f"{name}: {found}." for name, found in self.exactness.items()]
+        return [*self.numbered_notes, speedup, *filter(None, [self.shortened]), *exact]
 
 
 def _figures(row: BenchmarkRow) -> tuple[str, ...]:
@@ -158,6 +170,7 @@ def _figures(row: BenchmarkRow) -> tuple[str, ...]:
     return (
         rounded(row.p50_ms),
         rounded(row.p90_ms),
+        rounded(row.p99_ms),
         rounded(row.sequences_per_s),
         speedup,
         f"{row.load_s:.2f}",

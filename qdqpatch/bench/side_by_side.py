@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+from qdqpatch.bench.inputs import random_tokens
 from qdqpatch.bench.loading import Loaded, load
-from qdqpatch.bench.measure import Latency, interleave
+from qdqpatch.bench.measure import RUNS, Latency, interleave
 from qdqpatch.bench.process import Footprint, alone
 from qdqpatch.bench.report import Benchmark, BenchmarkRow
 from qdqpatch.bench.sizes import size_on_disk
+from qdqpatch.engines.exactness import TEXT_INPUTS, Exactness, exactness
 from qdqpatch.engines.loading import Skipped, load_each
 from qdqpatch.engines.models import TORCH, Contender, engine_of, find_contenders
-from qdqpatch.engines.sessions import fixed_sizes
+from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape, cut
 from qdqpatch.engines.threads import torch_threads
-from qdqpatch.errors import ConfigError
+from qdqpatch.errors import ConfigError, EngineError
 from qdqpatch.spelling import spelled
 
 Step = Callable[[str, int, int], None]
@@ -31,6 +36,8 @@ def compare(
     engines: Collection[str] = (),
     threads: int | None = None,
     rounds: int = 20,
+    warmup: int = 1,
+    iterations: int | None = None,
     step: Step = lambda text, done, total: None,
 ) -> Benchmark:
     """Measure models side by side, all of them in this process and in turns.
@@ -43,6 +50,9 @@ def compare(
             asked for and cannot load a model is skipped.
         threads: That a run may use; None for as many as torch takes by itself, one for each core.
         rounds: Turns of each contender at each shape.
+        warmup: Rounds before those, which do not count.
+        iterations: At least how many runs of each contender are timed at each shape; None for what `rounds`
+            gives.
         step: Told of the progress.
 
     Raises:
@@ -53,7 +63,8 @@ def compare(
     contenders = find_contenders(models, engines, gpu=True)
     shapes, shortened = _shapes_for(contenders, shapes)
     threads = threads or torch.get_num_threads()
-    progress = _Progress(step, 2 * len(contenders) + len(shapes) * (1 + rounds))
+    rounds = rounds if iterations is None else math.ceil(iterations / RUNS)
+    progress = _Progress(step, 2 * len(contenders) + len(shapes) * (warmup + rounds))
     with torch_threads(threads):
         loaded, skipped = _load(contenders, threads, bool(engines), progress)
         fitting = {candidate.contender: _fitting(candidate, shapes) for candidate in loaded}
@@ -62,7 +73,8 @@ def compare(
         for contender, own in fitting.items():
             with progress.doing(f"Loading {contender} in a process of its own"):
                 footprints[contender] = alone(contender, threads, max(own, key=lambda shape: shape.tokens))
-        latencies = {shape: _time(loaded, shape, rounds, progress) for shape in shapes}
+        latencies = {shape: _time(loaded, shape, rounds, warmup, progress) for shape in shapes}
+        exact = {candidate.contender: _exactness(candidate) for candidate in loaded}
     baseline = loaded[0].contender
     rows = []
     for shape, found in latencies.items():
@@ -71,7 +83,15 @@ def compare(
             latency, reference = found.get(contender), found.get(baseline)
             rows.append(_row(candidate, shape, latency, reference, footprints[contender], sizes[contender]))
     return Benchmark(
-        threads, rounds, _versions(loaded), str(baseline), tuple(rows), tuple(skipped), shortened
+        threads,
+        rounds,
+        _versions(loaded),
+        str(baseline),
+        tuple(rows),
+        tuple(skipped),
+        shortened,
+        warmup,
+        {str(contender): found for contender, found in exact.items() if found is not None},
     )
 
 
@@ -110,13 +130,28 @@ def _load(
 
 
 def _time(
-    loaded: Sequence[Loaded], shape: Shape, rounds: int, progress: _Progress
+    loaded: Sequence[Loaded], shape: Shape, rounds: int, warmup: int, progress: _Progress
 ) -> dict[Contender, Latency]:
     """Run the contenders that take the shape in turns."""
     runs = {candidate.contender: candidate.runner(shape) for candidate in loaded if candidate.fits(shape)}
-    with progress.doing(f"Running {shape}", 1 + rounds) as advance:
-        times = interleave(runs, rounds, after_round=advance)
+    with progress.doing(f"Running {shape}", warmup + rounds) as advance:
+        times = interleave(runs, rounds, after_round=advance, warmup=warmup)
     return {contender: Latency.of(seconds) for contender, seconds in times.items()}
+
+
+def _exactness(loaded: Loaded) -> Exactness | None:
+    """Return whether an exported file gives the same alone and in a batch; None for what cannot be asked."""
+    contender = loaded.contender
+    names = {value.name for value in loaded.inputs}
+    if contender.engine not in ENGINES or not names <= {*TEXT_INPUTS}:
+        return None
+    ids = random_tokens(Shape(3, min(16, contender.facts.max_length or 16)), contender.facts).tolist()
+    rows = [row[: len(row) - 2 * number] for number, row in enumerate(ids)]
+    load = functools.partial(ENGINES[contender.engine].load, Path(contender.path))
+    try:
+        return exactness(load, rows, contender.facts.pad_token_id or 0)
+    except EngineError:  # a file that runs at the shapes that are timed, and not at others
+        return None
 
 
 def _shapes_for(
@@ -176,6 +211,7 @@ def _row(
         shape=shape,
         p50_ms=None if latency is None else 1000 * latency.p50,
         p90_ms=None if latency is None else 1000 * latency.p90,
+        p99_ms=None if latency is None else 1000 * latency.p99,
         sequences_per_s=None if latency is None else shape.batch / latency.p50,
         speedup=None if latency is None or baseline is None else baseline.p50 / latency.p50,
         load_s=footprint.load_seconds,

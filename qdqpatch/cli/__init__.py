@@ -11,7 +11,18 @@ import qdqpatch
 from qdqpatch.cli.processes import joined
 from qdqpatch.spelling import on_command_line
 
-COMMANDS = ("bench", "convert", "eval", "export", "inspect", "lint", "sensitivity", "train")
+COMMANDS = (
+    "bench",
+    "convert",
+    "eval",
+    "export",
+    "inspect",
+    "lint",
+    "optimize",
+    "sensitivity",
+    "train",
+    "verify",
+)
 """The commands, each the `command` of the module of its name."""
 
 
@@ -46,6 +57,7 @@ def main(context: click.Context) -> None:
     CKPT is a folder that save_pretrained wrote, or the name of a model on the Hugging Face hub.
 
     \b
+    The best int8 for an engine:      qdqpatch optimize CKPT OUT --data texts.txt
     See what would be quantized:      qdqpatch inspect CKPT
     Quantize, calibrate and save:     qdqpatch convert CKPT OUT --calib sentences.txt
     Write it for an engine:           qdqpatch export OUT ENGINE --target onnxruntime
@@ -54,5 +66,6 @@ def main(context: click.Context) -> None:
     Compare speed, size and memory:   qdqpatch bench CKPT OUT
     Find what to leave in float:      qdqpatch sensitivity CKPT --data dev.tsv --max-drop 1
     Compare metrics on labelled data: qdqpatch eval CKPT OUT --data dev.tsv
+    Check a folder on this machine:   qdqpatch verify OUT
     """  # noqa: D301 - click takes the character, not a backslash
     context.with_resource(joined(context.invoked_subcommand))

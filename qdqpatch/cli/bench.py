@@ -46,6 +46,22 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="How many turns each model has at each shape; of the 4 runs of a turn 3 are timed.",
 )
+@click.option(
+    "--warmup",
+    cls=SectionOption,
+    section="Running",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="How many such turns each has before, which do not count.",
+)
+@click.option(
+    "--iterations",
+    cls=SectionOption,
+    section="Running",
+    type=click.IntRange(min=1),
+    help="How many runs of each are timed at each shape, in place of --rounds; rounded up to whole turns.",
+)
 @json_option
 @click.option(
     "--plot",
@@ -62,6 +78,8 @@ def command(
     shapes: tuple[Shape, ...],
     threads: int | None,
     rounds: int,
+    warmup: int,
+    iterations: int | None,
     as_json: bool,
     plot: Path | None,
     console: Console,
@@ -73,10 +91,14 @@ def command(
     engine that runs it.
 
     All of them run in one process and in turns, so that a machine that is slow for a while is slow for all.
-    Inputs are random tokens without padding. p50 is the median latency of a run, and 9 of 10 runs stay
-    within p90; Seq/s follows from p50. Load time and memory are measured in a process for each: the load
-    time without imports and with the files in the page cache, the memory at its peak in loading and one run
-    of the largest shape, less what the imports take. Size is that of graph and weights.
+    Inputs are random tokens without padding. p50 is the median latency of a run; 9 of 10 runs stay within
+    p90 and 99 of 100 within p99; Seq/s follows from p50. Below the table is whether an exported file gives a
+    text the same alone and in a batch. To compare int8 with float in one engine, write the float model for
+    it too: qdqpatch export CKPT FLOAT --float.
+
+    Load time and memory are measured in a process for each: the load time without imports and with the files
+    in the page cache, the memory at its peak in loading and one run of the largest shape, less what the
+    imports take. Size is that of graph and weights.
     """
     from qdqpatch.bench.chart import write_chart
     from qdqpatch.bench.side_by_side import compare
@@ -97,6 +119,8 @@ def command(
             engines=engines,
             threads=threads,
             rounds=rounds,
+            warmup=warmup,
+            iterations=iterations,
             step=show,
         )
     for refusal in report.skipped:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdqpatch.choices import Method
-from qdqpatch.cli.common import progress_bar
+from qdqpatch.cli.bar import CalibrationBar
 from qdqpatch.errors import CheckpointError
-from qdqpatch.listening import CalibrationListener
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,8 +20,12 @@ if TYPE_CHECKING:
 
     from qdqpatch.calibration import Statistics
     from qdqpatch.checkpoint.companions import Companions
+    from qdqpatch.data.batches import TextBatches
     from qdqpatch.data.texts import Texts
     from qdqpatch.nn.pooling import SentenceHead
+
+JUDGED = 64
+"""On so many texts a model is compared with the float one."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,8 @@ class Calibration:
 
     def prepare(
         self, ckpt: str, companions: Companions, console: Console
-    ) -> Callable[[PreTrainedModel], Statistics]:
+    ) -> Prepared | Callable[[PreTrainedModel], Statistics]:
         """Read the tokenizer and the texts, and return what calibrates the model with them.
-
-        That returns what the quantizers saw.
 
         Args:
             ckpt: The checkpoint.
@@ -78,24 +78,31 @@ class Calibration:
         tokenizer = load_tokenizer(ckpt)
         if is_hub_name(self.source):
             _silence_datasets()
+        read = functools.partial(
+            read_texts,
+            self.source,
+            self.text_column,
+            self.text_pair_column,
+            split=self.split,
+            subset=self.subset,
+        )
         with console.status(f"Reading {self.source}"):
-            texts = read_texts(
-                self.source,
-                self.text_column,
-                self.text_pair_column,
-                samples=self.samples,
-                seed=self.seed,
-                split=self.split,
-                subset=self.subset,
-            )
-        rows = [(companions.text(first, prompt), second) for first, second in texts.rows]
+            texts = read(samples=self.samples, seed=self.seed)
+            used = {*texts.rows}
+            others = []
+            if texts.total > len(texts.rows):
+                others = [row for row in read(samples=JUDGED, seed=self.seed ^ 1).rows if row not in used]
+        rows, judged = (
+            [(companions.text(first, prompt), second) for first, second in some]
+            for some in (texts.rows, others or texts.rows[:JUDGED])
+        )
         settings = self
         if companions.max_length is not None and not self.length_given:
             settings = dataclasses.replace(self, max_length=companions.max_length)
             tokenizer.model_max_length = min(tokenizer.model_max_length, companions.max_length)
         head = load_sentence_head(companions) if self.tune else None
-        return functools.partial(
-            settings._run, dataclasses.replace(texts, rows=rows), tokenizer, console, head
+        return Prepared(
+            settings, dataclasses.replace(texts, rows=rows), judged, bool(others), tokenizer, console, head
         )
 
     def _with_images(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
@@ -124,13 +131,12 @@ class Calibration:
 
     def record(self) -> dict[str, Any]:
         """Return what the record of a folder says of its calibration."""
+        from qdqpatch.output.record import data_record
+
         names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine", "tune")
         more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
-        data: dict[str, Any] = {"name": Path(self.source).name}
-        if Path(self.source).is_file():
-            data["sha256"] = hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
-        return {"calibration": settings, "data": data}
+        return {"calibration": settings, "data": data_record(self.source)}
 
     def _run(
         self,
@@ -162,7 +168,7 @@ class Calibration:
         """Calibrate the model behind a progress bar."""
         from qdqpatch.calibration.ptq import ptq
 
-        with _Bar(console) as bar:
+        with CalibrationBar(console) as bar:
             ptq(
                 model,
                 batches,
@@ -183,37 +189,37 @@ class Calibration:
         return bar.statistics
 
 
-class _Bar(CalibrationListener):
-    """Shows how calibration goes on: one bar, which begins anew with each step.
+@dataclass(frozen=True)
+class Prepared:
+    """Texts that are read, to calibrate a model with and to judge it on.
 
     Attributes:
-        statistics: What the quantizers saw.
+        settings: What the options say.
+        texts: What to calibrate with.
+        judged: What to judge on, at most `JUDGED` texts.
+        held_back: Whether these are others than those to calibrate with.
+        tokenizer: The model's.
+        console: Where to say what is done.
+        head: What makes a text's embedding, where ranges are tuned by it.
     """
 
-    statistics: Statistics
+    settings: Calibration
+    texts: Texts
+    judged: list[tuple[str, str | None]]
+    held_back: bool
+    tokenizer: PreTrainedTokenizerBase
+    console: Console
+    head: SentenceHead | None = None
 
-    def __init__(self, console: Console) -> None:
-        self._bar = progress_bar(console)
-        self._task = self._bar.add_task("", total=None)
+    def __call__(self, model: PreTrainedModel) -> Statistics:
+        """Calibrate the model, and return what the quantizers saw."""
+        return self.settings._run(self.texts, self.tokenizer, self.console, self.head, model)
 
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
+    def batches(self, model: PreTrainedModel) -> TextBatches:
+        """Return the texts to judge on."""
+        from qdqpatch.data.batches import TextBatches
 
-    def __exit__(self, *raised: object) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        """Begin a step."""
-        self._bar.reset(self._task, total=None, description=text)
-
-    def step(self, done: int, total: int) -> None:
-        """Move the bar."""
-        self._bar.update(self._task, completed=done, total=total)
-
-    def collected(self, statistics: Statistics) -> None:
-        """Keep what the quantizers saw."""
-        self.statistics = statistics
+        return TextBatches(self.judged, self.tokenizer, model, max_length=self.settings.max_length)
 
 
 def _silence_datasets() -> None:

@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import TARGETS
-from qdqpatch.cli.calibrating import Calibration
+from qdqpatch.choices import TARGETS, Cpu
+from qdqpatch.cli.calibrating import Calibration, Prepared
 from qdqpatch.cli.calibration import calibration_options
 from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
+from qdqpatch.cli.options import cpu_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
-from qdqpatch.errors import QuantizedError
+from qdqpatch.errors import CalibrationError, ConfigError, QuantizedError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedModel
+
+    from qdqpatch.checkpoint.companions import Companions
+    from qdqpatch.evaluation.outcome import Before
 
 
 @click.command("convert", cls=SectionCommand)
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     help="Also write the model for this engine: OUT/onnx/model.onnx, or OUT/openvino/openvino_model.xml. Can "
     "be repeated, but for tensorrt and onnxruntime, whose files have the same name.",
 )
+@cpu_option
 @click.option(
     "--triton",
     is_flag=True,
@@ -51,6 +57,7 @@ def command(
     placement: Placement,
     calibration: Calibration | None,
     targets: tuple[str, ...],
+    cpu: Cpu | None,
     triton: bool,
     force: bool,
     console: Console,
@@ -78,6 +85,8 @@ def command(
             "--export onnxruntime and --export tensorrt both write onnx/model.onnx: leave one out, and "
             "write it to another folder with qdqpatch export."
         )
+    if cpu is not None and not {"onnxruntime", "openvino"} & {*targets}:
+        raise click.UsageError("--cpu is for --export onnxruntime and --export openvino.")
     if triton and "onnxruntime" not in targets:
         raise click.UsageError("--triton needs --export onnxruntime, whose file Triton is to load.")
     for target in targets:
@@ -99,6 +108,8 @@ def command(
         model, missing = source.load(fresh_head=True)
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
+    texts = set_ranges if isinstance(set_ranges, Prepared) else None
+    before = None if texts is None or not is_first() else _before(model, texts, companions)
     if source.quantization is None:
         quantize(model, config)
     for target in targets:
@@ -107,7 +118,7 @@ def command(
     if not is_first():
         return
     writers = (
-        prepare_exports(model, targets, triton=triton, tokenizer=tokenizer(ckpt), source=ckpt)
+        prepare_exports(model, targets, cpu, triton, tokenizer=tokenizer(ckpt), source=ckpt)
         if targets
         else []
     )
@@ -125,7 +136,46 @@ def command(
         f"{sum(calibrated)} of {len(calibrated)} quantizers have a range "
         f"({time.perf_counter() - started:.1f} s)."
     )
+    if before is not None and texts is not None:
+        _print_outcome(before, model, texts.held_back, ckpt, console)
     for export in exports:
         print_export(export, console)
     if not any(calibrated):
         console.print("To set the ranges, convert again with --calib FILE.")
+
+
+def _before(model: PreTrainedModel, texts: Prepared, companions: Companions) -> Before | None:
+    """Run the model in float on the texts to judge on; None where it gives nothing that could be judged."""
+    from qdqpatch.evaluation.outcome import Before
+    from qdqpatch.patching.apply import is_quantized
+    from qdqpatch.sensitivity.subject import switching
+
+    model.eval()
+    batches = texts.batches(model)
+    try:
+        if not is_quantized(model):
+            return Before.of(model, batches, companions)
+        with switching(model) as only:
+            only(())
+            return Before.of(model, batches, companions)
+    except (CalibrationError, ConfigError):
+        return None
+
+
+def _print_outcome(
+    before: Before, model: PreTrainedModel, held_back: bool, ckpt: str, console: Console
+) -> None:
+    """Say how close the model is to the float one, and where to go if that is poor."""
+    from qdqpatch.optimizing.budget import Budget
+
+    found = before.closeness(model.eval())
+    if not found:
+        return
+    figures = ", ".join(f"{metric.name} {metric}" for metric in reversed(found))
+    which = "held back" if held_back else "that it was calibrated with: there are no others"
+    console.print(f"Beside the float model, on {len(before.rows)} texts {which}: {figures}.")
+    budget = Budget(before.meaning)
+    if not budget.judge(found).passes:
+        console.print(
+            f"That is less than {budget}. Better steps are found by: qdqpatch optimize {ckpt} OUT --data FILE"
+        )

@@ -149,6 +149,9 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         click.echo()
         title = f"How close to {evaluation.rows[0].name}, with the {CONFIDENCE:.0%} confidence interval"
         print_table(title, ("Model", "Engine", "Figure", "Value"), _close(evaluation))
+    for row in evaluation.rows:
+        if row.exactness is not None:
+            print_text(f"{row.name}: {row.exactness}")
 
 
 def _close(evaluation: Evaluation) -> list[list[str]]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import OPSETS, TARGETS
+from qdqpatch.choices import OPSETS, TARGETS, Cpu
 from qdqpatch.cli.common import task_option, verbosity_options
 from qdqpatch.cli.compiling import build_options, check_options, print_builds, read_builds, wanted
+from qdqpatch.cli.options import cpu_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.cli.shapes import SHAPE
@@ -48,11 +49,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="How weights are stored; fp32 is for TensorRT alone, and four times the size.",
 )
+@cpu_option
 @click.option(
     "--vnni/--no-vnni",
     default=None,
-    help="Whether the processors that will run a file for ONNX Runtime have VNNI, or are Arm; the default is "
-    "as this one. Without it all integers are uint8: exact on all, but slower where there is VNNI.",
+    hidden=True,
+    help="The same as --cpu vnni or --cpu avx2.",
+)
+@click.option(
+    "--float",
+    "as_float",
+    is_flag=True,
+    help="Write a float CKPT as it is, to compare an int8 file with in the same engine.",
 )
 @click.option(
     "--int8-embeddings", is_flag=True, help="Store the embeddings in int8 too. Outputs change a bit."
@@ -85,7 +93,9 @@ def command(
     task: str | None,
     shape: Shape | None,
     weights: str,
+    cpu: Cpu | None,
     vnni: bool | None,
+    as_float: bool,
     int8_embeddings: bool,
     dtype: str | None,
     int32_inputs: bool,
@@ -100,6 +110,8 @@ def command(
 ) -> None:
     """Write the calibrated checkpoint CKPT to the folder OUT, for TensorRT, ONNX Runtime or OpenVINO.
 
+    With --float it is a float checkpoint that is written, in float.
+
     OUT gets onnx/model.onnx, or openvino/openvino_model.xml for OpenVINO, with config.json, the tokenizer and
     what sentence-transformers needs, as servers look for them. The file is run on texts of several lengths
     and compared with the model first: OUT is right or is not there.
@@ -113,12 +125,13 @@ def command(
     if triton and target != "onnxruntime":
         raise click.UsageError("--triton needs --target onnxruntime, whose file Triton is to load.")
     source = open_checkpoint(ckpt, task)
-    if source.quantization is None:
+    if source.quantization is None and not as_float:
         raise NotQuantizedError(
             f"{ckpt} is not quantized. Make an int8 checkpoint of it first: "
-            f"qdqpatch convert {ckpt} OUT --calib FILE"
+            f"qdqpatch convert {ckpt} OUT --calib FILE. For a float file, to compare with: --float."
         )
-    capabilities = wanted(build, capability, source.quantization.has_float8)
+    float8 = source.quantization is not None and source.quantization.has_float8
+    capabilities = wanted(build, capability, float8)
     OutputFolder.open(out, inputs(), force)
     with console.status(f"Loading {ckpt}") as status:
         model, _ = source.load()
@@ -128,7 +141,9 @@ def command(
             target,
             shape=None if shape is None else (shape.batch, shape.length),
             float_weights=weights == "fp32",
+            cpu=cpu,
             vnni=vnni,
+            as_float=as_float,
             int8_embeddings=int8_embeddings,
             dtype=dtype,
             int32_inputs=int32_inputs,

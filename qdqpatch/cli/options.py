@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from qdqpatch.choices import GPU_RUNNERS, RUNNERS
+from qdqpatch.choices import CPUS, GPU_RUNNERS, RUNNERS
 from qdqpatch.cli.sections import SectionOption
 
 COUNT = click.IntRange(min=1)
@@ -60,6 +60,13 @@ threads_option = click.option(
     section="Running",
     type=COUNT,
     help="How many threads a run may use.  [default: one for each core]",
+)
+
+cpu_option = click.option(
+    "--cpu",
+    type=click.Choice(CPUS),
+    help="What will run a file for ONNX Runtime: x86 with VNNI or without (avx2), or Arm; the default is "
+    "this machine. For avx2 all integers are uint8: exact everywhere, but slower where there is VNNI.",
 )
 
 SPLIT_HELP = "The split of a hub data set.  [default: train; for eval, validation]"

@@ -212,8 +212,10 @@ def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
         conclusion,
         cost_rows,
         cost_title,
+        departure,
         trial_columns,
         trial_rows,
+        unresolved,
     )
 
     print_table(cost_title(costs), COST_COLUMNS, cost_rows(costs))
@@ -222,6 +224,8 @@ def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
         print_table(title, trial_columns(found), trial_rows(found))
         if found.config is not None:
             print_text(conclusion(found))
+        for line in filter(None, (departure(costs, found), unresolved(found))):
+            print_text(line)
 
 
 def _finish(found: MixedPrecision, out: Path | None, force: bool, console: Console) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from qdqpatch.data.arrays import Arrays
+from qdqpatch.engines.exactness import Exactness, exactness
 from qdqpatch.engines.loading import load_each
-from qdqpatch.engines.models import Contender, find_contenders
+from qdqpatch.engines.models import TORCH, Contender, find_contenders
+from qdqpatch.engines.sessions import ENGINES
 from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError, EngineError
 from qdqpatch.evaluation.bootstrap import difference
@@ -114,6 +118,7 @@ def evaluate(
             seconds=run.seconds,
             note=model.note,
             closeness=figures,
+            exactness=_exactness(model, settled, features),
         )
         for model, own, run, figures in zip(loaded, metrics, runs, close, strict=True)
     ]
@@ -152,6 +157,20 @@ def _run_all(
         _check_numbers(found, model)
         _check_shapes(found[0], model, runs[0].outputs[0], models[0])
     return runs
+
+
+def _exactness(model: Model, task: Task[Any], features: Sequence[Feature]) -> Exactness | None:
+    """Return whether an exported file gives a text the same alone and in a batch; None in torch."""
+    contender = model.contender
+    if contender.engine == TORCH or (model.batch, model.length) != (None, None):
+        return None
+    ordered = sorted(features, key=task.length)
+    rows = [ordered[place * (len(ordered) - 1) // 2]["input_ids"] for place in range(3)]
+    load = functools.partial(ENGINES[contender.engine].load, Path(contender.path))
+    try:
+        return exactness(load, rows, task.tokenizer.pad_token_id or 0)
+    except EngineError:  # it takes something else than single texts
+        return None
 
 
 def _check_numbers(outputs: Sequence[Arrays], model: Model) -> None:

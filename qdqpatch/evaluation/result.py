@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from qdqpatch.engines.exactness import Exactness
 from qdqpatch.engines.loading import Skipped
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference, interval
@@ -50,6 +51,8 @@ class EvaluationRow:
         seconds: How long the model ran on all of the data.
         note: What a reader of the figures has to know.
         closeness: How close the outputs are to the first row's, whatever labels say; the main figure last.
+        exactness: Whether an exported file gives a text the same alone and in a batch; None where that is
+            not asked.
     """
 
     model: str
@@ -60,6 +63,7 @@ class EvaluationRow:
     seconds: float
     note: str | None = None
     closeness: tuple[Figure, ...] = ()
+    exactness: Exactness | None = None
 
     @property
     def name(self) -> str:
@@ -80,6 +84,7 @@ class EvaluationRow:
             "seconds": self.seconds,
             "note": self.note,
             "closeness": {figure.metric.name: figure.to_dict() for figure in self.closeness},
+            "exactness": None if self.exactness is None else dataclasses.asdict(self.exactness),
         }
 
 

@@ -12,10 +12,16 @@ from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import MODULES, Companions, read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
-from qdqpatch.choices import OPSETS, TARGETS
-from qdqpatch.engines.shapes import Shape
-from qdqpatch.engines.vnni import saturates
+from qdqpatch.choices import TARGETS, Cpu
 from qdqpatch.errors import ExportError
+from qdqpatch.exporter.asked import (
+    are_exact,
+    check_build,
+    check_is_float,
+    fixed_shape,
+    precision_of,
+    target_of,
+)
 from qdqpatch.exporter.held import held
 from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
@@ -25,9 +31,7 @@ from qdqpatch.patching.finite import check_finite
 from qdqpatch.spelling import spelled
 
 if TYPE_CHECKING:  # these need packages that are not always installed
-    from qdqpatch.exporter.precision import Precision
     from qdqpatch.exporter.result import Export
-    from qdqpatch.exporter.targets.base import Target
     from qdqpatch.exporter.tracing import Traces
 
 PACKAGES = ("onnx", "onnx_ir", "onnxscript")
@@ -40,7 +44,9 @@ def export(
     *,
     shape: tuple[int, int] | None = None,
     float_weights: bool = False,
+    cpu: Cpu | None = None,
     vnni: bool | None = None,
+    as_float: bool = False,
     int8_embeddings: bool = False,
     dtype: str | None = None,
     int32_inputs: bool = False,
@@ -72,9 +78,13 @@ def export(
         target: `tensorrt`, `onnxruntime` or `openvino`.
         shape: Batch and sequence length, if the file shall take no other; None for any.
         float_weights: For TensorRT: store the weights in fp32 and quantize them in the graph.
-        vnni: For ONNX Runtime: whether the processors that will run the file multiply uint8 by int8 exactly,
-            as x86 with VNNI and Arm do. If not, weights, keys and values are uint8: the same levels, exact on
-            every processor, but slower where there is VNNI. None for what this machine does.
+        cpu: What will run the file: `vnni` (x86 with VNNI), `avx2` (x86 without) or `arm`. For ONNX Runtime
+            weights, keys and values are uint8 for `avx2`: the same levels, exact on every processor, but
+            slower where products of uint8 and int8 are exact. OpenVINO's file is the same for all. None for
+            this machine.
+        vnni: The same for ONNX Runtime: whether products of uint8 and int8 are exact where the file runs, as
+            they are with VNNI and on Arm.
+        as_float: Write a model that is not quantized, such as the float one to compare an int8 file with.
         int8_embeddings: Store the embeddings' tables in int8 too, with a range for each row. Numbers change
             by that; those of a model whose `QDQConfig` has `embeddings=True` are stored so anyway.
         dtype: For TensorRT: the type of what stays float, scales included: `float16` (the default),
@@ -100,7 +110,8 @@ def export(
         What was written, how each matmul is computed and how far the outputs are from the model's.
 
     Raises:
-        NotQuantizedError: If the model has no enabled quantizer.
+        NotQuantizedError: If the model has no enabled quantizer, and `as_float` is not set.
+        QuantizedError: If it has one, and `as_float` is set.
         ExportError: If a range is missing, a weight is NaN or infinite, the target cannot have what was asked
             for, or the file does something else than the model. Nothing is left behind.
         CheckpointError: If the folder cannot be written.
@@ -111,7 +122,9 @@ def export(
             target,
             shape=shape,
             float_weights=float_weights,
+            cpu=cpu,
             vnni=vnni,
+            as_float=as_float,
             int8_embeddings=int8_embeddings,
             dtype=dtype,
             int32_inputs=int32_inputs,
@@ -137,7 +150,9 @@ def prepare_export(
     *,
     shape: tuple[int, int] | None = None,
     float_weights: bool = False,
+    cpu: Cpu | None = None,
     vnni: bool | None = None,
+    as_float: bool = False,
     int8_embeddings: bool = False,
     dtype: str | None = None,
     int32_inputs: bool = False,
@@ -165,19 +180,22 @@ def prepare_export(
     from qdqpatch.exporter.preparing import prepared
     from qdqpatch.exporter.tracing import Traces
 
-    engine_target = _target(target, float_weights, vnni, check)
+    engine_target = target_of(target, float_weights, are_exact(target, cpu, vnni), check, cpu)
     float8 = has_float8(model)
-    _check_build(target, build, float8)
+    check_build(target, build, float8)
     if triton and target != "onnxruntime":
         raise ExportError(f"A model of Triton's is written for onnxruntime, not for {target}.")
-    precision = _precision(target, dtype, opset, float8)
+    precision = precision_of(target, dtype, opset, float8)
     if target != "tensorrt" and (int32_inputs or float32_outputs):
         raise ExportError(
             f"{spelled('int32_inputs')} and {spelled('float32_outputs')} are for TensorRT, not for {target}."
         )
-    _check_ranges(model)
+    if as_float:
+        check_is_float(model, float_weights, int8_embeddings)
+    else:
+        _check_ranges(model)
     check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
-    inputs = Inputs(model, _fixed(shape))
+    inputs = Inputs(model, fixed_shape(shape))
     inputs.check()
     companions = _companions(model, source)
     head = None
@@ -199,6 +217,7 @@ def prepare_export(
                 ends,
                 traced,
                 triton,
+                as_float,
             )
             return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
 
@@ -233,17 +252,21 @@ def check_placement(model: PreTrainedModel, target: str) -> None:
     """
     from qdqpatch.exporter.grids import check_grids
 
-    engine_target = _target(target, float_weights=False, vnni=None, check=False)
+    engine_target = target_of(target, float_weights=False, vnni=None, check=False)
     check_grids(model, engine_target.signed, engine_target.float8, target, calibrated=False)
 
 
 def prepare_exports(
-    model: PreTrainedModel, targets: Sequence[str], triton: bool = False, **options: Any
+    model: PreTrainedModel,
+    targets: Sequence[str],
+    cpu: Cpu | None = None,
+    triton: bool = False,
+    **options: Any,
 ) -> list[Callable[[Path, Path], Export]]:
     """Prepare exports for several targets, which share what is traced.
 
     Options and errors are those of `prepare_export`, and so is what is returned for each target. `triton` is
-    for ONNX Runtime, if it is one of them.
+    for ONNX Runtime, if it is one of them; `cpu` is not for TensorRT.
     """
     for target in targets:
         require_packages(target, options.get("check", True))
@@ -251,7 +274,14 @@ def prepare_exports(
 
     traces = Traces()
     return [
-        prepare_export(model, target, traces=traces, triton=triton and target == "onnxruntime", **options)
+        prepare_export(
+            model,
+            target,
+            cpu=None if target == "tensorrt" else cpu,
+            traces=traces,
+            triton=triton and target == "onnxruntime",
+            **options,
+        )
         for target in targets
     ]
 
@@ -263,72 +293,6 @@ def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions
     loaded_from = getattr(model, "name_or_path", "")
     is_embedder = bool(loaded_from) and (Path(loaded_from) / MODULES).is_file()
     return read_companions(loaded_from) if is_embedder else None
-
-
-def _target(name: str, float_weights: bool, vnni: bool | None, check: bool) -> Target:
-    if float_weights and name != "tensorrt":
-        raise ExportError(
-            f"{name} needs the weights in int8; {spelled('float_weights')} is for TensorRT alone."
-        )
-    if vnni is not None and name != "onnxruntime":
-        raise ExportError(
-            f"{name} gets the same file for every processor; {spelled('vnni')} is for onnxruntime alone."
-        )
-    if name == "openvino":
-        from qdqpatch.exporter.targets import openvino
-
-        return openvino.TARGET
-    if name == "onnxruntime":
-        from qdqpatch.exporter.targets import onnxruntime
-
-        if vnni and check and saturates():
-            raise ExportError(
-                "This processor has no VNNI: its products of uint8 and int8 saturate, so that a file for "
-                f"processors with VNNI cannot be compared with the model here. Leave {spelled('vnni')} out "
-                "for a file that is exact on every processor, or export unchecked: "
-                f"{spelled('check=False', '--no-check')}."
-            )
-        return onnxruntime.target(not saturates() if vnni is None else vnni)
-    from qdqpatch.exporter.targets import tensorrt
-
-    return tensorrt.target(float_weights)
-
-
-def _fixed(shape: object) -> Shape | None:
-    if shape is None:
-        return None
-    if not isinstance(shape, tuple | list) or [type(size) for size in shape] != [int, int]:
-        raise ExportError(f"shape is a batch and a length, such as (1, 128), not {shape!r}.")
-    return Shape(*shape)
-
-
-def _precision(target: str, dtype: str | None, opset: int | None, float8: bool) -> Precision:
-    from qdqpatch.exporter.precision import OPSET, PRECISIONS
-
-    if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
-        raise ExportError(f"opset must be from {OPSETS[0]} to {OPSETS[1]}, not {opset}.")
-    name = dtype or ("float16" if target == "tensorrt" else "float32")
-    if name not in PRECISIONS:
-        raise ExportError(f"There is no dtype {name!r}; there are {', '.join(PRECISIONS)}.")
-    if target != "tensorrt" and name != "float32":
-        raise ExportError(f"{spelled('dtype')} is for TensorRT; {target} gets what stays float in float32.")
-    if opset is not None and opset < OPSET and float8:
-        raise ExportError(f"FP8 needs opset {OPSET} or newer, not {opset}.")
-    if opset is not None and opset < OPSET and name != "float32":
-        raise ExportError(f"{name} needs opset {OPSET} or newer, not {opset}; float32 does not.")
-    return PRECISIONS[name]
-
-
-def _check_build(target: str, capabilities: Sequence[str], float8: bool) -> None:
-    if not capabilities:
-        return
-    if target != "tensorrt":
-        raise ExportError(
-            f"{spelled('build')} compiles for TensorRT; there is nothing to compile for {target}."
-        )
-    from qdqpatch.engines.tensorrt.build import require
-
-    require(capabilities, float8)
 
 
 def _check_ranges(model: PreTrainedModel) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qdqpatch.errors import ExportError, no_range
 from qdqpatch.nn.names import OUTPUT, WEIGHT
 from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
-from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.apply import enabled_quantizers, named_quantizers
 from qdqpatch.spelling import spelled
 
 Float = npt.NDArray[np.float32]
@@ -133,7 +133,7 @@ def check_grids(
 
 def has_float8(model: nn.Module) -> bool:
     """Return whether an enabled quantizer rounds to FP8."""
-    return any(quantizer.is_float8 for quantizer in enabled_quantizers(model).values())
+    return any(quantizer.is_float8 for _, quantizer in named_quantizers(model) if quantizer.is_enabled)
 
 
 def _check_activation(quantizer: TensorQuantizer, path: str) -> None:

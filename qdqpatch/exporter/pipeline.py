@@ -37,7 +37,7 @@ from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
 from qdqpatch.exporter.targets.base import Target
-from qdqpatch.exporter.tracing import SENTENCE, Traces, outputs_of
+from qdqpatch.exporter.tracing import LOGITS, SENTENCE, Traces, outputs_of
 from qdqpatch.exporter.triton import write_triton
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.output.manifest import read_sections
@@ -77,6 +77,7 @@ class Pipeline:
         ends: What the file takes and gives.
         traces: What was traced already, for another target.
         triton: Whether to make the folder a model of Triton's.
+        is_float: Whether the model is not quantized.
     """
 
     model: PreTrainedModel
@@ -89,6 +90,7 @@ class Pipeline:
     ends: Ends = Ends()
     traces: Traces = field(default_factory=Traces)
     triton: bool = False
+    is_float: bool = False
 
     @property
     def engine(self) -> Engine:
@@ -106,7 +108,8 @@ class Pipeline:
         build: Sequence[str] = (),
     ) -> Export:
         """Export to a folder that becomes `out` in the end; the other arguments are those of `export`."""
-        check_grids(self.model, self.target.signed, self.target.float8, self.target.name)
+        if not self.is_float:
+            check_grids(self.model, self.target.signed, self.target.float8, self.target.name)
         kept = list(self.inputs.batches(tokenizer) if batches is None else batches)
         if self.precision.name != "float32":
             self.say(f"Looking for numbers beyond {self.precision.name}")
@@ -129,14 +132,15 @@ class Pipeline:
         names = matmuls(graph.graph)
         del graph
         size = size_of(file)
-        link_quantized(file)
+        if not self.is_float:
+            link_quantized(file)
         runs = self.target.engine is not None
         write_beside(self.model, folder, self.companions, tokenizer, runs)
         write_export_json(self.model, folder, self.target.file, self.inputs.example(), outputs)
         if check and self.precision.is_run:
             self.say(f"Comparing with the model in {self.engine.name}")
             comparisons, float_matmuls = self._compared(file, place, kept)
-        if self.target.kernels is not None and self.engine.is_installed:
+        if self.target.kernels is not None and self.engine.is_installed and not self.is_float:
             self.say("Counting integer kernels")
             operations = match(self.model, names, self.target.kernels(file))
         builds = self._compiled(file, place, build)
@@ -165,6 +169,8 @@ class Pipeline:
         """Write into the manifest what was exported, and texts with the vectors of the model."""
         entry = {
             "target": self.target.name,
+            "cpu": self.target.cpu,
+            "float": self.is_float,
             "bytes": size,
             "engine": f"{self.engine.name} {self.engine.version}" if comparisons is not None else None,
             "matmuls": None if operations is None else len(operations),
@@ -172,16 +178,23 @@ class Pipeline:
             "steps": {comparison.output: comparison.mean for comparison in comparisons or ()},
         }
         exports = read_sections(folder).get("exports", {}) | {self.target.file: entry}
-        canaries = None
-        if self.head is not None and tokenizer is not None:
-            batch = tokenizer(list(CANARIES), padding=True, return_tensors="pt")
-            taken = {name: batch[name] for name in self.inputs.example()}
-            vectors = outputs_of(self.model, self.head)(taken)[SENTENCE]
-            canaries = [
-                {"text": text, "vector": [round(float(number), 6) for number in vector]}
-                for text, vector in zip(CANARIES, vectors, strict=True)
-            ]
+        canaries = None if tokenizer is None else self._canaries(tokenizer)
         write_record(self.model, folder, exports=exports, canaries=canaries)
+
+    def _canaries(self, tokenizer: Any) -> list[dict[str, Any]] | None:
+        """Return texts with the model's embeddings or logits; None if the head gives neither of a text."""
+        batch = tokenizer(list(CANARIES), padding=True, return_tensors="pt")
+        example = self.inputs.example()
+        if not example.keys() <= {*batch} or self.inputs.fixed is not None:
+            return None
+        found = outputs_of(self.model, self.head)({name: batch[name] for name in example})
+        output = next((name for name in (SENTENCE, LOGITS) if name in found and found[name].ndim == 2), None)
+        if output is None:
+            return None
+        return [
+            {"text": text, "output": output, "vector": [round(float(number), 6) for number in vector]}
+            for text, vector in zip(CANARIES, found[output], strict=True)
+        ]
 
     def _compiled(self, file: Path, place: Path, capabilities: Sequence[str]) -> tuple[Build, ...]:
         """Return the file as TensorRT for RTX compiles it for some compute capabilities."""

@@ -25,18 +25,28 @@ def write_record(model: PreTrainedModel, folder: Path, **sections: Any) -> None:
     """Write recipe, versions and results into a folder's `qdqpatch.json` and its card.
 
     Args:
-        model: The quantized model.
+        model: The model; a float one has no recipe, and no part of the card.
         folder: Where to; the card that is there is the base of the new one.
         sections: What else there is to tell, by name; None for what there is not.
     """
-    recipe = model.config.quantization_config.to_dict()
+    config = getattr(model.config, "quantization_config", None)
+    recipe = None if config is None else config.to_dict()
     given = {name: value for name, value in sections.items() if value is not None}
     add_sections(folder, recipe=recipe, versions=_versions(), **given)
     data = read_sections(folder)
     known = {name: data.get(name) for name in ("recipe", "calibration", "data")}
     variant = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
     add_sections(folder, variant=variant)
-    write_card(folder)
+    if recipe is not None:
+        write_card(folder)
+
+
+def data_record(source: str) -> dict[str, str]:
+    """Return what a record says of data: its name and, if it is a file, its hash."""
+    path = Path(source)
+    if not path.is_file():
+        return {"name": path.name}
+    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def write_card(folder: Path) -> None:
@@ -70,6 +80,14 @@ def _text(data: Mapping[str, Any]) -> str:
     if calibration := data.get("calibration"):
         settings = ", ".join(f"{name} {value}" for name, value in calibration.items() if value)
         lines += [f"Calibrated: {settings}.", ""]
+    if gates := data.get("optimization"):
+        met = "met" if gates["met"] else "not met"
+        lines += [f"Judged in {gates['engine']} on {gates['held_back']} texts: {gates['asked']}, {met}.", ""]
+        chosen = next(rung for rung in gates["rungs"] if rung["name"] == gates["chosen"])
+        lines += [f"- {name}: {value:.5g}" for name, value in chosen["figures"].items()]
+        if chosen["speedup"] is not None:
+            lines += [f"- speed: {chosen['speedup']:.2f} times that of the float model"]
+        lines += [""]
     if source := data.get("data"):
         digest = f", SHA-256 `{source['sha256'][:16]}`" if "sha256" in source else ""
         lines += [f"Data: {source['name']}{digest}.", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,13 +11,14 @@ from torch import Tensor
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.distributed import gather, share
 from qdqpatch.errors import ConfigError
+from qdqpatch.evaluation.bootstrap import difference, interval
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.sensitivity.cost import meaning, rows_of
 from qdqpatch.sensitivity.subject import Subject
 from qdqpatch.spelling import spelled
 from qdqpatch.tasks.agreement import UNCHANGED
 from qdqpatch.tasks.head import predictions
-from qdqpatch.tasks.metrics import Metric
+from qdqpatch.tasks.metrics import Metric, mean
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ class MetricJudge:
                 f"examples{spelled('', ' (--samples)')}."
             )
 
+    def resolution(self) -> float | None:
+        """Return half of the confidence interval of the drop of the model as it is, in percent."""
+        own = self._metric(self._outputs)
+        interval = difference(own, self._metric(self._predict())).interval
+        return None if interval is None else 100 * (interval[1] - interval[0]) / 2 / abs(self.reference)
+
     def __call__(self) -> Judgement:
         """Run the model on all examples."""
         value = self._metric(self._predict()).value
@@ -100,6 +108,12 @@ class ChangeJudge:
         self._batches = subject.batches()
         self._expected = self._predict()
 
+    def resolution(self) -> float | None:
+        """Return half of the confidence interval of the share that changes, in percent."""
+        changed = (self._predict() != self._expected).double()
+        own = interval(mean(UNCHANGED, changed.tolist()))
+        return None if own is None else max((own[1] - own[0]) / 2, 100 / len(changed))
+
     def __call__(self) -> Judgement:
         """Run the model on all features."""
         changed = (self._predict() != self._expected).double().mean().item()
@@ -121,7 +135,24 @@ class ChangeJudge:
         return torch.cat([gathered[number] for number in range(len(self._batches))])
 
 
-Judge = MetricJudge | ChangeJudge
+class Judge(Protocol):
+    """Judges a model as it is at each call.
+
+    Attributes:
+        name: Of the figure.
+        higher_is_better: Of it.
+        reference: The float model's.
+    """
+
+    name: str
+    higher_is_better: bool
+    reference: float
+
+    def __call__(self) -> Judgement:
+        """Run the model on all examples."""
+
+    def resolution(self) -> float | None:
+        """Return how large a drop of the model as it is the examples tell from none, in percent, if known."""
 
 
 def make_judge(subject: Subject, labelled: bool) -> Judge:

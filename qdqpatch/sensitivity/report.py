@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qdqpatch.sensitivity.measure import Sensitivity
 from qdqpatch.sensitivity.search import MixedPrecision, Trial
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.agreement import CORRELATION, UNCHANGED
 
 COST_COLUMNS = ("Unit", "Quantizers", "Cost", "Share of all costs")
@@ -68,6 +69,35 @@ def conclusion(found: MixedPrecision) -> str:
     if not found.best.float_units:
         return f"Everything can be quantized: {result}."
     return f"To leave in float: {'; '.join(found.best.float_units)} ({result})."
+
+
+def unresolved(found: MixedPrecision) -> str | None:
+    """Say that the examples cannot tell the drop that is allowed from none; None if they can.
+
+    None either where no drop at all is allowed: then what is measured counts.
+    """
+    if not found.max_drop or found.resolution is None or found.resolution <= found.max_drop:
+        return None
+    return (
+        f"{found.examples} examples cannot resolve a drop of {found.max_drop:g}%: what is measured is only "
+        f"right to about {found.resolution:.2g}%. Take more "
+        f"of them{spelled('', ' (--samples)')}, or allow more."
+    )
+
+
+def departure(sensitivity: Sensitivity, found: MixedPrecision) -> str | None:
+    """Say why what was chosen are not the costliest units; None if they are."""
+    chosen = {*found.best.float_units}
+    ranked = [cost.unit.name for cost in sensitivity.costs]
+    last = max((place for place, name in enumerate(ranked) if name in chosen), default=-1)
+    passed = [name for name in ranked[: last + 1] if name not in chosen]
+    if not passed or found.config is None:
+        return None
+    return (
+        f"The ranking has {'; '.join(passed)} before {ranked[last]}: it goes by the {sensitivity.measure} of "
+        f"units that are quantized alone. With the others as chosen, {found.metric} stays within the drop "
+        "though they are quantized."
+    )
 
 
 def number(value: float) -> str:

@@ -56,6 +56,8 @@ class MixedPrecision:
         best: The trial whose drop is allowed and that leaves the fewest units in float. If none will do,
             that is the float model, which is not tried.
         config: The configuration that quantizes a float model so; None where no unit is left to quantize.
+        resolution: How large a drop the examples can tell from none, in percent: half of the 95% confidence
+            interval of the drop without units in float. None where the judge cannot say.
     """
 
     metric: str
@@ -67,6 +69,7 @@ class MixedPrecision:
     trials: tuple[Trial, ...]
     best: Trial
     config: QDQConfig | None
+    resolution: float | None = None
 
     @property
     def limit(self) -> float:
@@ -94,6 +97,7 @@ def search(
     max_drop: float,
     *,
     labelled: bool = True,
+    judge: Judge | None = None,
     attempts: int = ATTEMPTS,
     batch_size: int = 16,
     step: Step = lambda text, done, total: None,
@@ -112,6 +116,7 @@ def search(
         max_drop: How much worse the metric may be, in percent of the float model's.
         labelled: Whether the examples have labels. If not, the share of predictions that are not the float
             model's counts instead, in percent; of scores, their correlation with the float model's.
+        judge: Judges the model instead, by a drop of its own.
         attempts: How many models are tried at most when units are quantized again.
         batch_size: How many sequences run at once.
         step: Told of the progress.
@@ -131,8 +136,10 @@ def search(
     progress = Progress(step, 2 + math.ceil(math.log2(len(units) + 1)) + min(attempts, len(units)))
     with switching(model) as only:
         only(())
-        judge = make_judge(subject, labelled)
+        judge = make_judge(subject, labelled) if judge is None else judge
         progress.advance("Searching")
+        only([path for unit in units for path in unit.quantizers])
+        resolution = judge.resolution()
         tries = _Tries(units, only, judge, progress)
         chosen = _costliest(tries, units, max_drop)
         chosen = _smaller(tries, chosen, max_drop, attempts)
@@ -153,6 +160,7 @@ def search(
         trials=tries.all,
         best=best,
         config=config,
+        resolution=resolution,
     )
 
 

@@ -47,7 +47,10 @@ def report_of(*rows: BenchmarkRow, **changes: Any) -> Benchmark:
 def test_json_of_a_report() -> None:
     report = report_of(row(), row("int8", p50_ms=None, speedup=None))
     data = json.loads(json.dumps(report.to_dict()))
-    assert list(data) == ["threads", "rounds", "versions", "baseline", "shortened", "results", "skipped"]
+    assert list(data) == [
+        *("threads", "rounds", "warmup", "versions", "baseline", "shortened", "results", "skipped"),
+        "exactness",
+    ]
     assert data["results"][0] == {
         "model": "float",
         "engine": "onnxruntime",
@@ -64,6 +67,7 @@ def test_json_of_a_report() -> None:
         "memory_mb": 900.0,
         "process_memory_mb": 1300.0,
         "note": None,
+        "p99_ms": None,
     }
     assert data["results"][1]["p50_ms"] is None
 

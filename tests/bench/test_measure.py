@@ -31,6 +31,13 @@ def test_contenders_run_in_turns() -> None:
     assert {name: len(found) for name, found in times.items()} == {"a": 2 * RUNS, "b": 2 * RUNS}
 
 
+def test_rounds_to_warm_up() -> None:
+    calls: list[str] = []
+    times = interleave({"a": lambda: calls.append("a")}, 1, warmup=3)
+    assert len(calls) == 4 * (1 + RUNS)
+    assert len(times["a"]) == RUNS
+
+
 def test_first_runs_do_not_count() -> None:
     now = 0.0
     # Of each turn the first run takes long; of the first turn, all do.
@@ -48,9 +55,9 @@ def test_first_runs_do_not_count() -> None:
 
 
 def test_percentiles() -> None:
-    assert Latency.of([5.0]) == Latency(5, 5)
-    assert Latency.of([11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) == Latency(6, 10)
-    assert Latency.of([1, 2, 3, 4]) == Latency(2.5, pytest.approx(3.7))
+    assert Latency.of([5.0]) == Latency(5, 5, 5)
+    assert Latency.of([11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) == Latency(6, 10, pytest.approx(10.9))
+    assert Latency.of([1, 2, 3, 4]) == Latency(2.5, pytest.approx(3.7), pytest.approx(3.97))
 
 
 def test_size_of_an_onnx_file_is_with_its_external_data(here: Path) -> None:

@@ -86,14 +86,16 @@ def test_the_table(bench) -> None:
     result = bench("a.onnx", "b.onnx", *options)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+    *lines, exact = lines
+    assert exact.startswith("a.onnx in onnxruntime: batch 16 = batch 1: ")
     title, header, _, *rest, note, speedup = lines
     assert title == "1 thread, 2 rounds in turns"
     assert header.split() == " ".join(COLUMNS).split()
     first, second, third, last = (line.split() for line in rest)
-    assert (first[:3], first[6:]) == (["a.onnx", "onnxruntime", "1x8"], ["1.00x", "0.50", "0.0", "3"])
+    assert (first[:3], first[7:]) == (["a.onnx", "onnxruntime", "1x8"], ["1.00x", "0.50", "0.0", "3"])
     assert (second[:3], len(second)) == (["b.onnx", "onnxruntime", "1x8"], len(COLUMNS))
     assert (third[:3], len(third)) == (["a.onnx", "onnxruntime", "2x8"], len(COLUMNS))
-    assert last == ["b.onnx", "onnxruntime", "(1)", "2x8", *"----", "0.50", "0.0", "3"]
+    assert last == ["b.onnx", "onnxruntime", "(1)", "2x8", *"-----", "0.50", "0.0", "3"]
     assert (note, speedup) == ("(1) takes 1x8 alone", FOOTNOTE)
 
 
@@ -161,8 +163,18 @@ def test_options_reach_the_library(bench, idle: list[Any]) -> None:
     assert (first, second) == ((("a.onnx", "b.onnx"),), (("b.onnx",),))
     assert callable(defaults.pop("step"))
     assert callable(options.pop("step"))
-    assert defaults == {"engines": ("openvino", "torch"), "shapes": (), "threads": None, "rounds": 20}
-    assert options == {"engines": (), "shapes": (Shape(1, 8), Shape(8, 16)), "threads": 3, "rounds": 7}
+    assert defaults == {
+        **{"engines": ("openvino", "torch"), "shapes": (), "threads": None, "rounds": 20},
+        **{"warmup": 1, "iterations": None},
+    }
+    assert options == {
+        "engines": (),
+        "shapes": (Shape(1, 8), Shape(8, 16)),
+        "threads": 3,
+        "rounds": 7,
+        "warmup": 1,
+        "iterations": None,
+    }
 
 
 def test_errors_are_one_line(bench) -> None:

@@ -18,9 +18,9 @@ from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import qdqpatch
-import qdqpatch.cli.calibrating
 from qdqpatch.calibration import Statistics
 from qdqpatch.cli import main
+from qdqpatch.cli.bar import CalibrationBar
 from qdqpatch.listening import CalibrationListener
 
 TEXTS = [f"{'the cat ' * (i % 5)}sat on a mat{'s' * (i % 2)}" for i in range(40)]
@@ -236,7 +236,7 @@ def test_options_that_do_not_fit_each_other(convert, options: list[object], frag
 def test_a_progress_bar_on_terminals(terminal: bool, quiet: bool, shown: bool) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, quiet=quiet, width=80)
-    with qdqpatch.cli.calibrating._Bar(console) as bar:
+    with CalibrationBar(console) as bar:
         for text in ("Shifting", "Calibrating"):
             bar.say(text)
             bar.step(1, 2)
@@ -244,6 +244,27 @@ def test_a_progress_bar_on_terminals(terminal: bool, quiet: bool, shown: bool) -
     for text in ("Shifting", "Calibrating"):
         assert (text in screen.getvalue()) == shown
     assert screen.getvalue().count("\x1b[?25h") == shown  # the cursor comes back
+
+
+def test_what_became_of_the_model_is_said(convert) -> None:
+    Path("data.txt").write_text("\n".join(TEXTS))
+    result = convert("--calib", "data.txt", "--samples", 8, "--method", "max")
+    assert result.exit_code == 0, result.output
+    output = " ".join(result.stderr.split())
+    assert re.search(
+        r"Beside the float model, on \d+ texts held back: unchanged predictions [\d.]+, KL divergence \S+\.",
+        output,
+    )
+    assert "optimize" not in output
+    poor = convert(
+        "--calib", "data.txt", "--method", "max", "--force", "--override", "*_quantizer=num_bits:2"
+    )
+    assert (
+        "That is less than unchanged predictions of 99. Better steps are found by: qdqpatch opt"
+        in " ".join(poor.stderr.split())
+    )
+    result = convert("--calib", "data.txt", "--method", "max", "--force")
+    assert "on 40 texts that it was calibrated with: there are no others: " in " ".join(result.stderr.split())
 
 
 def test_help_has_a_section_for_calibration(convert) -> None:

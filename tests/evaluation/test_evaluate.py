@@ -78,6 +78,7 @@ def test_as_data(data: DataSource) -> None:
                 "seconds": found.rows[0].seconds,
                 "note": None,
                 "closeness": {},
+                "exactness": None,
             },
             {
                 "model": "b",
@@ -90,6 +91,7 @@ def test_as_data(data: DataSource) -> None:
                 "seconds": found.rows[1].seconds,
                 "note": None,
                 "closeness": {figure.metric.name: figure.to_dict() for figure in found.rows[1].closeness},
+                "exactness": None,
             },
         ],
         "skipped": [],

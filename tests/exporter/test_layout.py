@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 from commands import invoke
+from onnxruntime.quantization import quantize_dynamic
 from sentence_folders import DENSE, TEXTS, write_embedder
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
 from qdqpatch.checkpoint.companions import read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
-from qdqpatch.engines.sessions import ENGINES
+from qdqpatch.engines.exactness import THREADS, Exactness, exactness
+from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
+from qdqpatch.output.manifest import MANIFEST
 from qdqpatch.patching.apply import is_quantized
 
 pytestmark = pytest.mark.slow
@@ -243,3 +247,67 @@ def test_sentence_transformers_never_loads_the_float_model(root: Path, tmp_path:
         library.SentenceTransformer(folder, backend="openvino", **options)
     with pytest.raises(ConfigError, match="There is no engine 'tpu'; there are torch, onnxruntime, openvino"):
         library.SentenceTransformer(folder, model_kwargs={"engine": "tpu"}, **options)
+
+
+def test_verify(root: Path) -> None:
+    result = invoke("verify", root / "out")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4
+    for line, file in zip(lines[::2], ("onnx/model.onnx", "openvino/openvino_model.xml"), strict=True):
+        found = re.fullmatch(rf"{file} in \w+ [\w.-]+: lowest cosine ([\d.]+) of 3 texts\.", line)
+        assert found is not None, line
+        assert float(found[1]) > 0.999
+    assert re.fullmatch(r"  batch 16 = batch 1: yes, padded = not padded: yes, \d threads = 1: yes", lines[1])
+
+
+def test_verify_finds_drift(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "out", tmp_path / "out")
+    file = tmp_path / "out" / MANIFEST
+    data = json.loads(file.read_text())
+    data["canaries"][1]["vector"] = data["canaries"][1]["vector"][::-1]
+    file.write_text(json.dumps(data))
+    result = invoke("verify", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: onnx/model.onnx, openvino/openvino_model.xml of "), result.output
+    data["canaries"] = None
+    file.write_text(json.dumps(data))
+    result = invoke("verify", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "has no canary texts in its qdqpatch.json" in result.stderr
+    assert "has no exported file" in invoke("verify", root / "float").stderr
+    assert "There is no folder" in invoke("verify", root / "nothing").stderr
+
+
+def test_ranges_that_are_found_while_running_are_not_exact(root: Path, tmp_path: Path) -> None:
+    invoke("export", root / "float", tmp_path / "float", "--float")
+    rows = AutoTokenizer.from_pretrained(root / "out")(TEXTS)["input_ids"]
+
+    def found(file: Path) -> Exactness | None:
+        return exactness(lambda threads: ONNX_RUNTIME.load(file, threads), rows)
+
+    static = found(root / "out/onnx/model.onnx")
+    assert static == Exactness(1.0, 1.0, 1.0)
+    quantize_dynamic(tmp_path / "float/onnx/model.onnx", tmp_path / "dynamic.onnx")
+    dynamic = found(tmp_path / "dynamic.onnx")
+    assert dynamic is not None
+    assert dynamic.batch < 1
+    assert str(dynamic).startswith("batch 16 = batch 1: ")
+    assert not Exactness(0.99, 1.0, 1.0).holds
+    assert str(Exactness(0.99, 1.0, 0.999999)) == (
+        "batch 16 = batch 1: no (cosine 0.9900), padded = not padded: yes, "
+        f"{THREADS} threads = 1: to rounding (0.999999)"
+    )
+
+
+def test_a_float_file_says_that_it_is_one(root: Path, tmp_path: Path) -> None:
+    result = invoke("export", root / "float", tmp_path / "out", "--float", "--cpu", "avx2")
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "out"
+    assert not (folder / "onnx/model_quantized.onnx").exists()
+    entry = json.loads((folder / MANIFEST).read_text())["exports"]["onnx/model.onnx"]
+    assert (entry["float"], entry["cpu"], entry["matmuls"]) == (True, "avx2", None)
+    outputs = ENGINES["onnxruntime"].load(folder / "onnx/model.onnx").run_tensors(tokens(folder))
+    torch.testing.assert_close(torch.from_numpy(outputs["sentence_embedding"]), embeddings(root / "float"))
+    result = invoke("export", root / "out", tmp_path / "again", "--float")
+    assert "is for the float one" in result.stderr

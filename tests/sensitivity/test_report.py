@@ -9,7 +9,15 @@ from qdqpatch import QDQConfig
 from qdqpatch.errors import ReportError
 from qdqpatch.sensitivity import MixedPrecision, Sensitivity, Trial, Unit, UnitCost
 from qdqpatch.sensitivity.chart import write_chart
-from qdqpatch.sensitivity.report import conclusion, cost_rows, number, trial_columns, trial_rows
+from qdqpatch.sensitivity.report import (
+    conclusion,
+    cost_rows,
+    departure,
+    number,
+    trial_columns,
+    trial_rows,
+    unresolved,
+)
 
 NAMES = ("layer 0, attention", "layer 1, attention add", "head")
 COSTS = Sensitivity(
@@ -71,6 +79,26 @@ def test_the_conclusion() -> None:
     assert conclusion(mixed()) == "To leave in float: layer 1, attention add (F1 79.60, float 80.00)."
     assert conclusion(mixed(TRIALS[0])) == "Everything can be quantized: F1 50.00, float 80.00."
     assert conclusion(mixed(config=None)).startswith("No unit can be quantized with a drop of at most 1%.")
+
+
+def test_why_the_choice_is_not_the_ranking() -> None:
+    line = departure(COSTS, mixed())
+    assert line is not None
+    assert line.startswith(
+        "The ranking has layer 0, attention before layer 1, attention add: it goes by the KL"
+    )
+    assert line.endswith("With the others as chosen, F1 stays within the drop though they are quantized.")
+    assert departure(COSTS, mixed(TRIALS[1])) is None
+    assert departure(COSTS, mixed(TRIALS[0])) is None
+
+
+def test_what_the_examples_cannot_resolve() -> None:
+    assert unresolved(mixed()) is None
+    assert unresolved(mixed(resolution=0.9)) is None
+    assert unresolved(mixed(resolution=4.26)) == (
+        "9 examples cannot resolve a drop of 1%: what is measured is only right to about 4.3%. Take more "
+        "(--samples), or allow more."
+    )
 
 
 def test_numbers() -> None:

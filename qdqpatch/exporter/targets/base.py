@@ -29,6 +29,7 @@ class Target:
         signed: Whether it has signed levels alone.
         float8: Whether it has FP8 (E4M3).
         domains: Versions of operators other than ONNX's own.
+        cpu: The processors that its form is for, one of `qdqpatch.choices.CPUS`; None for any.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Target:
     signed: bool = False
     float8: bool = False
     domains: dict[str, int] = field(default_factory=dict)
+    cpu: str | None = None
 
 
 ONNX_FILE = "model.onnx"

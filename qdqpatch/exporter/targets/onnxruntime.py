@@ -69,14 +69,20 @@ TARGET = Target(
     engine=ONNX_RUNTIME,
     kernels=kernels,
     domains={MICROSOFT: 1},
+    cpu="vnni",
 )
 """For processors that multiply uint8 by int8 exactly: x86 with VNNI, and Arm."""
 
 
-def target(vnni: bool = True) -> Target:
-    """Return the target, or the one whose right operands are uint8: exact on any processor, but slower."""
+def target(vnni: bool = True, cpu: str | None = None) -> Target:
+    """Return the target, or the one whose right operands are uint8: exact on any processor, but slower.
+
+    Args:
+        vnni: Whether processors multiply uint8 by int8 exactly.
+        cpu: What the record calls them; None for `vnni` or `avx2`.
+    """
     if vnni:
-        return TARGET
+        return replace(TARGET, cpu=cpu or TARGET.cpu)
     passes = tuple(
         tuple(
             replace(rule, offset=True)
@@ -86,4 +92,4 @@ def target(vnni: bool = True) -> Target:
         )
         for rules in TARGET.passes
     )
-    return replace(TARGET, passes=passes)
+    return replace(TARGET, passes=passes, cpu="avx2")

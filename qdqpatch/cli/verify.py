@@ -1,0 +1,43 @@
+"""`qdqpatch verify`: whether exported files compute here what they did where they were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.sections import SectionCommand
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.command("verify", cls=SectionCommand)
+@click.argument("out", type=click.Path(path_type=Path))
+@verbosity_options
+def command(out: Path, console: Console) -> None:
+    """Run the canary texts of the folder OUT in the engines that are installed here.
+
+    OUT is what export, convert --export or optimize wrote; its qdqpatch.json has a few texts, and what the
+    model made of them. The exit code is 1 where a file makes something else of them: on another processor,
+    or in another version of an engine.
+    """
+    from qdqpatch.engines.canaries import verify
+
+    with console.status(f"Running the canary texts of {out}"):
+        found = verify(out)
+    for file in found:
+        what = "lowest cosine" if file.measure == "cosine" else "largest difference, as a share"
+        changed = " The file is not the one that was written." if file.changed else ""
+        click.echo(
+            f"{file.file} in {file.engine}: {what} {file.worst:.5f} of {len(file.values)} texts.{changed}"
+        )
+        if file.exactness is not None:
+            click.echo(f"  {file.exactness}")
+    if drifting := [file.file for file in found if file.drifts]:
+        raise click.ClickException(
+            f"{', '.join(drifting)} of {out} computes something else here than where it was written. Export "
+            "it on this machine, or for it: --cpu."
+        )

@@ -1,0 +1,173 @@
+"""`optimize` on tiny models: what it chooses, where it stops, what it says and writes."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import models
+import pytest
+import tiny_tasks
+import torch
+from commands import invoke
+from sentence_folders import write_embedder
+from transformers import AutoModel
+
+import qdqpatch
+from qdqpatch.engines.sessions import ENGINES
+from qdqpatch.errors import BudgetError, CalibrationError, ConfigError, QuantizedError
+from qdqpatch.optimizing import ladder
+from qdqpatch.optimizing.budget import Judged
+from qdqpatch.optimizing.optimize import divide
+from qdqpatch.optimizing.result import RungResult
+from qdqpatch.optimizing.rungs import Rung
+from qdqpatch.patching.apply import is_quantized
+from qdqpatch.tasks.metrics import mean
+
+HEAD = "BertForSequenceClassification"
+
+
+def texts(count: int) -> list[str]:
+    """Return texts of the tiny vocabulary, no two alike."""
+    generator = random.Random(0)
+    words = [word for word in checkpoints.WORDS if word.isalpha()]
+    return [" ".join(generator.choices(words, k=generator.randint(3, 28))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def optimized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with an optimized embedder `out`, and what the command printed."""
+    folder = tmp_path_factory.mktemp("optimized")
+    write_embedder(folder / "emb")
+    (folder / "texts.txt").write_text("\n".join(texts(72)), encoding="utf-8")
+    result = invoke(
+        "optimize", folder / "emb", folder / "out", "--data", folder / "texts.txt", "--shape", "1x8",
+        "--cpu", "avx2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+@pytest.mark.slow
+def test_the_table_says_what_each_rung_gave(optimized: tuple[Path, str]) -> None:
+    _, output = optimized
+    lines = output.splitlines()
+    assert lines[0].startswith("onnxruntime (linear-only), judged in onnxruntime ")
+    assert "on 24 texts, calibrated with 48; ms and speed at 1x8" in lines[0]
+    assert lines[1].split() == ["Rung", "Seconds", "cosine", "top-10", "kept", "ms", "Speed", "Budget"]
+    first, ranges = (line.split() for line in lines[3:5])
+    assert first[0] == "float"
+    assert first[-1] == "1.00x"
+    assert ranges[0] == "ranges"
+    assert float(ranges[2]) > 0.995
+    assert ranges[-2:] == ["met", "chosen"]
+    assert "cosine of 0.995 and top-10 kept of 95 is met by: ranges (linear-only)." in output
+    assert "12 of 16 matmuls run as integer kernels" in output
+
+
+@pytest.mark.slow
+def test_the_folder_is_ready_to_serve(optimized: tuple[Path, str]) -> None:
+    folder, _ = optimized
+    out = folder / "out"
+    record = json.loads((out / "qdqpatch.json").read_text(encoding="utf-8"))
+    assert record["optimization"]["met"]
+    assert record["optimization"]["rungs"][1]["figures"]["cosine"] > 0.995
+    assert record["exports"]["onnx/model.onnx"]["cpu"] == "avx2"
+    assert len(record["data"]["sha256"]) == 64
+    assert "cosine of 0.995 and top-10 kept of 95, met." in (out / "README.md").read_text(encoding="utf-8")
+    assert is_quantized(AutoModel.from_pretrained(out))
+    outputs = (
+        ENGINES["onnxruntime"]
+        .load(out / "onnx/model.onnx")
+        .run_tensors(dict(tiny_tasks.tokenizer()(["the cat"], return_tensors="pt")))
+    )
+    assert "sentence_embedding" in outputs
+    assert invoke("verify", out).exit_code == 0
+
+
+@pytest.mark.slow
+def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing meets a budget of 0: the ladder is climbed to its end, and the best model kept on request."""
+    rungs = (
+        Rung("ranges", 1),
+        Rung("shift", 1, switches={"shift": True, "correct_biases": True}),
+        Rung("units in float", 1, "float units"),
+        Rung("late", 1e9),
+    )
+    model = models.float_model(HEAD)
+    weights = model.bert.encoder.layer[0].output.dense.weight
+    climbs: list[ladder.Climb] = []
+
+    def climb(*arguments: Any, **options: Any) -> ladder.Climb:
+        climbs.append(ladder.climb(*arguments, rungs=rungs, **options))
+        return climbs[-1]
+
+    monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", climb)
+    # Nothing is near enough.
+    monkeypatch.setattr("qdqpatch.optimizing.budget._apart", lambda metric: 1.0)
+    options: dict[str, Any] = {
+        "tokenizer": tiny_tasks.tokenizer(),
+        "max_drop": 0.0,
+        "seconds": 1e6,
+        "shape": (1, 8),
+        "held_back": 8,
+    }
+    found = qdqpatch.optimize(model, texts(24), target="onnxruntime", keep_best=True, **options)
+    assert found.model is model
+    assert not found.met
+    assert [rung.name for rung in found.rungs] == ["float", "ranges", "shift", "units in float", "late"]
+    assert "not begun: takes about" in found.rungs[-1].note
+    assert found.rungs[1].judged is not None
+    assert "8 texts held back cannot resolve 0%" in str(found)
+    assert model.bert.encoder.layer[0].output.dense.weight is weights
+    best = climbs[-1].best
+    assert best is not None
+    batch = dict(tiny_tasks.tokenizer()(texts(5), padding=True, return_tensors="pt"))
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, best.eval()(**batch).logits)
+
+
+def test_nothing_is_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the model is as it was."""
+    model = models.float_model(HEAD)
+    best = models.calibrated(HEAD)
+    judged = Judged({"unchanged predictions": mean("unchanged predictions", [1.0, 0.0])}, 49.0, -50.0)
+    found = ladder.Climb()
+    found.take(RungResult("ranges", 1.0, judged), best, {})
+    monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", lambda *arguments: found)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(BudgetError) as caught:
+        qdqpatch.optimize(model, texts(24), tokenizer=tiny_tasks.tokenizer())
+    assert str(caught.value) == (
+        "Nothing meets unchanged predictions of 99. Nearest: ranges (no-residual), unchanged predictions "
+        "50.00. To have it all the same: keep_best=True."
+    )
+    assert not is_quantized(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(QuantizedError, match="begins with the float one"):
+        qdqpatch.optimize(models.calibrated(HEAD), [])
+    model = models.float_model(HEAD)
+    with pytest.raises(ConfigError, match="There is no target 'tvm'"):
+        qdqpatch.optimize(model, [], target="tvm")
+    with pytest.raises(CalibrationError, match=r"^3 texts cannot be divided"):
+        qdqpatch.optimize(model, texts(3), tokenizer=tiny_tasks.tokenizer())
+    assert not is_quantized(model)
+
+
+def test_texts_are_held_back() -> None:
+    held, others = divide(list(range(30)), None, 15, seed=0)
+    assert len(held) == 10
+    assert len(others) == 15
+    assert not {*held} & {*others}
+    with pytest.raises(ConfigError, match="30 cannot be held back"):
+        divide(list(range(30)), 30, None, 0)
+
+
+def test_times() -> None:
+    result = invoke("optimize", "ckpt", "out", "--data", "d", "--time", "ten")
+    assert result.exit_code == 2
+    assert "'ten' is no time: write 90s, 10m or 1h." in result.output
