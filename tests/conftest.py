@@ -77,7 +77,7 @@ del os.environ["ONEDNN_MAX_CPU_ISA"]
 
 @functools.cache
 def group_of(file: str) -> str:
-    """Return what stays on one worker with a test file, by its path here: what shares `exports`, or it alone."""
+    """Return what stays on one worker with a test file: all that shares `exports`, or the file alone."""
     text = (HERE / file).read_text(encoding="utf-8")
     return "exports" if "from exports import" in text or "import exports" in text else file
 
