@@ -160,7 +160,7 @@ def _run_all(
 
 
 def _exactness(model: Model, task: Task[Any], features: Sequence[Feature]) -> Exactness | None:
-    """Return whether an exported file gives a text the same alone and in a batch; None in torch, of images."""
+    """Return whether a file gives a text the same alone and in a batch; None of images, or in torch."""
     contender = model.contender
     of_texts = "input_ids" in features[0]
     if contender.engine == TORCH or not of_texts or (model.batch, model.length) != (None, None):
