@@ -18,7 +18,7 @@ REFERENCE := .venv-reference
 INSTALL := -m pip install -qq --disable-pip-version-check
 
 # Two workers, each with whole files, the longest first (tests/conftest.py).
-PYTEST := -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+PYTEST := -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15
 
 # The original QDQBERT classes need packages of their own, and those a Python before 3.13; with a later one
 # the tests that run the original classes are skipped.
@@ -46,6 +46,7 @@ benchmark: $(VENV)/installed .peers/installed
 	$(VENV)/bin/python benchmarks/forward_time.py
 	$(VENV)/bin/python benchmarks/calibration_time.py
 	$(VENV)/bin/python benchmarks/export_speed.py
+	$(VENV)/bin/python benchmarks/tensorrt_rtx.py
 	$(VENV)/bin/python benchmarks/accuracy.py
 	$(VENV)/bin/python benchmarks/training_cost.py
 	$(VENV)/bin/python benchmarks/training.py

@@ -3,7 +3,7 @@
     REFERENCE_PYTHON benchmarks/original_qdqbert.py OUT.onnx LAYERS
 
 Runs in the environment of `tests/reference/requirements.txt` (transformers 4.40, pytorch-quantization), which
-has the classes, with `onnx` added; `benchmarks/tensorrt.py` calls it there.
+has the classes, with `onnx` added; `benchmarks/tensorrt_rtx.py` calls it there.
 """
 
 from __future__ import annotations

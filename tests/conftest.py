@@ -1,5 +1,6 @@
 """What every test needs: reproducible arithmetic, no network, and global settings put back."""
 
+import functools
 import gzip
 import os
 
@@ -19,6 +20,7 @@ os.environ.pop("COLUMNS", None)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,24 +75,35 @@ torch.nn.functional.conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1))
 del os.environ["ONEDNN_MAX_CPU_ISA"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@functools.cache
+def group_of(file: str) -> str:
+    """Return what stays on one worker with a test file: all that shares `exports`, or the file alone."""
+    text = (HERE / file).read_text(encoding="utf-8")
+    return "exports" if "from exports import" in text or "import exports" in text else file
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what faces transformers; keep together on a worker what shares what it made, the longest first."""
+    """Mark what faces transformers, and begin with what takes longest."""
     places = {}
     for item in items:
         path = item.path.relative_to(HERE)
         if {str(path), *map(str, path.parents)} & {*COMPAT}:
             item.add_marker(pytest.mark.compat)
-        group = "exports" if shares_exports(item) else str(path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        group = group_of(path.as_posix())
         places[item] = LONGEST.index(group) if group in LONGEST else len(LONGEST)
     items.sort(key=places.__getitem__)
 
 
-def shares_exports(item: pytest.Item) -> bool:
-    """Tell whether a test's module takes exported models from `exports`, which makes each once."""
-    names = vars(getattr(item, "module", None) or object).values()
-    return any(getattr(value, "__module__", "") == "exports" and callable(value) for value in names)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole groups."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0].removeprefix("tests/"))
+
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

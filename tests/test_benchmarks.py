@@ -14,6 +14,8 @@ from models import config
 from pytorch_quantization.calib import HistogramCalibrator
 from transformers import BertModel
 
+from qdqpatch.engines.shapes import Shape
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -268,6 +270,24 @@ def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "evaluate", None)
     monkeypatch.setattr(training, "run_job", None)
     assert bench.measure(modes, seeds=[0, 1]) == found
+
+
+@pytest.mark.slow
+def test_what_tensorrt_makes_of_files(benchmark_module, monkeypatch, tmp_path):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    tensorrt, shape = benchmark_module("tensorrt_rtx"), Shape(2, 16)
+    few = {"qdqpatch, outputs": tensorrt.OURS["qdqpatch, outputs"]}
+    monkeypatch.setattr(tensorrt, "OURS", few)
+    monkeypatch.setattr(tensorrt.peers, "TENSORRT", {"none": ("a_module_that_is_not_there", None)})
+    monkeypatch.delenv(tensorrt.REFERENCE, raising=False)
+    found = dict(tensorrt.files(config(max_position_embeddings=64), tmp_path))
+    assert list(found) == ["float, fp16", "float, fp16, torch's export", "qdqpatch, outputs"]
+    floats = {}
+    cells = [tensorrt.cell(file, "SM89", shape, floats) for file in found.values()]
+    assert cells[0].endswith("(1.00)")
+    assert float(cells[2].rpartition("(")[2].rstrip(")")) < 1
+    (tmp_path / "text.onnx").write_text("no model")
+    assert tensorrt.cell(tmp_path / "text.onnx", "SM89", shape, floats).startswith("refused: ")
 
 
 def test_embeddings_are_compared_with_the_first_contender(benchmark_module):

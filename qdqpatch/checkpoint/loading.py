@@ -13,6 +13,15 @@ from qdqpatch.checkpoint.fitting import Request, check_fit
 from qdqpatch.errors import CheckpointError, QdqError, one_line
 from qdqpatch.nn.names import INPUT_SCALE, ZERO_POINT
 
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "vocab_size",
+)
+"""What no model has none of; torch computes with negative ones for a while."""
+
 STATE = ("._amax", f".{ZERO_POINT}", f".{INPUT_SCALE}")
 """How the names of what only a quantized model has end."""
 
@@ -91,6 +100,11 @@ def model_on_meta(model_class: Any, config: PreTrainedConfig, name: str) -> PreT
     Raises:
         CheckpointError: If its config is that of no model.
     """
+    sizes = {size: getattr(config, size, None) for size in SIZES}
+    if wrong := [size for size, value in sizes.items() if isinstance(value, int) and value < 1]:
+        raise CheckpointError(
+            f"Cannot build a model by the config.json of {name}: {wrong[0]} is {sizes[wrong[0]]}."
+        )
     try:
         with torch.device("meta"):
             if hasattr(model_class, "from_config"):

@@ -84,7 +84,7 @@ def load_qdqbert(directory: str | Path, **kwargs: Any) -> PreTrainedModel:
     path = Path(directory) / "config.json"
     try:
         config_dict = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"Cannot read {path}: {error}") from error
     model_type = config_dict.get("model_type") if isinstance(config_dict, dict) else None
     if model_type != QDQBERT:

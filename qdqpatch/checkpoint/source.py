@@ -219,6 +219,8 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
         raise CheckpointError(
             f"There is no folder {name} here, and no model of that name on the hub: {one_line(error)}"
         ) from error
+    if isinstance(config.architectures, str):
+        config.architectures = [config.architectures]
     _check_method(name, getattr(config, "quantization_config", None))
     lift(config)
     return Checkpoint(name, config, _model_class(config, task), task)

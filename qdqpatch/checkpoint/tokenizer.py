@@ -43,6 +43,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer("a")  # one that lacks what every text needs is found now
     except Exception as error:  # a damaged file of a vocabulary raises whatever its reader does
         raise CheckpointError(f"Cannot load the tokenizer of {source}: {one_line(error)}") from error
     return tokenizer

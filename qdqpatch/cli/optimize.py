@@ -104,7 +104,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
     help="What is timed.",
 )
 @_output("--float-embeddings", is_flag=True, help="Leave the embeddings' tables in float in the file.")
-@_output("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
+@click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @json_option
 @verbosity_options
 def command(

@@ -26,6 +26,7 @@ HEADINGS = (
     "Schedule",
     "Distillation",
     "Mixed precision",
+    "Budget",
     "Running",
     "Compiling",
     "Output",

@@ -239,7 +239,7 @@ def _parse_value(text: str) -> Any:
         return None
     try:
         return json.loads(text.lower())
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -169,7 +169,7 @@ def _facts(name: str) -> Facts:
         return Facts()
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"Cannot read {file}: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"Cannot read {file}: it holds no object.")

@@ -160,9 +160,10 @@ def _run_all(
 
 
 def _exactness(model: Model, task: Task[Any], features: Sequence[Feature]) -> Exactness | None:
-    """Return whether an exported file gives a text the same alone and in a batch; None in torch."""
+    """Return whether a file gives a text the same alone and in a batch; None of images, or in torch."""
     contender = model.contender
-    if contender.engine == TORCH or (model.batch, model.length) != (None, None):
+    of_texts = "input_ids" in features[0]
+    if contender.engine == TORCH or not of_texts or (model.batch, model.length) != (None, None):
         return None
     ordered = sorted(features, key=task.length)
     rows = [ordered[place * (len(ordered) - 1) // 2]["input_ids"] for place in range(3)]

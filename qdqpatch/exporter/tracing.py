@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.data.arrays import Array
 from qdqpatch.exporter import symbolic_operators as operators
+from qdqpatch.exporter.translations import TABLE
 from qdqpatch.nn.pooling import SentenceHead, mask_of
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.quiet import quiet_export
@@ -53,6 +54,7 @@ def trace(
                 output_names=names,
                 optimize=False,
                 verbose=False,
+                custom_translation_table=TABLE,
             )
             assert exported is not None  # the old exporter returns None
             exported.optimize()

@@ -91,7 +91,7 @@ def settle_moves(work: Path) -> bool:
 def _read(work: Path) -> tuple[list[_Listed], int]:
     try:
         listed = json.loads((work / LIST).read_text(encoding="ascii"))
-    except (FileNotFoundError, ValueError):  # a list that is not whole was never begun
+    except (FileNotFoundError, ValueError, RecursionError):  # a list that is not whole was never begun
         return [], 0
     moves = [
         _Listed(_beside(work, source), _beside(work, target), device, inode)

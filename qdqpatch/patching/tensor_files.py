@@ -33,6 +33,13 @@ class TensorFile:
             return tuple(self._tensors[name].shape)
         return tuple(self._tensors.get_slice(name).get_shape())
 
+    def is_packed(self, name: str) -> bool:
+        """Return whether a tensor has numbers of 8 bits, which are no weights without a scale."""
+        if isinstance(self._tensors, dict):
+            dtype = self._tensors[name].dtype
+            return bool(dtype.itemsize == 1 and dtype != torch.bool)
+        return str(self._tensors.get_slice(name).get_dtype()).startswith(("I8", "U8", "F8"))
+
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self._tensors, dict):
             tensor: Tensor = self._tensors[name]
@@ -71,11 +78,17 @@ def read_shapes(files: list[str]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in the files, by its name.
 
     Raises:
-        CheckpointError: If a file cannot be read.
+        CheckpointError: If a file cannot be read, or another tool has packed its weights.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with open_tensors(file) as tensors:
+            weights = [name for name in tensors.names if name.endswith(".weight")]
+            if packed := [name for name in weights if tensors.is_packed(name)]:
+                raise CheckpointError(
+                    f"{file} holds numbers of 8 bits, as another tool packs them ({packed[0]}), and no "
+                    "weights. Name the float checkpoint."
+                )
             shapes.update((name, tensors.shape(name)) for name in tensors.names)
     return shapes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qdqpatch.sensitivity.measure import Sensitivity
 from qdqpatch.sensitivity.search import MixedPrecision, Trial
+from qdqpatch.spelling import spelled
 from qdqpatch.tasks.agreement import CORRELATION, UNCHANGED
 
 COST_COLUMNS = ("Unit", "Quantizers", "Cost", "Share of all costs")
@@ -79,7 +80,8 @@ def unresolved(found: MixedPrecision) -> str | None:
         return None
     return (
         f"{found.examples} examples cannot resolve a drop of {found.max_drop:g}%: what is measured is only "
-        f"right to about {found.resolution:.2g}%. Take more (--samples), or allow more."
+        f"right to about {found.resolution:.2g}%. Take more "
+        f"of them{spelled('', ' (--samples)')}, or allow more."
     )
 
 

@@ -111,7 +111,7 @@ class RunFolder:
             state = json.loads(file.read_text(encoding="utf-8"))
             stages = [Stage(**stage) for stage in state["stages"]]
             given, wanted = dict(state["job"]), self.job.to_dict()
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 f"{file} is damaged ({error}), so that the run cannot go on: begin anew."
             ) from error
@@ -175,7 +175,7 @@ class RunFolder:
             del written["job"]
             stages = [Stage(**stage) for stage in written.pop("stages")]
             return TrainingReport(stages=stages, **written)
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
 
     def remove(self) -> str | None:
@@ -209,5 +209,5 @@ def _is_run(folder: Path) -> bool:
         return False
     try:
         return has_manifest(folder) or {"job", "stages"} <= {*json.loads(file.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False

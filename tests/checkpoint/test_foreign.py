@@ -124,6 +124,13 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: index(folder, '{"weight_map": {"a": 1}}'),
         r"index\.json is no index of weights",
     ),
+    "packed": (
+        lambda folder: change_weights(
+            folder,
+            lambda tensors: tensors.update({name: tensor.to(torch.int8) for name, tensor in tensors.items()}),
+        ),
+        r"holds numbers of 8 bits, as another tool packs them \(bert\.",
+    ),
     "sizes": (
         lambda folder: change_config(folder, intermediate_size=48),
         r"intermediate\.dense\.bias has shape \(40,\) in it, and \(48,\)",
@@ -172,6 +179,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no attention heads": (
         lambda folder: change_config(folder, num_attention_heads=0),
         r"Cannot build a model by the config\.json of ckpt",
+    ),
+    "fewer than none": (
+        lambda folder: change_config(folder, num_attention_heads=-1),
+        r"config\.json of ckpt: num_attention_heads is -1\.",
     ),
     "unknown activation": (
         lambda folder: change_config(folder, hidden_act="evil"),

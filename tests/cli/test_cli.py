@@ -317,12 +317,16 @@ def test_calibration_data_that_cannot_be_used(run, float_checkpoint: Path, sente
     assert_fails(run("convert", float_checkpoint, "out", "--calib", "no.txt"), "There is no file no.txt")
     shutil.copytree(float_checkpoint, "bare", ignore=shutil.ignore_patterns("vocab.txt", "tokenizer*"))
     assert_fails(run("convert", "bare", "out", "--calib", sentences), "bare has no tokenizer")
+    shutil.copytree(float_checkpoint, "wordless")
+    Path("wordless/vocab.txt").write_text("")
+    result = run("convert", "wordless", "out", "--calib", sentences)
+    assert_fails(result, "Cannot load the tokenizer of wordless")
     large = [*WORDS, *(f"word{i}" for i in range(50))]
     shutil.copytree(float_checkpoint, "large")
     Path("large/vocab.txt").write_text("\n".join(large) + "\n", encoding="utf-8")
     result = run("convert", "large", "out", "--calib", sentences)
     assert_fails(result, "has 66 tokens and the model only 48")
-    assert left_behind() == ["bare", "binary.txt", "empty.txt", "large"]
+    assert left_behind() == ["bare", "binary.txt", "empty.txt", "large", "wordless"]
 
 
 def test_an_output_that_must_not_be_written(run, float_checkpoint: Path) -> None:

@@ -11,8 +11,19 @@ from qdqpatch.cli.sections import HEADINGS
 
 OWN: dict[str, tuple[set[str], str]] = {
     "--task": ({"type", "help", "section"}, "heads that can be loaded, and those that there are metrics for"),
-    "--shape": ({"help", "section", "multiple", "name"}, "bench takes several, and compiling one"),
-    "--data": ({"help", "required", "name", "opts"}, "convert needs none, and texts alone"),
+    "--engine": ({"type"}, "bench runs what eval does not"),
+    "--shape": (
+        {"default", "help", "section", "multiple", "name", "show_default"},
+        "bench takes several, and optimize has a usual one",
+    ),
+    "--warmup": (
+        {"default", "help", "section", "type"},
+        "turns before what is timed, and a share of the steps",
+    ),
+    "--data": (
+        {"help", "metavar", "required", "name", "opts"},
+        "convert needs none, and texts or images alone",
+    ),
     "--samples": ({"default", "help", "show_default"}, "a metric needs more than ranges, and eval takes all"),
     "--seed": ({"help"}, "what is drawn is another thing"),
     "--batch-size": ({"default", "help", "section"}, "for train it is part of the schedule"),

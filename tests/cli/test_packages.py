@@ -29,6 +29,16 @@ ABSENT = [
         "Comparing the file with the model needs onnxruntime: pip install onnxruntime",
     ),
     (
+        "optimize {0}/float out --data {0}/rows.tsv --target openvino",
+        "openvino",
+        "Exporting needs openvino: pip install openvino",
+    ),
+    (
+        "optimize {0}/float out --data {0}/rows.tsv",
+        "onnxruntime",
+        "onnxruntime is not installed: pip install",
+    ),
+    (
         "convert {}/float out --calib nyu-mll/glue",
         "datasets",
         "There is no file nyu-mll/glue, and a data set on the hub needs datasets: pip install datasets",

@@ -17,6 +17,7 @@ OTHERS = {
     "label_column",
     "override",
     "prompt",
+    "seconds",
     "shape",
     "shapes",
     "split",

@@ -16,6 +16,7 @@ LINES = {
     "export": "export a out",
     "inspect": "inspect a",
     "lint": "lint a.onnx --target tensorrt",
+    "optimize": "optimize a out --data rows.tsv",
     "sensitivity": "sensitivity a --data rows.tsv",
     "train": "train a out --data rows.tsv",
 }
@@ -66,6 +67,9 @@ WRONG = [
     "lint a.onnx --target tensorrt --capability SM89",
     "lint a.onnx --target onnxruntime --build",
     "lint a.onnx --target tensorrt --build --shape 8",
+    "optimize a out",
+    "optimize a out --data rows.tsv --time soon",
+    "optimize a out --data rows.tsv --max-drop nan",
     "sensitivity a --data rows.tsv --out b.json",
     "sensitivity a --data rows.tsv --max-drop inf",
     "sensitivity a --data rows.tsv --max-drop nan",

@@ -101,7 +101,7 @@ def test_what_cannot_be_run_is_refused(here: Path) -> None:
             find_contenders([name])
     with pytest.raises(ConfigError, match=r"^model\.onnx runs in onnxruntime and openvino, not in torch"):
         find_contenders(["model.onnx"], ["torch"])
-    with pytest.raises(ConfigError, match="torch can run none of these models; leave out --engine torch"):
+    with pytest.raises(ConfigError, match="torch can run none of these models; leave out 'torch'"):
         find_contenders(["model.onnx"], ["openvino", "torch"])
 
 

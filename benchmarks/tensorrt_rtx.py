@@ -1,6 +1,6 @@
 """What TensorRT makes of our files and of others': kernels, fused attentions, and the memory that moves.
 
-    python benchmarks/tensorrt.py [--capability SM89] [--heads 12]
+    python benchmarks/tensorrt_rtx.py [--capability SM89] [--heads 12]
 
 Two layers of BERT-base with random weights are written by every tool and compiled by TensorRT for RTX, which
 needs no GPU. A tool that is not installed is left out (`benchmarks/peers.txt`), and so is the original
@@ -57,7 +57,11 @@ def main() -> None:
     parser.add_argument("--capability", choices=CAPABILITIES, default="SM89")
     parser.add_argument("--heads", type=int, default=BERT_BASE.num_attention_heads)
     arguments = parser.parse_args()
-    require([arguments.capability])
+    try:
+        require([arguments.capability])
+    except EngineError as error:
+        print(f"Skipped: {error}")
+        return
     prepare()
     config = BertConfig(num_hidden_layers=LAYERS, num_attention_heads=arguments.heads)
     rows: list[Row] = []
