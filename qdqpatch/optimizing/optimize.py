@@ -94,11 +94,6 @@ def optimize(
         ConfigError: If an argument is not one of those that there are.
         CalibrationError: If there are too few rows.
         EngineError: If the engine is not installed.
-
-    Example:
-        >>> found = optimize(model, texts, tokenizer=tokenizer, target="onnxruntime")
-        >>> print(found)
-        >>> qdqpatch.export(model, "out", "onnxruntime", tokenizer=tokenizer)
     """
     inner = unwrapped(model)
     check_float(inner)

@@ -44,6 +44,7 @@ RUNGS = (
     Rung("ranges", 8),
     Rung("shift and smooth", 40, switches={"smooth": True, "shift": True, "smooth_inputs": True}),
     Rung("refine", 150, switches={"refine": 4, "correct_biases": True}),
+    Rung("tune", 200, switches={"tune": 3}),
     Rung("units in float", 40, "float units"),
     Rung("distillation", 120, "distillation"),
 )
@@ -53,6 +54,7 @@ CHECKS: dict[str, Callable[[nn.Module], object]] = {
     "shift": shifts_to_make,
     "smooth_inputs": linears_to_smooth,
     "refine": check_can_refine,
+    "tune": check_can_refine,
     "correct_biases": linears_to_correct,
 }
 """What raises where a model has nothing for a switch of `ptq`; a switch that is not here suits all."""
