@@ -23,7 +23,7 @@ from qdqpatch.optimizing.budget import Budget
 from qdqpatch.optimizing.engine import SHAPE, Place
 from qdqpatch.optimizing.judging import HeldBack
 from qdqpatch.optimizing.ladder import Climb, Material, climb
-from qdqpatch.optimizing.placements import config_for, preset_for
+from qdqpatch.optimizing.placements import placement_for
 from qdqpatch.optimizing.result import Optimization
 from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.input_scales import scaled_linears
@@ -168,12 +168,13 @@ def search_best(
     outcomes = expected[0][first].shape[-1] if first in expected[0] else 2
     meaning = task.meaning(first, outcomes)
     budget = Budget(meaning, budget_percent)
-    chosen = config_for(place.target, meaning) if config is None else config
+    placement = placement_for(place.target, meaning)
+    chosen = placement.config if config is None else config
     judge = HeldBack(task, held, features, expected, labelled, budget, batch_size)
     material = Material(model, task, own, judge, chosen, batch_size, per_sequence * len(own))
     left = None if seconds is None else seconds - (time.monotonic() - started)
     found = climb(material, place, left, shape, listener)
-    name = preset_for(place.target, meaning) if config is None else "given"
+    name = str(placement) if config is None else "given"
     return _result(found, place, name, budget, len(held), len(calibration))
 
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from qdqpatch import QDQConfig
 from qdqpatch.errors import ConfigError
 from qdqpatch.optimizing.budget import Budget
-from qdqpatch.optimizing.placements import preset_for
+from qdqpatch.optimizing.placements import placement_for
 from qdqpatch.tasks.metrics import mean
 from qdqpatch.tasks.neighbours import Vectors, comparison
 
@@ -49,6 +50,10 @@ def test_what_examples_resolve() -> None:
 
 
 def test_placements() -> None:
-    assert preset_for("onnxruntime", "states") == "linear-only"
-    assert preset_for("openvino", "classes") == "no-residual"
-    assert preset_for("tensorrt", "states") == "qdqbert"
+    assert str(placement_for("onnxruntime", "states")) == "linear-only, asymmetric"
+    assert placement_for("onnxruntime", "states").config == QDQConfig.preset(
+        "linear-only", activation={"symmetric": False}
+    )
+    assert str(placement_for("openvino", "classes")) == "no-residual"
+    assert placement_for("openvino", "classes").config == QDQConfig.preset("no-residual")
+    assert str(placement_for("tensorrt", "states")) == "qdqbert"

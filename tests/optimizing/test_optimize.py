@@ -53,7 +53,7 @@ def optimized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_table_says_what_each_rung_gave(optimized: tuple[Path, str]) -> None:
     _, output = optimized
     lines = output.splitlines()
-    assert lines[0].startswith("onnxruntime (linear-only), judged in onnxruntime ")
+    assert lines[0].startswith("onnxruntime (linear-only, asymmetric), judged in onnxruntime ")
     assert "on 24 texts, calibrated with 48; ms and speed at 1x8" in lines[0]
     assert lines[1].split() == ["Rung", "Seconds", "cosine", "top-10", "kept", "ms", "Speed", "Budget"]
     first, ranges = (line.split() for line in lines[3:5])
@@ -62,7 +62,7 @@ def test_the_table_says_what_each_rung_gave(optimized: tuple[Path, str]) -> None
     assert ranges[0] == "ranges"
     assert float(ranges[2]) > 0.995
     assert ranges[-2:] == ["met", "chosen"]
-    assert "cosine of 0.995 and top-10 kept of 95 is met by: ranges (linear-only)." in output
+    assert "cosine of 0.995 and top-10 kept of 95 is met by: ranges (linear-only, asymmetric)." in output
     assert "12 of 16 matmuls run as integer kernels" in output
 
 
@@ -140,8 +140,8 @@ def test_nothing_is_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BudgetError) as caught:
         qdqpatch.optimize(model, texts(24), tokenizer=tiny_tasks.tokenizer())
     assert str(caught.value) == (
-        "Nothing meets unchanged predictions of 99. Nearest: ranges (no-residual), unchanged predictions "
-        "50.00. To have it all the same: keep_best=True."
+        "Nothing meets unchanged predictions of 99. Nearest: ranges (no-residual, asymmetric), unchanged "
+        "predictions 50.00. To have it all the same: keep_best=True."
     )
     assert not is_quantized(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
