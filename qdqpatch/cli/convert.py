@@ -72,6 +72,7 @@ def command(
     from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.exporter.export import check_placement, prepare_exports, require_packages
+    from qdqpatch.exporter.options import ExportOptions
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -117,11 +118,8 @@ def command(
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
     if not is_first():
         return
-    writers = (
-        prepare_exports(model, targets, cpu, triton, tokenizer=tokenizer(ckpt), source=ckpt)
-        if targets
-        else []
-    )
+    options = ExportOptions(cpu=cpu, triton=triton, tokenizer=tokenizer(ckpt), source=ckpt)
+    writers = prepare_exports(model, targets, options) if targets else []
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
