@@ -23,7 +23,6 @@ from qdqpatch.tasks.metrics import Metric
 from qdqpatch.tasks.neighbours import Vectors, comparison
 from qdqpatch.tasks.ranking import order_metrics
 
-
 KEPT = 2**18
 """So many of a text's numbers are kept, 1 MiB: a vocabulary's logits of every token would fill the memory."""
 
