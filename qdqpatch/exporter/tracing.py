@@ -1,4 +1,4 @@
-"""From a patched model to an ONNX graph whose quantized operations are whole (`exporter/operators.py`)."""
+"""From a patched model to an ONNX graph whose quantized operations are whole (`symbolic_operators.py`)."""
 
 from __future__ import annotations
 

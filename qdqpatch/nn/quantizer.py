@@ -19,6 +19,7 @@ from torch.autograd.function import FunctionCtx
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.nn import float8
 from qdqpatch.nn.affine import as_affine, ends
+from qdqpatch.nn.names import ZERO_POINT
 from qdqpatch.nn.toolkit import QuantDescriptor, quant_nn
 
 Limits = tuple[int, int] | tuple[Tensor, Tensor]
@@ -73,12 +74,12 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     @property
     def zero_point(self) -> Tensor | None:
         """The level of 0, fp32, 0-dim; None where the range lies around zero, and 0 has the level 0."""
-        zero_point: Tensor | None = self._buffers.get("_zero_point")
+        zero_point: Tensor | None = self._buffers.get(ZERO_POINT)
         return zero_point
 
     @property
     def interval(self) -> Tensor | None:
-        """The range as `load_range` takes it: `amax`, or the lowest and the highest value, shape `(2,)`."""
+        """The range as `load_range` takes it: `amax`, or the lowest and the highest value, fp64, `(2,)`."""
         amax, zero_point = self.amax, self.zero_point
         return amax if amax is None or zero_point is None else ends(amax, zero_point, self.levels)
 
@@ -126,7 +127,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
                 elif zero_point is None:
                     zero_point = torch.zeros_like(amax, dtype=torch.float32)
                 persistent = "_amax" not in self._non_persistent_buffers_set
-                self.register_buffer("_zero_point", zero_point.detach().clone(), persistent=persistent)
+                self.register_buffer(ZERO_POINT, zero_point.detach().clone(), persistent=persistent)
         # What is made in inference mode could neither be trained nor be loaded into afterwards.
         with torch.inference_mode(False), torch.no_grad():
             amax = amax.detach().to(torch.float32, copy=True)
@@ -143,7 +144,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         """Forget the range, so that each tensor's own is used."""
         if self.amax is not None:
             del self._amax
-        self._buffers.pop("_zero_point", None)
+        self._buffers.pop(ZERO_POINT, None)
 
     def learn_range(self, learned: bool = True) -> None:
         """Make the range a Parameter of its own memory, or a buffer again."""
@@ -164,6 +165,8 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         """
         amax = self._calibrator.compute_amax(*args, **kwargs)
         if amax is not None:
+            if not self.is_symmetric:
+                self.drop_range()  # a zero point of before is not of this range, which lies around zero
             self.amax = amax
         elif strict:
             raise CalibrationError(
@@ -271,16 +274,15 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Make room for a range that the state dict has and this quantizer has not; it stays fp32."""
-        name = prefix + "_amax"
-        stored = state_dict.get(name)
-        if stored is not None:
-            if self.amax is None:
-                self.load_range(stored)
-            if stored.dtype != torch.float32:  # it would be assigned as it is
+        for name in (prefix + "_amax", prefix + ZERO_POINT):
+            stored = state_dict.get(name)
+            if stored is not None and stored.dtype != torch.float32:  # it would be assigned as it is
                 state_dict[name] = stored.detach().float()
-        zero_point = state_dict.get(prefix + "_zero_point")
+        amax, zero_point = state_dict.get(prefix + "_amax"), state_dict.get(prefix + ZERO_POINT)
+        if amax is not None and self.amax is None:
+            self.load_range(amax)
         if zero_point is not None and not self.is_symmetric and self.zero_point is None:
-            self.register_buffer("_zero_point", zero_point.detach().float().clone())
+            self.register_buffer(ZERO_POINT, zero_point.detach().clone())
         # The toolkit's own method would put the range on CUDA, so its parent's is called.
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
 
