@@ -90,7 +90,8 @@ class Rows(Task[Feature]):
         most = max(KEPT // values[0].size, 1)
         if len(values) <= most:
             return values
-        return values[np.linspace(0, len(values) - 1, most).round().astype(int)]
+        places = np.linspace(0, len(values) - 1, most).round().astype(int)
+        return np.take(values, places, axis=0)
 
     def closeness(
         self, examples: Sequence[Feature], outputs: Sequence[Arrays], reference: Sequence[Arrays]
