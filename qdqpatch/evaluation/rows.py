@@ -91,7 +91,8 @@ class Rows(Task[Feature]):
         if len(values) <= most:
             return values
         places = np.linspace(0, len(values) - 1, most).round().astype(int)
-        return np.take(values, places, axis=0)
+        kept: Array = np.take(values, places, axis=0)
+        return kept
 
     def closeness(
         self, examples: Sequence[Feature], outputs: Sequence[Arrays], reference: Sequence[Arrays]
