@@ -204,12 +204,13 @@ def prepare_export(
     return write
 
 
-def require_packages(target: str, check: bool = True) -> None:
+def require_packages(target: str, check: bool = True, otherwise: str = "") -> None:
     """Find out before the work whether everything is installed that exporting for a target needs.
 
     Args:
         target: As `export` takes it.
         check: Whether the file is to be run.
+        otherwise: What can be done where it cannot be run; empty for leaving that out.
 
     Raises:
         ExportError: If not, or there is no such target.
@@ -220,7 +221,7 @@ def require_packages(target: str, check: bool = True) -> None:
     if not hasattr(torch.onnx, "ops"):
         raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
     if check and target != "openvino":
-        way = f"leave that out: {spelled('check=False', '--no-check')}"
+        way = otherwise or f"leave that out: {spelled('check=False', '--no-check')}"
         require("Comparing the file with the model", "onnxruntime", error=ExportError, otherwise=way)
 
 

@@ -136,6 +136,8 @@ def climb(
             try:
                 model = STEPS[rung.kind](material, found.best, settings, listener)
             except (ConfigError, TrainingError) as error:
+                if found.best is None:  # without ranges there is nothing to go on with
+                    raise
                 found.rungs.append(RungResult(rung.name, clock() - begun, note=str(error)))
                 continue
             made = clock()

@@ -110,6 +110,16 @@ def test_it_is_timed(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["p50_ms"] > 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_it_is_optimized(folder: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", ("--data", folder / "data", "--shape", "1x1", "--max-drop", 100)
+    result = invoke("optimize", folder / "m", out, *options)
+    assert result.exit_code == 0, result.output
+    assert "is met by: ranges" in result.output
+    assert (out / "onnx" / "model.onnx").is_file()
+    assert (out / "preprocessor_config.json").is_file()
+
+
 def test_batches_of_images(folder: Path) -> None:
     batches = image_batches(folder / "data", load_processor(str(folder / "m")), samples=5, batch_size=2)
     assert [tuple(batch["pixel_values"].shape) for batch in batches] == [(2, 3, 16, 16)] * 2 + [

@@ -158,6 +158,32 @@ def test_what_is_refused() -> None:
     assert not is_quantized(model)
 
 
+def test_what_the_float_model_gives_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is found before a rung is climbed."""
+    monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", None)
+    options: dict[str, Any] = {"tokenizer": tiny_tasks.tokenizer()}
+    model = models.build(HEAD, num_labels=1).eval()
+    model.classifier.weight.data.zero_()
+    with pytest.raises(ConfigError, match="gives the same score for all 8 sequences"):
+        qdqpatch.optimize(model, texts(24), **options)
+    model = models.build(HEAD).eval()
+    model.classifier.bias.data[0] = torch.nan
+    with pytest.raises(ConfigError, match="The float model gives NaN for the texts held back"):
+        qdqpatch.optimize(model, texts(24), **options)
+
+
+def test_without_ranges_the_ladder_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the first rung is said: there is nothing to go on with."""
+
+    def refused(*arguments: object) -> None:
+        raise ConfigError("This cannot be calibrated.")
+
+    monkeypatch.setitem(ladder.STEPS, "ptq", refused)
+    monkeypatch.setattr("qdqpatch.optimizing.engine.Place.write", lambda *arguments: None)
+    with pytest.raises(ConfigError, match=r"^This cannot be calibrated\.$"):
+        qdqpatch.optimize(models.float_model(HEAD), texts(24), tokenizer=tiny_tasks.tokenizer())
+
+
 def test_texts_are_held_back() -> None:
     held, others = divide(list(range(30)), None, 15, seed=0)
     assert len(held) == 10
