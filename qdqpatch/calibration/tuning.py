@@ -35,7 +35,7 @@ from qdqpatch.calibration.refining import (
 )
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import CalibrationError
-from qdqpatch.nn.pooling import Pooling, SentenceHead, mask_of
+from qdqpatch.nn.pooling import Pooling, SentenceHead
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 from qdqpatch.tasks.head import classifier_of, divergence, is_known, meaning_of
@@ -192,7 +192,7 @@ class _Divergence:
             found = self._outputs(inputs)
         if not found:
             raise CalibrationError(f"{type(self.model).__name__} has no output that tuning knows.")
-        mask = mask_of(inputs).bool()
+        mask = inputs.get("attention_mask")
         return torch.stack([self._between(name, expected[name], found[name], mask) for name in found]).sum()
 
     def of(self, batches: Iterable[Batch]) -> Tensor:
@@ -207,8 +207,10 @@ class _Divergence:
             name: value for name, value in outputs.items() if is_known(name) and isinstance(value, Tensor)
         }
 
-    def _between(self, name: str, expected: Tensor, found: Tensor, mask: Tensor) -> Tensor:
+    def _between(self, name: str, expected: Tensor, found: Tensor, mask: Tensor | None) -> Tensor:
         meaning = meaning_of(name, found.shape[-1], self._classifier)
+        # Images have no mask, nor need texts have one: everything counts then.
+        mask = found.new_ones(found.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
         expected, found = expected.float(), found.float()
         if meaning == "states":
             expected, found = self._head(expected, mask), self._head(found, mask)
