@@ -74,6 +74,7 @@ def command(
     from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.exporter.export import check_placement, prepare_exports, require_packages
+    from qdqpatch.exporter.options import ExportOptions
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -121,11 +122,8 @@ def command(
     close = [] if before is None else _closeness(before, model)  # all processes share the texts
     if not is_first():
         return
-    writers = (
-        prepare_exports(model, targets, cpu, triton, tokenizer=tokenizer(ckpt), source=ckpt)
-        if targets
-        else []
-    )
+    options = ExportOptions(cpu=cpu, triton=triton, tokenizer=tokenizer(ckpt), source=ckpt)
+    writers = prepare_exports(model, targets, options) if targets else []
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:

@@ -206,10 +206,12 @@ def _write(
 ) -> Export:
     """Write checkpoint, exported file and record to OUT, all or nothing."""
     from qdqpatch.exporter.export import prepare_export
+    from qdqpatch.exporter.options import ExportOptions
     from qdqpatch.output.record import data_record, write_record
 
     model: PreTrainedModel = found.model  # type: ignore[assignment]  # a copy of what was loaded
-    write = prepare_export(model, place.target, tokenizer=tokenizer(ckpt), source=ckpt, **place.options)
+    options = ExportOptions(tokenizer=tokenizer(ckpt), source=ckpt, **place.options)
+    write = prepare_export(model, place.target, options)
     with output.staged() as folder, console.status(f"Writing {output.given}"):
         model.save_pretrained(folder)
         companions.copy(folder)

@@ -20,6 +20,7 @@ from qdqpatch.engines.shapes import Shape, cut
 from qdqpatch.errors import EngineError
 from qdqpatch.evaluation.predicting import engine_run, predict
 from qdqpatch.exporter.export import prepare_export, require_packages
+from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.packages import require
 from qdqpatch.tasks.base import Feature, Task
 
@@ -65,10 +66,10 @@ class Place:
 
     def write(self, model: PreTrainedModel, folder: Path, as_float: bool = False) -> Session:
         """Export a model without comparing it, and load the file."""
-        options = {name: value for name, value in self.options.items() if not as_float or name == "cpu"}
+        given = {name: value for name, value in self.options.items() if not as_float or name == "cpu"}
         if self.target == "tensorrt":  # of which ONNX Runtime computes the numbers, in fp32
-            options["dtype"] = "float32"
-        write = prepare_export(model, self.target, as_float=as_float, check=False, **options)
+            given["dtype"] = "float32"
+        write = prepare_export(model, self.target, ExportOptions(as_float=as_float, check=False, **given))
         return self.engine.load(write(folder, folder).file, self.threads, exact=not self.is_timed)
 
 
