@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.errors import ExportError, no_range
+from qdqpatch.nn.fake_quantize import SMALLEST_AMAX
 from qdqpatch.nn.linear import QuantEmbedding
 from qdqpatch.nn.names import OUTPUT, WEIGHT
-from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers, named_quantizers
 from qdqpatch.spelling import spelled
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.nn.fake_quantize import SMALLEST_AMAX, absolute_max, at_least_fp32
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
-from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max, at_least_fp32
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 
 class WeightTrackingQuantizer(TensorQuantizer):

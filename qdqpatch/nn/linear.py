@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.nn.names import INPUT_SCALE, OUTPUT, WEIGHT
-from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.nn.toolkit import quant_nn
 
 

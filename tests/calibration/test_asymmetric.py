@@ -241,3 +241,12 @@ def test_an_override_cannot_make_a_weight_asymmetric(weight: dict[str, object]) 
         ConfigError,
         r"'\*' with symmetric=False matches .*_weight_quantizer",
     )
+
+
+def test_a_factor_on_the_range_counts_with_and_without_a_range() -> None:
+    config = QDQConfig(activation={"symmetric": False, "scale_amax": 0.5})
+    one, values = quantizer(qdqpatch.quantize(models.float_model(), config)), torch.linspace(-0.2, 3.0, 65)
+    dynamic = one(values)
+    one.load_range(torch.stack(torch.aminmax(values)))
+    assert torch.equal(dynamic, one(values))
+    assert dynamic.max() < 1.6
