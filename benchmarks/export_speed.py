@@ -32,6 +32,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 import qdqpatch
 from qdqpatch.engines.sessions import ONNX_RUNTIME
 from qdqpatch.exporter.export import prepare_export
+from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.rules import push_quantize
 from qdqpatch.exporter.rules.base import RewriteRule
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
@@ -148,7 +149,7 @@ def float_file(model: PreTrainedModel, path: Path, feed: Feed) -> Path:
 def file_of(model: PreTrainedModel, out: Path, target: str, traces: Traces) -> Path:
     """Export a model and return what the engine loads."""
     out.mkdir()
-    return prepare_export(model, target, check=False, traces=traces)(out, out).file
+    return prepare_export(model, target, ExportOptions(check=False), traces)(out, out).file
 
 
 def tensors(feed: Feed) -> dict[str, torch.Tensor]:

@@ -69,7 +69,8 @@ def from_first(work: Callable[[], T], device: torch.device) -> T:
 def merge_maxima(maxima: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return the largest of all processes' maxima, each None where no process has one."""
     gathered: list[Sequence[Tensor | None]] = [()] * dist.get_world_size()
-    dist.all_gather_object(gathered, maxima)
+    # On the host, where all of them are: each comes from a device of its own.
+    dist.all_gather_object(gathered, [None if one is None else one.cpu() for one in maxima])
     merged = []
     for found in zip(*gathered, strict=True):
         there = [maximum for maximum in found if maximum is not None]
@@ -91,6 +92,12 @@ def sum_over_processes(values: Mapping[str, Tensor], device: torch.device) -> di
             dist.all_reduce(total)
         summed[name] = total.cpu()
     return summed
+
+
+def total(work: Callable[[], Tensor], device: torch.device) -> Tensor:
+    """Do the work, and return the sum of what all processes found; it fails in all if it fails in one."""
+    result = together(work, device)
+    return sum_over_processes({"": result}, device)[""].to(result.device)
 
 
 def together(work: Callable[[], T], device: torch.device) -> T:

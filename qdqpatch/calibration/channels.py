@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from qdqpatch import distributed
 from qdqpatch.calibration.observing import Observer, feed_watched, nothing_seen
 from qdqpatch.errors import CalibrationError
-from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
+from qdqpatch.nn.fake_quantize import at_least_fp32
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.nn.toolkit import QuantDescriptor
 
 

@@ -81,6 +81,11 @@ def _largest(ranges: Mapping[str, Tensor]) -> Tensor:
         low, high = torch.stack([interval.cpu() for interval in ranges.values()]).unbind(1)
         return torch.stack([low.amin(), high.amax()])
     for path, amax in ranges.items():
+        if len(amax.shape) == 1 and len(amax) == 2:
+            raise ConfigError(
+                f"{path} has a zero point and {next(other for other in ranges if other != path)} has none: "
+                "quantize all three alike."
+            )
         if amax.numel() != 1:
             raise ConfigError(f"{path} has a range per channel, and only ranges per tensor can be fused.")
     first = next(iter(ranges.values()))

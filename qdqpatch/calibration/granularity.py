@@ -16,7 +16,7 @@ from qdqpatch.calibration.selecting import Model, load_ranges, range_of, weights
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.config.quantizer import Override
 from qdqpatch.errors import ConfigError
-from qdqpatch.nn.quantizer import absolute_max
+from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.patching.placement import first_like, placement, record
 from qdqpatch.patching.quantize import float_twin
 from qdqpatch.patching.switch import replace_quantizer

@@ -30,8 +30,9 @@ from qdqpatch.calibration.observing import Observer, feed_watched
 from qdqpatch.calibration.smoothing import around_one, powers_of_two
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
+from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.nn.linear import QuantLinear
-from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import is_quantized
 
 Model = TypeVar("Model", bound=PreTrainedModel)

@@ -16,7 +16,8 @@ from qdqpatch.calibration.counting import BatchCounts
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.padding import Padding
 from qdqpatch.errors import CalibrationError
-from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
+from qdqpatch.nn.fake_quantize import absolute_max
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.spelling import spelled
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration.comparing import SMALLEST_NORM
 from qdqpatch.calibration.observing import on_device
 from qdqpatch.calibration.padding import Padding
-from qdqpatch.nn.quantizer import TensorQuantizer, at_least_fp32
+from qdqpatch.nn.fake_quantize import at_least_fp32
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
 
 Batch = Mapping[str, Any]

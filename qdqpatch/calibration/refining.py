@@ -84,7 +84,7 @@ def refine_ranges(
         errors = []
         for ranges in (before, refined):
             _load(quantizers, ranges)
-            errors.append(float(_total(model, lambda: reconstruction.error(held_back))))
+            errors.append(float(distributed.total(lambda: reconstruction.error(held_back), model.device)))
         _load(quantizers, refined if errors[1] < errors[0] else before)
     return model
 
@@ -134,17 +134,11 @@ def _mean_moved(
         moved = _learn(reconstruction, quantizers, batches, epochs, step)
         return torch.stack([moved, torch.ones_like(moved)]) * len(batches)
 
-    moved, count = _total(model, learn)
+    moved, count = distributed.total(learn, model.device)
     if not bool(count.all()):
         raise no_batch()
     mean: Tensor = moved / count
     return mean
-
-
-def _total(model: PreTrainedModel, work: Callable[[], Tensor]) -> Tensor:
-    """Return the sum of what the processes compute; it fails in all if it fails in one."""
-    result = distributed.together(work, model.device)
-    return distributed.sum_over_processes({"": result}, model.device)[""].to(result.device)
 
 
 def _learn(

@@ -35,7 +35,7 @@ from qdqpatch.calibration.same_function import FirstKept, change_keeping_functio
 from qdqpatch.calibration.smoothing import find_attentions
 from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
-from qdqpatch.nn.names import INPUT, LOCAL, MATMUL, RESIDUAL
+from qdqpatch.nn.names import INPUT, LOCAL, MATMUL, OUTPUT, RESIDUAL
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.rules import rules_of
@@ -158,7 +158,9 @@ def _values(model: nn.Module) -> Iterator[Shift]:
     """Yield the values of every attention that `smooth` knows."""
     for attention in find_attentions(model)[0]:
         quantizers = _quantizers(
-            (model.get_submodule(attention.path), MATMUL["v"]), (attention.output, INPUT)
+            (model.get_submodule(attention.path), MATMUL["v"]),
+            (attention.output, INPUT),
+            (attention.output, OUTPUT),
         )
         yield Shift(f"{attention.path}.value", attention.value, (attention.output,), (), quantizers)
 
@@ -189,7 +191,7 @@ def _inside_layers(model: nn.Module) -> Iterator[Shift]:
             is_float = not any(quantizer.is_enabled for quantizer in _quantizers((last, LOCAL)))
             if len(norms) == len(between) == len(added) == 1 and is_float:
                 ((name, norm),) = norms.items()
-                quantizers = _quantizers((between[0], INPUT), (last, RESIDUAL))
+                quantizers = _quantizers((between[0], INPUT), (between[0], OUTPUT), (last, RESIDUAL))
                 where = f"{path}.{index}.{first_name}.{name}"
                 yield Shift(where, norm, tuple(between), tuple(added), quantizers)
 

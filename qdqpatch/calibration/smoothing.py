@@ -34,7 +34,7 @@ from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.same_function import FirstKept, change_keeping_function
 from qdqpatch.errors import ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
-from qdqpatch.nn.names import INPUT, MATMUL, WEIGHT
+from qdqpatch.nn.names import INPUT, MATMUL, OUTPUT, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.rules.base import Miss
@@ -195,10 +195,11 @@ def _reason(attention: nn.Module, linears: list[nn.Module | None], users: Counte
 
 
 def _affected(attention: nn.Module, linears: list[nn.Module | None]) -> tuple[TensorQuantizer, ...]:
-    """Return the quantizers of the operands and the weights that change."""
+    """Return the quantizers of the operands, the weights and the products that change."""
     children = [attention._modules.get(name) for name in OPERANDS]
     children += [linear._modules.get(WEIGHT) for linear in linears if linear]
     children += [linear._modules.get(INPUT) for linear in linears[3:] if linear]
+    children += [linear._modules.get(OUTPUT) for linear in linears[:3] if linear]
     return tuple(child for child in children if isinstance(child, TensorQuantizer))
 
 

@@ -35,7 +35,7 @@ from qdqpatch.calibration.refining import (
 )
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import CalibrationError
-from qdqpatch.nn.pooling import Pooling, SentenceHead, mask_of
+from qdqpatch.nn.pooling import Pooling, SentenceHead
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 from qdqpatch.tasks.head import classifier_of, divergence, is_known, meaning_of
@@ -94,10 +94,10 @@ def tune(
         learned, held_back = split(given)
         state = _State(quantizers, parameters)
         loss = _Divergence(model, head or SentenceHead(Pooling()), state)
-        errors = [_total(model, lambda: loss.of(held_back))]
+        errors = [distributed.total(lambda: loss.of(held_back), model.device)]
         change = _mean_change(loss, state, learned, epochs, step)
         state.load(change)
-        errors.append(_total(model, lambda: loss.of(held_back)))
+        errors.append(distributed.total(lambda: loss.of(held_back), model.device))
         if not bool(errors[1] < errors[0]):
             state.load(torch.zeros_like(change))
     return model
@@ -192,7 +192,7 @@ class _Divergence:
             found = self._outputs(inputs)
         if not found:
             raise CalibrationError(f"{type(self.model).__name__} has no output that tuning knows.")
-        mask = mask_of(inputs).bool()
+        mask = inputs.get("attention_mask")
         return torch.stack([self._between(name, expected[name], found[name], mask) for name in found]).sum()
 
     def of(self, batches: Iterable[Batch]) -> Tensor:
@@ -207,7 +207,10 @@ class _Divergence:
             name: value for name, value in outputs.items() if is_known(name) and isinstance(value, Tensor)
         }
 
-    def _between(self, name: str, expected: Tensor, found: Tensor, mask: Tensor) -> Tensor:
+    def _between(self, name: str, expected: Tensor, found: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None or mask.shape != found.shape[:2]:  # of images, say, which have no padding
+            mask = torch.ones(found.shape[:2], device=found.device)
+        mask = mask.bool()
         meaning = meaning_of(name, found.shape[-1], self._classifier)
         expected, found = expected.float(), found.float()
         if meaning == "states":
@@ -230,28 +233,24 @@ def _mean_change(loss: _Divergence, state: _State, batches: list[Batch], epochs:
         change = _learn(loss, state, batches, epochs, step)
         return torch.cat([change, torch.ones_like(change[:1])]) * len(batches)
 
-    *_, count = total = _total(loss.model, learn)
+    *_, count = total = distributed.total(learn, loss.model.device)
     if not bool(count):
         raise no_batch()
     mean: Tensor = total[:-1] / count
     return mean
 
 
-def _total(model: PreTrainedModel, work: Callable[[], Tensor]) -> Tensor:
-    """Return the sum of what the processes compute; it fails in all if it fails in one."""
-    result = distributed.together(work, model.device)
-    return distributed.sum_over_processes({"": result}, model.device)[""].to(result.device)
-
-
 def _learn(loss: _Divergence, state: _State, batches: list[Batch], epochs: int, step: Step) -> Tensor:
     """Return what is to be added: to the logarithm of each range, then to the parameters."""
     with torch.inference_mode(False):
         moved = torch.zeros_like(state.ranges)
+        # In fp16 a step would be lost, or be 0 / 0.
+        steered = [parameter.detach().float() for parameter in state.parameters]
     groups = [
         {"params": [moved], "lr": RANGE_RATE, "first": RANGE_RATE},
-        {"params": state.parameters, "lr": RATE, "first": RATE},
+        {"params": steered, "lr": RATE, "first": RATE},
     ]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=BETAS)
+    optimizer = torch.optim.Adam(groups, betas=BETAS)
     order = torch.Generator().manual_seed(0)
     places = [
         place for _ in range(epochs) for place in torch.randperm(len(batches), generator=order).tolist()
@@ -275,9 +274,13 @@ def _learn(loss: _Divergence, state: _State, batches: list[Batch], epochs: int, 
             for group in optimizer.param_groups:
                 group["lr"] = group["first"] * (1 + math.cos(math.pi * done / len(places))) / 2
             moved.grad = torch.stack([gradient_of(quantizer) for quantizer in state.quantizers])
+            for copy, parameter in zip(steered, state.parameters, strict=True):
+                copy.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
             optimizer.step()
-            optimizer.zero_grad()
             with torch.no_grad():
+                for copy, parameter in zip(steered, state.parameters, strict=True):
+                    parameter.copy_(copy)
                 for quantizer, amax in zip(state.quantizers, state.ranges * moved.exp(), strict=True):
                     quantizer._amax.copy_(amax)
                     quantizer._amax.grad = None

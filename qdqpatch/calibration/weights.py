@@ -10,10 +10,11 @@ from qdqpatch.calibration.methods import check_weight_method
 from qdqpatch.calibration.selecting import Model, load_ranges, weights_of
 from qdqpatch.choices import WeightMethod
 from qdqpatch.errors import CalibrationError
+from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.nn.learned import WeightTrackingQuantizer
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
 from qdqpatch.nn.names import WEIGHT
-from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 STEPS = 64
 """The `"mse"` method tries these fractions of the largest magnitude: 1/64, 2/64, ..., 1."""

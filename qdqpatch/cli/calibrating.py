@@ -133,8 +133,8 @@ class Calibration:
         """Return what the record of a folder says of its calibration."""
         from qdqpatch.output.record import data_record
 
-        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "refine", "tune")
-        more = ("fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
+        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift")
+        more = ("smooth_inputs", "refine", "tune", "fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         return {"calibration": settings, "data": data_record(self.source)}
 

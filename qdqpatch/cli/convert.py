@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from qdqpatch.checkpoint.companions import Companions
     from qdqpatch.evaluation.outcome import Before
+    from qdqpatch.tasks.metrics import Metric
 
 
 @click.command("convert", cls=SectionCommand)
@@ -72,6 +74,7 @@ def command(
     from qdqpatch.distributed import is_first
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.exporter.export import check_placement, prepare_exports, require_packages
+    from qdqpatch.exporter.options import ExportOptions
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.output.record import write_record
     from qdqpatch.patching.apply import named_quantizers
@@ -90,7 +93,8 @@ def command(
     if triton and "onnxruntime" not in targets:
         raise click.UsageError("--triton needs --export onnxruntime, whose file Triton is to load.")
     for target in targets:
-        require_packages(target)
+        way = "write the file afterwards: qdqpatch export OUT FOLDER --no-check"
+        require_packages(target, otherwise=way)
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, task)
         companions = read_companions(ckpt)
@@ -109,19 +113,17 @@ def command(
     if missing:
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     texts = set_ranges if isinstance(set_ranges, Prepared) else None
-    before = None if texts is None or not is_first() else _before(model, texts, companions)
+    before = None if texts is None else _before(model, texts, companions)
     if source.quantization is None:
         quantize(model, config)
     for target in targets:
         check_placement(model, target)
     statistics = load_statistics(source) if set_ranges is None else set_ranges(to_fastest_device(model))
+    close = [] if before is None else _closeness(before, model)  # all processes share the texts
     if not is_first():
         return
-    writers = (
-        prepare_exports(model, targets, cpu, triton, tokenizer=tokenizer(ckpt), source=ckpt)
-        if targets
-        else []
-    )
+    options = ExportOptions(cpu=cpu, triton=triton, tokenizer=tokenizer(ckpt), source=ckpt)
+    writers = prepare_exports(model, targets, options) if targets else []
     with output.staged() as folder, console.status(f"Saving {out}"):
         model.save_pretrained(folder)
         if statistics:
@@ -136,8 +138,8 @@ def command(
         f"{sum(calibrated)} of {len(calibrated)} quantizers have a range "
         f"({time.perf_counter() - started:.1f} s)."
     )
-    if before is not None and texts is not None:
-        _print_outcome(before, model, texts.held_back, ckpt, console)
+    if before is not None and texts is not None and close:
+        _print_outcome(before, close, texts.held_back, ckpt, console)
     for export in exports:
         print_export(export, console)
     if not any(calibrated):
@@ -162,20 +164,26 @@ def _before(model: PreTrainedModel, texts: Prepared, companions: Companions) -> 
         return None
 
 
+def _closeness(before: Before, model: PreTrainedModel) -> list[Metric]:
+    """Return how close the model is to the float one now; nothing where so few texts cannot tell."""
+    try:
+        return before.closeness(model.eval())
+    except ConfigError:
+        return []
+
+
 def _print_outcome(
-    before: Before, model: PreTrainedModel, held_back: bool, ckpt: str, console: Console
+    before: Before, close: Sequence[Metric], held_back: bool, ckpt: str, console: Console
 ) -> None:
     """Say how close the model is to the float one, and where to go if that is poor."""
     from qdqpatch.optimizing.budget import Budget
 
-    found = before.closeness(model.eval())
-    if not found:
-        return
-    figures = ", ".join(f"{metric.name} {metric}" for metric in reversed(found))
+    figures = ", ".join(f"{metric.name} {metric}" for metric in reversed(close))
     which = "held back" if held_back else "that it was calibrated with: there are no others"
     console.print(f"Beside the float model, on {len(before.rows)} texts {which}: {figures}.")
     budget = Budget(before.meaning)
-    if not budget.judge(found).passes:
+    if not budget.judge(close).passes:
+        asked = budget.asked(metric.name for metric in close)
         console.print(
-            f"That is less than {budget}. Better steps are found by: qdqpatch optimize {ckpt} OUT --data FILE"
+            f"That is less than {asked}. Better steps are found by: qdqpatch optimize {ckpt} OUT --data FILE"
         )

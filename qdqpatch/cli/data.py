@@ -97,18 +97,21 @@ class Data:
     options: Mapping[str, float]
 
     def make_task(self, ckpt: str, config: PreTrainedConfig) -> Task[Any]:
-        """Return the task of a checkpoint, with its tokenizer and what lies beside it.
+        """Return the task of a checkpoint, with its tokenizer or image processor and what lies beside it.
 
         Raises:
-            CheckpointError: If there is no tokenizer, or the checkpoint's folder cannot be read.
+            CheckpointError: If there is neither, or the checkpoint's folder cannot be read.
             ConfigError: If it is not clear which it is, or it has no such option.
         """
         from qdqpatch.checkpoint.companions import read_companions
+        from qdqpatch.checkpoint.processor import load_processor
         from qdqpatch.checkpoint.tokenizer import load_tokenizer
-        from qdqpatch.tasks import make_task
+        from qdqpatch.tasks import make_task, task_of
+        from qdqpatch.tasks.image_classification import ImageClassification
 
-        tokenizer, companions = load_tokenizer(ckpt), read_companions(ckpt)
-        return make_task(self.task, tokenizer, config, self.max_length, self.options, companions)
+        name = self.task or task_of(config).name
+        reader = load_processor(ckpt) if name == ImageClassification.name else load_tokenizer(ckpt)
+        return make_task(name, reader, config, self.max_length, self.options, read_companions(ckpt))
 
     def to_evaluate_on(self, name: str) -> DataSource:
         """Return another source with the same columns; of a data set on the hub, what it has for that."""

@@ -131,9 +131,9 @@ def command(
     """Make the best int8 model of the float checkpoint CKPT for one engine, and write it to the folder OUT.
 
     What is quantized follows from the engine and the head. Then steps are tried, the cheapest first: ranges;
-    shifting and smoothing; refined ranges; units left in float; distillation on the texts. Each is judged in
-    the engine, on texts held back, and the first one that meets the budget is taken. Its speed is measured
-    beside the float model's in the same engine.
+    shifting and smoothing; refined ranges; tuning for what the model returns; units left in float;
+    distillation on the texts. Each is judged in the engine, on texts held back, and the first one that meets
+    the budget is taken. Its speed is measured beside the float model's in the same engine.
 
     OUT has the checkpoint and the exported file, as servers look for them, and the results in qdqpatch.json.
     """
@@ -206,10 +206,12 @@ def _write(
 ) -> Export:
     """Write checkpoint, exported file and record to OUT, all or nothing."""
     from qdqpatch.exporter.export import prepare_export
+    from qdqpatch.exporter.options import ExportOptions
     from qdqpatch.output.record import data_record, write_record
 
     model: PreTrainedModel = found.model  # type: ignore[assignment]  # a copy of what was loaded
-    write = prepare_export(model, place.target, tokenizer=tokenizer(ckpt), source=ckpt, **place.options)
+    options = ExportOptions(tokenizer=tokenizer(ckpt), source=ckpt, **place.options)
+    write = prepare_export(model, place.target, options)
     with output.staged() as folder, console.status(f"Writing {output.given}"):
         model.save_pretrained(folder)
         companions.copy(folder)

@@ -94,7 +94,8 @@ class QuantizerConfig:
             "amax": "is not told by one number",
         }
         for name, reason in reasons.items():
-            if getattr(self, name) not in (None, False):
+            value = getattr(self, name)
+            if value is not None and value is not False:  # 0 is an axis, and a range
                 raise ConfigError(f"A range that is not symmetric {reason}: leave out {name} or symmetric.")
 
     @classmethod

@@ -55,7 +55,7 @@ class Verified:
     @property
     def worst(self) -> float:
         """The value of the text that is furthest off."""
-        return min(self.values) if self.measure == "cosine" else max(self.values)
+        return float((np.min if self.measure == "cosine" else np.max)(self.values))  # NaN, if one is
 
     @property
     def drifts(self) -> bool:

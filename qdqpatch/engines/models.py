@@ -163,7 +163,7 @@ def _facts(name: str) -> Facts:
     """Read the config of a checkpoint, or the one beside an exported file."""
     path = Path(name)
     if not path.exists():
-        return _facts_of(open_checkpoint(name).config.to_dict())
+        return facts_of(open_checkpoint(name).config.to_dict())
     file = home_of(path) / CONFIG
     if not file.is_file():
         return Facts()
@@ -173,10 +173,11 @@ def _facts(name: str) -> Facts:
         raise CheckpointError(f"Cannot read {file}: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"Cannot read {file}: it holds no object.")
-    return _facts_of(data)
+    return facts_of(data)
 
 
-def _facts_of(config: Mapping[str, Any]) -> Facts:
+def facts_of(config: Mapping[str, Any]) -> Facts:
+    """Return what a config says, as `config.json` has it."""
     vocabulary, padding = (
         value if isinstance(value := config.get(key), int) else None for key in ("vocab_size", "pad_token_id")
     )

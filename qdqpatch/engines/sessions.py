@@ -117,10 +117,12 @@ class Engine:
     @property
     def version(self) -> str | None:
         """The installed version; None where it is not installed."""
+        if not self.is_installed:
+            return None
         try:
             return version(self.package)
-        except PackageNotFoundError:
-            return None
+        except PackageNotFoundError:  # another distribution brought the module, such as onnxruntime-gpu
+            return str(importlib.import_module(self.package).__version__)
 
     @property
     def is_installed(self) -> bool:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import Companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
-from qdqpatch.data.arrays import Arrays
+from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.evaluation.predicting import torch_run
 from qdqpatch.nn.pooling import Pooling, SentenceHead
@@ -22,6 +22,9 @@ from qdqpatch.tasks.head import Meaning, classifier_of, is_known, meaning_of
 from qdqpatch.tasks.metrics import Metric
 from qdqpatch.tasks.neighbours import Vectors, comparison
 from qdqpatch.tasks.ranking import order_metrics
+
+KEPT = 2**18
+"""So many of a text's numbers are kept, 1 MiB: a vocabulary's logits of every token would fill the memory."""
 
 
 class Rows(Task[Feature]):
@@ -72,13 +75,24 @@ class Rows(Task[Feature]):
         }
 
     def reduce(self, feature: Feature, output: Arrays) -> Arrays:
-        """Keep the embedding of states; of another head everything."""
+        """Keep the embedding of states; of words' logits those of a few tokens; else everything."""
         if "last_hidden_state" not in output:
-            return output
+            return {
+                name: self._few(value) if name in self.by_token else value for name, value in output.items()
+            }
         states = torch.from_numpy(output["last_hidden_state"].astype(np.float64))[None]
         with torch.inference_mode():
             mask = torch.ones(states.shape[:2], dtype=torch.int64)
             return {EMBEDDING: self._head(states, mask)[0].numpy()}
+
+    def _few(self, values: Array) -> Array:
+        """Return the rows of as many tokens as `KEPT` numbers hold, from the first to the last one."""
+        most = max(KEPT // values[0].size, 1)
+        if len(values) <= most:
+            return values
+        places = np.linspace(0, len(values) - 1, most).round().astype(int)
+        kept: Array = np.take(values, places, axis=0)
+        return kept
 
     def closeness(
         self, examples: Sequence[Feature], outputs: Sequence[Arrays], reference: Sequence[Arrays]

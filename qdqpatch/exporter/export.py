@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from qdqpatch.exporter.asked import (
     target_of,
 )
 from qdqpatch.exporter.held import held
+from qdqpatch.exporter.options import DEFAULTS, ExportOptions
 from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.packages import require
@@ -117,9 +119,7 @@ def export(
         CheckpointError: If the folder cannot be written.
     """
     with held(model, source, tokenizer) as (inner, folder_of_it, its_tokenizer):
-        write = prepare_export(
-            inner,
-            target,
+        options = ExportOptions(
             shape=shape,
             float_weights=float_weights,
             cpu=cpu,
@@ -136,8 +136,9 @@ def export(
             source=folder_of_it,
             triton=triton,
             build=build,
-            progress=progress or (lambda _: None),
+            progress=progress,
         )
+        write = prepare_export(inner, target, options)
         read = [getattr(inner, "name_or_path", None) or "", source or ""]
         output = OutputFolder.open(out, {"the checkpoint": read}, force)
         with output.staged() as folder:
@@ -147,89 +148,69 @@ def export(
 def prepare_export(
     model: PreTrainedModel,
     target: str,
-    *,
-    shape: tuple[int, int] | None = None,
-    float_weights: bool = False,
-    cpu: Cpu | None = None,
-    vnni: bool | None = None,
-    as_float: bool = False,
-    int8_embeddings: bool = False,
-    dtype: str | None = None,
-    int32_inputs: bool = False,
-    float32_outputs: bool = False,
-    opset: int | None = None,
-    check: bool = True,
-    batches: Iterable[dict[str, Tensor]] | None = None,
-    tokenizer: Any = None,
-    source: str | Path | None = None,
-    triton: bool = False,
-    build: Sequence[str] = (),
-    progress: Callable[[str], None] = lambda _: None,
+    options: ExportOptions = DEFAULTS,
     traces: Traces | None = None,
 ) -> Callable[[Path, Path], Export]:
     """Refuse what can be refused without work, and return what does the rest.
 
-    Arguments and errors are those of `export`; `traces` has what was traced of the model already. What is
-    returned takes a folder to write to, whose other files stay, and the place that this folder gets in the
-    end.
+    Args:
+        model: A quantized model, or a float one.
+        target: As `export` takes it; errors are those of `export` too.
+        options: What else is asked for.
+        traces: What was traced of the model already.
+
+    Returns:
+        A function of a folder to write to, whose other files stay, and of the place that this folder gets in
+        the end.
     """
-    require_packages(target, check)
+    require_packages(target, options.check)
     from qdqpatch.exporter.grids import has_float8
     from qdqpatch.exporter.inputs import Inputs
-    from qdqpatch.exporter.pipeline import Ends, Pipeline
+    from qdqpatch.exporter.pipeline import Pipeline
     from qdqpatch.exporter.preparing import prepared
     from qdqpatch.exporter.tracing import Traces
 
-    engine_target = target_of(target, float_weights, are_exact(target, cpu, vnni), check, cpu)
+    exact = are_exact(target, options.cpu, options.vnni)
+    engine_target = target_of(target, options.float_weights, exact, options.check, options.cpu)
     float8 = has_float8(model)
-    check_build(target, build, float8)
-    if triton and target != "onnxruntime":
+    check_build(target, options.build, float8)
+    if options.triton and target != "onnxruntime":
         raise ExportError(f"A model of Triton's is written for onnxruntime, not for {target}.")
-    precision = precision_of(target, dtype, opset, float8)
-    if target != "tensorrt" and (int32_inputs or float32_outputs):
+    precision = precision_of(target, options.dtype, options.opset, float8)
+    if target != "tensorrt" and (options.int32_inputs or options.float32_outputs):
         raise ExportError(
             f"{spelled('int32_inputs')} and {spelled('float32_outputs')} are for TensorRT, not for {target}."
         )
-    if as_float:
-        check_is_float(model, float_weights, int8_embeddings)
+    if options.as_float:
+        check_is_float(model, options.float_weights, options.int8_embeddings)
     else:
         _check_ranges(model)
     check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
-    inputs = Inputs(model, fixed_shape(shape))
+    inputs = Inputs(model, fixed_shape(options.shape))
     inputs.check()
-    companions = _companions(model, source)
+    companions = _companions(model, options.source)
     head = None
     if companions is not None and type(model).__name__.endswith("Model"):
         head = load_sentence_head(companions)
-    ends = Ends(int32_inputs, float32_outputs)
     traced = Traces() if traces is None else traces
 
     def write(folder: Path, out: Path) -> Export:
-        with prepared(model, int8_embeddings) as cpu_model:
+        with prepared(model, options.int8_embeddings) as cpu_model:
             pipeline = Pipeline(
-                cpu_model,
-                engine_target,
-                inputs,
-                progress,
-                companions,
-                head,
-                precision,
-                ends,
-                traced,
-                triton,
-                as_float,
+                cpu_model, engine_target, inputs, options, precision, companions, head, traced
             )
-            return pipeline.run(folder, out, opset, tokenizer, check, batches, build)
+            return pipeline.run(folder, out)
 
     return write
 
 
-def require_packages(target: str, check: bool = True) -> None:
+def require_packages(target: str, check: bool = True, otherwise: str = "") -> None:
     """Find out before the work whether everything is installed that exporting for a target needs.
 
     Args:
         target: As `export` takes it.
         check: Whether the file is to be run.
+        otherwise: What can be done where it cannot be run; empty for leaving that out.
 
     Raises:
         ExportError: If not, or there is no such target.
@@ -240,7 +221,7 @@ def require_packages(target: str, check: bool = True) -> None:
     if not hasattr(torch.onnx, "ops"):
         raise ExportError(f"Exporting needs torch 2.8 or newer; this is {torch.__version__}.")
     if check and target != "openvino":
-        way = f"leave that out: {spelled('check=False', '--no-check')}"
+        way = otherwise or f"leave that out: {spelled('check=False', '--no-check')}"
         require("Comparing the file with the model", "onnxruntime", error=ExportError, otherwise=way)
 
 
@@ -257,19 +238,15 @@ def check_placement(model: PreTrainedModel, target: str) -> None:
 
 
 def prepare_exports(
-    model: PreTrainedModel,
-    targets: Sequence[str],
-    cpu: Cpu | None = None,
-    triton: bool = False,
-    **options: Any,
+    model: PreTrainedModel, targets: Sequence[str], options: ExportOptions = DEFAULTS
 ) -> list[Callable[[Path, Path], Export]]:
     """Prepare exports for several targets, which share what is traced.
 
-    Options and errors are those of `prepare_export`, and so is what is returned for each target. `triton` is
-    for ONNX Runtime, if it is one of them; `cpu` is not for TensorRT.
+    Errors are those of `prepare_export`, and so is what is returned for each target. Of the options, `triton`
+    is for ONNX Runtime, if it is one of the targets, and `cpu` not for TensorRT.
     """
     for target in targets:
-        require_packages(target, options.get("check", True))
+        require_packages(target, options.check)
     from qdqpatch.exporter.tracing import Traces
 
     traces = Traces()
@@ -277,10 +254,12 @@ def prepare_exports(
         prepare_export(
             model,
             target,
-            cpu=None if target == "tensorrt" else cpu,
-            traces=traces,
-            triton=triton and target == "onnxruntime",
-            **options,
+            replace(
+                options,
+                cpu=None if target == "tensorrt" else options.cpu,
+                triton=options.triton and target == "onnxruntime",
+            ),
+            traces,
         )
         for target in targets
     ]

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.errors import ExportError, no_range
+from qdqpatch.nn.fake_quantize import SMALLEST_AMAX
+from qdqpatch.nn.linear import QuantEmbedding
 from qdqpatch.nn.names import OUTPUT, WEIGHT
-from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers, named_quantizers
 from qdqpatch.spelling import spelled
 
@@ -107,6 +109,10 @@ def check_grids(
             raise ExportError(
                 f"{path} is FP8, which {name} does not multiply: its kernels take integers. Export it for "
                 "tensorrt, or quantize to int8, which is the default."
+            )
+        if quantizer.is_float8 and isinstance(model.get_submodule(owner), QuantEmbedding):
+            raise ExportError(
+                f"{path} is FP8, and ONNX looks nothing up in a table of that. {_change(path, num_bits=8)}"
             )
         if role == OUTPUT and not signed:
             raise ExportError(

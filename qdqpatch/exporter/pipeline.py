@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ from qdqpatch.exporter.kernels import (
     number_runs,
 )
 from qdqpatch.exporter.layout import link_quantized, size_of, write_beside, write_export_json
-from qdqpatch.exporter.precision import OPSET, PRECISIONS, Precision, check_fits, convert_ends, lower
+from qdqpatch.exporter.options import ExportOptions
+from qdqpatch.exporter.precision import OPSET, Precision, check_fits, convert_ends, lower
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
@@ -43,20 +43,6 @@ from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.output.manifest import read_sections
 from qdqpatch.output.record import write_record
 from qdqpatch.tasks.head import classifier_of
-
-
-@dataclass(frozen=True)
-class Ends:
-    """What the file takes and gives, where that is not what it computes in.
-
-    Attributes:
-        int32_inputs: Whether it takes int32 for int64.
-        float32_outputs: Whether it gives fp32.
-    """
-
-    int32_inputs: bool = False
-    float32_outputs: bool = False
-
 
 CANARIES = ("A cat sat on the mat.", "How long did the detour last?", "The bridge was closed for repairs.")
 """Texts whose vectors tell whether another machine computes the same."""
@@ -70,81 +56,67 @@ class Pipeline:
         model: As `preparing.prepared` gives it.
         target: What to export for.
         inputs: Makes batches for the model.
-        say: Called with what begins.
+        options: What was asked for.
+        precision: The type of what stays float.
         companions: What goes along with the file; None for nothing.
         head: What makes a text's embedding; None for a model that has none.
-        precision: The type of what stays float.
-        ends: What the file takes and gives.
         traces: What was traced already, for another target.
-        triton: Whether to make the folder a model of Triton's.
-        is_float: Whether the model is not quantized.
     """
 
     model: PreTrainedModel
     target: Target
     inputs: Inputs
-    say: Callable[[str], None]
-    companions: Companions | None = None
-    head: SentenceHead | None = None
-    precision: Precision = PRECISIONS["float32"]
-    ends: Ends = Ends()
-    traces: Traces = field(default_factory=Traces)
-    triton: bool = False
-    is_float: bool = False
+    options: ExportOptions
+    precision: Precision
+    companions: Companions | None
+    head: SentenceHead | None
+    traces: Traces
 
     @property
     def engine(self) -> Engine:
         """Where the file is run: the target's own engine, or ONNX Runtime."""
         return self.target.engine or ONNX_RUNTIME
 
-    def run(
-        self,
-        folder: Path,
-        out: Path,
-        opset: int | None,
-        tokenizer: Any,
-        check: bool,
-        batches: Iterable[dict[str, Tensor]] | None,
-        build: Sequence[str] = (),
-    ) -> Export:
-        """Export to a folder that becomes `out` in the end; the other arguments are those of `export`."""
-        if not self.is_float:
+    def run(self, folder: Path, out: Path) -> Export:
+        """Export to a folder that becomes `out` in the end."""
+        options, tokenizer = self.options, self.options.tokenizer
+        if not options.as_float:
             check_grids(self.model, self.target.signed, self.target.float8, self.target.name)
-        kept = list(self.inputs.batches(tokenizer) if batches is None else batches)
+        kept = list(self.inputs.batches(tokenizer) if options.batches is None else options.batches)
         if self.precision.name != "float32":
-            self.say(f"Looking for numbers beyond {self.precision.name}")
+            options.say(f"Looking for numbers beyond {self.precision.name}")
             check_fits(self.model, kept, self.precision)
-        self.say("Tracing the model")
-        graph = self._graph(opset)
+        options.say("Tracing the model")
+        graph = self._graph()
         file, place = folder / self.target.file, out / self.target.file
         comparisons, operations, float_matmuls = None, None, False
-        if check and not self.precision.is_run:
+        if options.check and not self.precision.is_run:
             with tempfile.TemporaryDirectory() as exact:
                 self.target.write(graph, Path(exact) / self.target.file)
                 comparisons, float_matmuls = self._compared(Path(exact) / self.target.file, place, kept)
-        self.say(f"Writing {self.target.file}")
+        options.say(f"Writing {self.target.file}")
         lower(graph, self.precision)
-        convert_ends(graph, self.ends.int32_inputs, self.ends.float32_outputs)
+        convert_ends(graph, options.int32_inputs, options.float32_outputs)
         self.target.write(graph, file)
-        if self.triton:
+        if options.triton:
             write_triton(graph.graph, file, folder)
         outputs = [str(value.name) for value in graph.graph.outputs]
         names = matmuls(graph.graph)
         del graph
         size = size_of(file)
-        if not self.is_float:
+        if not options.as_float:
             link_quantized(file)
         runs = self.target.engine is not None
         write_beside(self.model, folder, self.companions, tokenizer, runs)
         write_export_json(self.model, folder, self.target.file, self.inputs.example(), outputs)
-        if check and self.precision.is_run:
-            self.say(f"Comparing with the model in {self.engine.name}")
+        if options.check and self.precision.is_run:
+            options.say(f"Comparing with the model in {self.engine.name}")
             comparisons, float_matmuls = self._compared(file, place, kept)
-        if self.target.kernels is not None and self.engine.is_installed and not self.is_float:
-            self.say("Counting integer kernels")
+        if self.target.kernels is not None and self.engine.is_installed and not options.as_float:
+            options.say("Counting integer kernels")
             operations = match(self.model, names, self.target.kernels(file))
-        builds = self._compiled(file, place, build)
-        self._record(folder, size, comparisons, operations, tokenizer)
+        builds = self._compiled(file, place)
+        self._record(folder, size, comparisons, operations)
         ran = f"{self.engine.name} {self.engine.version}" if comparisons is not None else None
         return Export(
             folder=out,
@@ -164,13 +136,12 @@ class Pipeline:
         size: int,
         comparisons: list[OutputComparison] | None,
         operations: list[Operation] | None,
-        tokenizer: Any,
     ) -> None:
         """Write into the manifest what was exported, and texts with the vectors of the model."""
         entry = {
             "target": self.target.name,
             "cpu": self.target.cpu,
-            "float": self.is_float,
+            "float": self.options.as_float,
             "bytes": size,
             "engine": f"{self.engine.name} {self.engine.version}" if comparisons is not None else None,
             "matmuls": None if operations is None else len(operations),
@@ -178,6 +149,7 @@ class Pipeline:
             "steps": {comparison.output: comparison.mean for comparison in comparisons or ()},
         }
         exports = read_sections(folder).get("exports", {}) | {self.target.file: entry}
+        tokenizer = self.options.tokenizer
         canaries = None if tokenizer is None else self._canaries(tokenizer)
         write_record(self.model, folder, exports=exports, canaries=canaries)
 
@@ -196,29 +168,31 @@ class Pipeline:
             for text, vector in zip(CANARIES, found[output], strict=True)
         ]
 
-    def _compiled(self, file: Path, place: Path, capabilities: Sequence[str]) -> tuple[Build, ...]:
-        """Return the file as TensorRT for RTX compiles it for some compute capabilities."""
-        if not capabilities:
+    def _compiled(self, file: Path, place: Path) -> tuple[Build, ...]:
+        """Return the file as TensorRT for RTX compiles it for the compute capabilities asked for."""
+        if not self.options.build:
             return ()
         (shape,) = (self.inputs.fixed,) if self.inputs.fixed else cut([SHAPE], self.inputs.longest)
         try:
-            return tuple(build_all(file, capabilities, shape, self.say))
+            return tuple(build_all(file, self.options.build, shape, self.options.say))
         except EngineError as error:
             reason = str(error).replace(str(file), str(place))
             raise ExportError(f"{reason} Nothing was written.") from error
 
     @property
     def _opset(self) -> int:
+        if self.options.opset is not None:
+            return self.options.opset
         plain = self.precision.name == "float32" and not has_float8(self.model)
         return self.target.opset if plain else max(self.target.opset, OPSET)
 
-    def _graph(self, opset: int | None) -> ir.Model:
+    def _graph(self) -> ir.Model:
         """Return the target's graph."""
         graph = self.traces.trace(
             self.model,
             self.inputs.example(),
             self.inputs.axes(),
-            self._opset if opset is None else opset,
+            self._opset,
             self.head,
         )
         name_products(graph.graph)

@@ -96,7 +96,7 @@ def _own_inputs(graph: ir.Graph, nodes: set[ir.Node]) -> list[ir.Value]:
     """Give nodes constants of their own, and a Cast for what others compute; return the constants."""
     made: dict[ir.Value, ir.Value] = {}
     constants = []
-    for node in nodes:
+    for node in _in_order(graph, nodes):
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype != WIDE or value.producer() in nodes:
                 continue
@@ -112,9 +112,15 @@ def _own_inputs(graph: ir.Graph, nodes: set[ir.Node]) -> list[ir.Value]:
     return constants
 
 
+def _in_order(graph: ir.Graph, nodes: set[ir.Node]) -> list[ir.Node]:
+    """Return some nodes as the graph has them: what is added then has one order, whenever it is done."""
+    return [node for node in graph if node in nodes]
+
+
 def _cast_readers(graph: ir.Graph, nodes: set[ir.Node]) -> None:
     """Let all other nodes, and the graph's outputs, read a Cast of what some nodes compute."""
-    for value in [value for node in nodes for value in node.outputs if value.dtype == WIDE]:
+    in_order = _in_order(graph, nodes)
+    for value in [value for node in in_order for value in node.outputs if value.dtype == WIDE]:
         readers = [use for use in value.uses() if use.node not in nodes]
         ends = [index for index, output in enumerate(graph.outputs) if output is value]
         if not readers and not ends:

@@ -16,16 +16,24 @@ def as_affine(interval: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Return `amax` and zero point of a range, which is widened to hold 0: that must have a level of its own.
 
     Args:
-        interval: The lowest and the highest value, shape `(2,)`.
+        interval: The lowest and the highest value, shape `(2,)`; float64 is computed with as it is.
         levels: The highest level; the lowest is one further away from 0.
+
+    Returns:
+        Both fp32, 0-dim.
     """
-    low, high = interval[0].float().clamp(max=0), interval[1].float().clamp(min=0)
+    exact = interval if interval.dtype == torch.float64 else interval.float()
+    low, high = exact[0].clamp(max=0), exact[1].clamp(min=0)
     step = (high - low) / (2 * levels + 1)
     zero_point = (-(levels + 1) - low / step).round().clamp(-(levels + 1), levels)
-    return step * levels, torch.where(step > 0, zero_point, torch.zeros_like(zero_point))
+    zero_point = torch.where(step > 0, zero_point, torch.zeros_like(zero_point))
+    return (step * levels).float(), zero_point.float()
 
 
 def ends(amax: Tensor, zero_point: Tensor, levels: int) -> Tensor:
-    """Return the lowest and the highest value of a range, shape `(2,)`."""
-    step = amax.float() / levels
+    """Return the lowest and the highest value of a range, shape `(2,)`, of which `as_affine` makes the same.
+
+    They are float64: from fp32 the last bit of the range would not come back.
+    """
+    step = amax.double() / levels
     return torch.stack([(-(levels + 1) - zero_point) * step, (levels - zero_point) * step])

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.nn.fake_quantize import SMALLEST_AMAX, absolute_max, at_least_fp32
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
-from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max, at_least_fp32
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 
 class WeightTrackingQuantizer(TensorQuantizer):
@@ -83,14 +84,20 @@ class _Clip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, inputs: Tensor, amax: Tensor, quantizer: TensorQuantizer) -> Tensor:
         ctx.save_for_backward(inputs, amax)
+        ctx.quantizer = quantizer  # type: ignore[attr-defined]
         return quantizer.quantized(inputs, amax.detach())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (gradient,), (inputs, amax) = gradients, ctx.saved_tensors
-        values = at_least_fp32(inputs)
-        inside = (values > -amax) & (values < amax)
-        sides = torch.where(inside, torch.zeros_like(values), values.sign())
+        values, (low, high) = at_least_fp32(inputs), (-amax, amax)
+        sides = values.sign()
+        if not ctx.quantizer.is_symmetric:
+            below, above = (limit / ctx.quantizer.levels for limit in ctx.quantizer.limits)
+            low, high = below * amax, above * amax
+            sides = torch.where(values > 0, above, below)
+        inside = (values > low) & (values < high)
+        sides = torch.where(inside, torch.zeros_like(values), sides)
         to_range = (at_least_fp32(gradient) * sides).sum()
         return torch.where(inside, gradient, gradient.new_zeros(())), to_range, None
 

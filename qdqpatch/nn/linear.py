@@ -1,6 +1,6 @@
 """QuantLinear and QuantEmbedding: the float layers with quantizers, sharing their Parameters.
 
-A float layer becomes one of these by a change of its class (`patch.py`), so nothing is copied and a
+A float layer becomes one of these by a change of its class (`patching/apply.py`), so nothing is copied and a
 reference to the layer stays good. `float_class` says what it turns back into.
 """
 
@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.nn.names import INPUT_SCALE, OUTPUT, WEIGHT
-from qdqpatch.nn.quantizer import TensorQuantizer, absolute_max
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.nn.toolkit import quant_nn
 
 

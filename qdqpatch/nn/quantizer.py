@@ -1,10 +1,8 @@
-"""TensorQuantizer: NVIDIA's class with our forward; the one home of fake quantization.
+"""TensorQuantizer: NVIDIA's class with our forward.
 
-Two arithmetics, the toolkit's own and PyTorch's native one (`TensorQuantizer.use_fb_fake_quant`), each
-bit for bit as in pytorch-quantization 2.1.3 (`tensor_quant.py`, `tensor_quantizer.py`). What differs is
-what a caller does not see in fp32: nothing here waits for the device, so that the same code runs
-eagerly, under `torch.compile(fullgraph=True)` and in `torch.export`; and fp16 and bf16 tensors are
-quantized in fp32 and rounded once, at the end, where the toolkit divides in half precision.
+What differs from the toolkit's is what a caller does not see in fp32: nothing here waits for the device, so
+that the same code runs eagerly, under `torch.compile(fullgraph=True)` and in `torch.export`; and fp16 and
+bf16 tensors are quantized in fp32 and rounded once, at the end, where the toolkit divides in half precision.
 """
 
 from __future__ import annotations
@@ -14,18 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
-from qdqpatch.errors import CalibrationError, ConfigError
+from qdqpatch.errors import CalibrationError
 from qdqpatch.nn import float8
 from qdqpatch.nn.affine import as_affine, ends
+from qdqpatch.nn.fake_quantize import (
+    FakeQuantize,
+    Limits,
+    absolute_max,
+    at_least_fp32,
+    fake_quantize,
+    scales_of,
+)
+from qdqpatch.nn.names import ZERO_POINT
 from qdqpatch.nn.toolkit import QuantDescriptor, quant_nn
-
-Limits = tuple[int, int] | tuple[Tensor, Tensor]
-"""The lowest and the highest multiple of a step; tensors where there is a zero point."""
-
-SMALLEST_AMAX = 2.0**-24
-"""A range up to this (fp16's smallest positive number) counts as zero: all values become 0."""
 
 
 class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
@@ -73,12 +73,12 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     @property
     def zero_point(self) -> Tensor | None:
         """The level of 0, fp32, 0-dim; None where the range lies around zero, and 0 has the level 0."""
-        zero_point: Tensor | None = self._buffers.get("_zero_point")
+        zero_point: Tensor | None = self._buffers.get(ZERO_POINT)
         return zero_point
 
     @property
     def interval(self) -> Tensor | None:
-        """The range as `load_range` takes it: `amax`, or the lowest and the highest value, shape `(2,)`."""
+        """The range as `load_range` takes it: `amax`, or the lowest and the highest value, fp64, `(2,)`."""
         amax, zero_point = self.amax, self.zero_point
         return amax if amax is None or zero_point is None else ends(amax, zero_point, self.levels)
 
@@ -126,7 +126,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
                 elif zero_point is None:
                     zero_point = torch.zeros_like(amax, dtype=torch.float32)
                 persistent = "_amax" not in self._non_persistent_buffers_set
-                self.register_buffer("_zero_point", zero_point.detach().clone(), persistent=persistent)
+                self.register_buffer(ZERO_POINT, zero_point.detach().clone(), persistent=persistent)
         # What is made in inference mode could neither be trained nor be loaded into afterwards.
         with torch.inference_mode(False), torch.no_grad():
             amax = amax.detach().to(torch.float32, copy=True)
@@ -143,7 +143,7 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         """Forget the range, so that each tensor's own is used."""
         if self.amax is not None:
             del self._amax
-        self._buffers.pop("_zero_point", None)
+        self._buffers.pop(ZERO_POINT, None)
 
     def learn_range(self, learned: bool = True) -> None:
         """Make the range a Parameter of its own memory, or a buffer again."""
@@ -164,6 +164,8 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         """
         amax = self._calibrator.compute_amax(*args, **kwargs)
         if amax is not None:
+            if not self.is_symmetric:
+                self.drop_range()  # a zero point of before is not of this range, which lies around zero
             self.amax = amax
         elif strict:
             raise CalibrationError(
@@ -181,12 +183,13 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         amax, zero_point = self.range_of(inputs), self.zero_point
         if self.amax is None and not self.is_symmetric:
             amax, zero_point = as_affine(torch.stack(torch.aminmax(inputs.detach())), self.levels)
+            amax = amax if self.scale_amax is None else amax * self.scale_amax
         limits = self._limits(zero_point)
         arguments = (inputs, amax, self.levels, limits, self.use_fb_fake_quant, self.is_float8)
         if torch.is_grad_enabled() and inputs.requires_grad:
-            outputs: Tensor = _FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
+            outputs: Tensor = FakeQuantize.apply(*arguments)  # type: ignore[no-untyped-call]
             return outputs
-        return _fake_quantize(*arguments)[0]
+        return fake_quantize(*arguments)[0]
 
     def quantized(self, inputs: Tensor, amax: Tensor) -> Tensor:
         """Return `inputs` rounded to the levels of another range than the quantizer's own.
@@ -200,11 +203,11 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         if not self.is_symmetric and amax.shape == (2,):
             amax, zero_point = as_affine(amax, self.levels)
         limits, native = self._limits(zero_point), self.use_fb_fake_quant
-        return _fake_quantize(inputs, amax, self.levels, limits, native, self.is_float8)[0]
+        return fake_quantize(inputs, amax, self.levels, limits, native, self.is_float8)[0]
 
     def integers(self, inputs: Tensor) -> Tensor:
         """Return the levels that `inputs` are rounded to, in fp32: whole numbers, or FP8's."""
-        to_levels, _ = _scales(self.range_of(inputs), self.levels, self.use_fb_fake_quant)
+        to_levels, _ = scales_of(self.range_of(inputs), self.levels, self.use_fb_fake_quant)
         return self.nearest_levels(at_least_fp32(inputs) * to_levels)
 
     def nearest_levels(self, steps: Tensor) -> Tensor:
@@ -271,105 +274,14 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Make room for a range that the state dict has and this quantizer has not; it stays fp32."""
-        name = prefix + "_amax"
-        stored = state_dict.get(name)
-        if stored is not None:
-            if self.amax is None:
-                self.load_range(stored)
-            if stored.dtype != torch.float32:  # it would be assigned as it is
+        for name in (prefix + "_amax", prefix + ZERO_POINT):
+            stored = state_dict.get(name)
+            if stored is not None and stored.dtype != torch.float32:  # it would be assigned as it is
                 state_dict[name] = stored.detach().float()
-        zero_point = state_dict.get(prefix + "_zero_point")
+        amax, zero_point = state_dict.get(prefix + "_amax"), state_dict.get(prefix + ZERO_POINT)
+        if amax is not None and self.amax is None:
+            self.load_range(amax)
         if zero_point is not None and not self.is_symmetric and self.zero_point is None:
-            self.register_buffer("_zero_point", zero_point.detach().float().clone())
+            self.register_buffer(ZERO_POINT, zero_point.detach().clone())
         # The toolkit's own method would put the range on CUDA, so its parent's is called.
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)
-
-
-def absolute_max(inputs: Tensor, axis: int | tuple[int, ...] | None) -> Tensor:
-    """Return the largest magnitude: at least fp32, 0-dim, or one per index of `axis`, other dimensions 1.
-
-    Raises:
-        ConfigError: If the tensor has no such axis.
-    """
-    magnitudes = at_least_fp32(inputs.detach()).abs()
-    if axis is None:
-        return magnitudes.amax()
-    axes = (axis,) if isinstance(axis, int) else axis
-    for dim in axes:
-        if not -inputs.dim() <= dim < inputs.dim():
-            raise ConfigError(f"There is no axis {dim} in a tensor of {inputs.dim()} dimensions.")
-    kept = {dim % inputs.dim() for dim in axes}
-    return magnitudes.amax([dim for dim in range(inputs.dim()) if dim not in kept], keepdim=True)
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """Fake quantization with the straight-through gradient: 1 inside the range, 0 outside."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        inputs: Tensor,
-        amax: Tensor,
-        high: int,
-        limits: Limits,
-        native: bool,
-        is_float8: bool,
-    ) -> Tensor:
-        keep = native or isinstance(limits[0], Tensor)
-        outputs, levels = _fake_quantize(inputs, amax, high, limits, native, is_float8, keep)
-        # The toolkit passes the gradient where |x| <= amax, PyTorch where the level needs no clipping.
-        if levels is None:
-            inside = at_least_fp32(inputs).abs() <= amax
-        else:
-            inside = (levels >= limits[0]) & (levels <= limits[1])
-        ctx.save_for_backward(inside)
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (inside,) = ctx.saved_tensors
-        (gradient,) = gradients
-        return torch.where(inside, gradient, gradient.new_zeros(())), None, None, None, None, None
-
-
-def _fake_quantize(
-    inputs: Tensor,
-    amax: Tensor,
-    high: int,
-    limits: Limits,
-    native: bool,
-    is_float8: bool = False,
-    keep_levels: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the fake-quantized tensor and, if asked for, its levels before clipping.
-
-    The toolkit multiplies by 1/scale and divides by it again; PyTorch's native kernel multiplies by
-    1/scale and then by scale. The two differ in the last bit, so both are kept, each to the letter.
-    """
-    to_levels, scale = _scales(amax, high, native)
-    # In place wherever nothing else needs the tensor: memory traffic is what this costs.
-    levels = at_least_fp32(inputs) * to_levels
-    if is_float8:
-        outputs = float8.nearest(levels)
-    else:
-        levels = levels.round_()
-        outputs = levels.clamp(*limits) if keep_levels else levels.clamp_(*limits)
-    outputs = outputs.mul_(scale) if native else outputs.div_(scale)
-    return outputs.to(inputs.dtype), levels if keep_levels else None
-
-
-def _scales(amax: Tensor, high: int, native: bool) -> tuple[Tensor, Tensor]:
-    """Return the factor from values to levels, and what leads back: a factor if `native`, else a divisor."""
-    if native:
-        scale = amax / high
-        return torch.where(scale > 0, torch.ones_like(scale) / scale, torch.zeros_like(scale)), scale
-    # full_like, not `high / amax`: that multiplies by the reciprocal, which rounds twice.
-    steps = torch.full_like(amax, high) / amax
-    is_zero = amax <= SMALLEST_AMAX
-    zero = torch.zeros_like(steps)
-    return torch.where(is_zero, zero, steps), torch.where(is_zero, torch.ones_like(steps), steps)
-
-
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """Return an fp16 or bf16 tensor in fp32, and any other as it is."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qdqpatch.errors import ConfigError
@@ -48,7 +48,8 @@ class Judged:
 
     Attributes:
         figures: The figures that count, by name.
-        shortfall: How much is missing, in percent of what is asked for, over all gates; 0 if nothing is.
+        shortfall: How much is missing, in percent of what is asked for, over all gates; 0 if nothing is, and
+            infinite if a figure is NaN.
         main: The main figure of them, as a share of what it could be at best: to choose between two models
             that both lack nothing.
     """
@@ -92,23 +93,36 @@ class Budget:
             closeness: How close it is to the float one, the main figure last.
             labels: Its metrics by labels, the main one last; none where there are no labels.
             reference: The float model's metrics by labels.
+
+        Raises:
+            ConfigError: If there is nothing to go by.
         """
+        if not closeness and (self.max_drop is None or not labels):
+            raise ConfigError(
+                "The float model gives the same score for all texts held back, so that nothing can be told: "
+                "hold back more of them."
+            )
         close = {metric.name: metric for metric in closeness}
         if self.max_drop is not None:
             main = (labels or closeness)[-1]
             drop = _drop(labels[-1], reference[-1]) if labels else _apart(closeness[-1])
-            return Judged({main.name: main}, max(drop - self.max_drop, 0.0), -drop)
+            return Judged({main.name: main}, _known(max(drop - self.max_drop, 0.0)), -_known(drop))
         asked = [gate for gate in GATES[self.meaning] if gate.figure in close]
         missing = [_missing(close[gate.figure], gate.limit) for gate in asked]
         figures = {gate.figure: close[gate.figure] for gate in asked}
         if labels:
             figures[labels[-1].name] = labels[-1]
-        return Judged(figures, sum(missing), -_apart(closeness[-1]))
+        return Judged(figures, _known(sum(missing)), -_known(_apart(closeness[-1])))
 
-    def resolution(self, examples: int) -> str | None:
-        """Return what is to be said where so few examples cannot tell whether it is met; None if they can."""
+    def resolution(self, examples: int, figures: Collection[str] = ()) -> str | None:
+        """Return what is to be said where so few examples cannot tell whether it is met; None if they can.
+
+        Args:
+            examples: How many there are.
+            figures: The names of the figures that count.
+        """
         shares = [100 - gate.limit for gate in GATES[self.meaning] if gate.figure == UNCHANGED]
-        if not shares:  # cosines and scores are no counts
+        if not shares or RELATIVE in figures:  # cosines, scores and perplexities are no counts
             return None
         percent = shares[0] if self.max_drop is None else self.max_drop
         if examples * percent >= 100:
@@ -118,14 +132,13 @@ class Budget:
             "Give more texts."
         )
 
-    def __str__(self) -> str:
-        """Return what is asked for in words."""
+    def asked(self, figures: Iterable[str]) -> str:
+        """Return in words what is asked for of a head and data that give these figures."""
         if self.max_drop is not None:
             return f"a drop of at most {self.max_drop:g}%"
-        gates = (
-            f"{gate.figure} of {gate.limit:g}" for gate in GATES[self.meaning] if gate.figure != RELATIVE
-        )
-        return " and ".join(gates)
+        names = {*figures}
+        gates = (gate for gate in GATES[self.meaning] if gate.figure in names)
+        return " and ".join(f"{gate.figure} of {gate.limit:g}" for gate in gates)
 
 
 def _drop(metric: Metric, reference: Metric) -> float:
@@ -143,6 +156,11 @@ def _apart(metric: Metric) -> float:
     perfect = PERFECT.get(metric.name, 1.0)
     apart = 100 * (perfect - metric.value) / perfect
     return apart if metric.higher_is_better else -apart
+
+
+def _known(percent: float) -> float:
+    """Return a percentage, infinite where it is NaN, which would be neither more nor less than another."""
+    return math.inf if math.isnan(percent) else percent
 
 
 def _missing(metric: Metric, limit: float) -> float:

@@ -14,13 +14,14 @@ from qdqpatch.bench.inputs import make_inputs
 from qdqpatch.bench.measure import interleave
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.data.lengths import config_limit
-from qdqpatch.engines.models import Facts
+from qdqpatch.engines.models import facts_of
 from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME, Engine, Session
 from qdqpatch.engines.shapes import Shape, cut
 from qdqpatch.errors import EngineError
 from qdqpatch.evaluation.predicting import engine_run, predict
-from qdqpatch.exporter.export import prepare_export
-from qdqpatch.packages import pip_install
+from qdqpatch.exporter.export import prepare_export, require_packages
+from qdqpatch.exporter.options import ExportOptions
+from qdqpatch.packages import require
 from qdqpatch.tasks.base import Feature, Task
 
 SHAPE = Shape(1, 128)
@@ -50,14 +51,12 @@ class Place:
         """Settle the engine.
 
         Raises:
-            EngineError: If it is not installed.
+            ExportError: If what writes the files is not installed.
+            EngineError: If the engine is not.
         """
         engine = ENGINES.get(target, ONNX_RUNTIME)
-        if engine.version is None:
-            raise EngineError(
-                f"Models for {target} are judged in {engine.name}, which is not installed: "
-                f"{pip_install(engine.package)}"
-            )
+        require_packages(target, check=False)
+        require(f"Judging models for {target}", engine.package, error=EngineError)
         return cls(target, engine, threads, options)
 
     @property
@@ -67,10 +66,10 @@ class Place:
 
     def write(self, model: PreTrainedModel, folder: Path, as_float: bool = False) -> Session:
         """Export a model without comparing it, and load the file."""
-        options = {name: value for name, value in self.options.items() if not as_float or name == "cpu"}
+        given = {name: value for name, value in self.options.items() if not as_float or name == "cpu"}
         if self.target == "tensorrt":  # of which ONNX Runtime computes the numbers, in fp32
-            options["dtype"] = "float32"
-        write = prepare_export(model, self.target, as_float=as_float, check=False, **options)
+            given["dtype"] = "float32"
+        write = prepare_export(model, self.target, ExportOptions(as_float=as_float, check=False, **given))
         return self.engine.load(write(folder, folder).file, self.threads, exact=not self.is_timed)
 
 
@@ -90,7 +89,7 @@ def latencies(sessions: Sequence[Session], model: PreTrainedModel, shape: Shape)
         shape: Of the inputs; cut to what the model takes.
     """
     (fitting,) = cut([shape], config_limit(model.config))
-    facts = Facts(model.config.vocab_size, None, getattr(model.config, "pad_token_id", None))
+    facts = facts_of(model.config.to_dict())
     runs = {}
     for number, session in enumerate(sessions):
         inputs = make_inputs(session.inputs, fitting, facts)

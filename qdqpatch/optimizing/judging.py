@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from qdqpatch.data.arrays import Arrays
@@ -39,9 +41,12 @@ class HeldBack:
     batch_size: int
 
     def judge(self, outputs: Sequence[Arrays]) -> Judged:
-        """Judge a model by its outputs."""
+        """Judge a model by its outputs; one that gives NaN lacks infinitely much."""
         close = self.task.closeness(self.examples, outputs, self.expected)
-        return self.budget.judge(close, self._metrics(outputs), self._metrics(self.expected))
+        judged = self.budget.judge(close, self._metrics(outputs), self._metrics(self.expected))
+        if any(np.isnan(value).any() for output in outputs for value in output.values()):
+            return replace(judged, shortfall=math.inf, main=-math.inf)
+        return judged
 
     def _metrics(self, outputs: Sequence[Arrays]) -> list[Metric]:
         if not self.labelled:

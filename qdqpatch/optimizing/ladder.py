@@ -122,7 +122,7 @@ def climb(
         overhead, slower = clock() - started, 1.0
         for rung in rungs:
             own = {name: value for name, value in rung.switches.items() if name in switches}
-            if reason := _unfit(rung, own, found):
+            if reason := _unfit(rung, own, found, material):
                 found.rungs.append(RungResult(rung.name, 0.0, note=reason))
                 continue
             expected = overhead + slower * rung.passes * material.float_pass
@@ -136,6 +136,8 @@ def climb(
             try:
                 model = STEPS[rung.kind](material, found.best, settings, listener)
             except (ConfigError, TrainingError) as error:
+                if found.best is None:  # without ranges there is nothing to go on with
+                    raise
                 found.rungs.append(RungResult(rung.name, clock() - begun, note=str(error)))
                 continue
             made = clock()
@@ -155,12 +157,14 @@ def climb(
     return found
 
 
-def _unfit(rung: Rung, own: Mapping[str, Any], found: Climb) -> str:
+def _unfit(rung: Rung, own: Mapping[str, Any], found: Climb, material: Material) -> str:
     """Return why a rung is not for this model; empty if it is."""
     if rung.switches and not own:
         return "nothing to do in this model"
     if rung.kind != "ptq" and found.best is None:
         return "needs a model to begin with"
+    if rung.kind == "distillation" and "input_ids" not in material.calibration[0]:
+        return "for texts alone"
     if rung.kind == "distillation" and importlib.util.find_spec("accelerate") is None:
         return "needs accelerate: pip install accelerate"
     return ""

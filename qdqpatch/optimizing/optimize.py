@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -153,7 +154,9 @@ def search_best(
 
     Raises:
         UnsupportedModelError: If the model cannot be quantized.
-        ConfigError: If the metric of the float model is 0.
+        ConfigError: If nothing can be told by what the float model gives: it is NaN, its metric is 0, or all
+            of its scores are the same.
+        DataError: If labels cannot tell models apart.
         EngineError: If the engine fails.
     """
     started = time.monotonic()
@@ -171,6 +174,8 @@ def search_best(
     placement = placement_for(place.target, meaning)
     chosen = placement.config if config is None else config
     judge = HeldBack(task, held, features, expected, labelled, budget, batch_size)
+    if math.isinf(judge.judge(expected).shortfall):
+        raise ConfigError("The float model gives NaN for the texts held back: check its weights.")
     material = Material(model, task, own, judge, chosen, batch_size, per_sequence * len(own))
     left = None if seconds is None else seconds - (time.monotonic() - started)
     found = climb(material, place, left, shape, listener)
@@ -244,8 +249,8 @@ def _take(model: PreTrainedModel, best: PreTrainedModel) -> None:
         linear.load_input_scale(scale)
     own = dict(named_quantizers(model))
     for path, quantizer in named_quantizers(best):
-        if path in own and quantizer.amax is not None:
-            own[path].load_range(quantizer.amax.detach().clone())
+        if path in own and quantizer.interval is not None:
+            own[path].load_range(quantizer.interval)
 
 
 def _float_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
@@ -256,13 +261,15 @@ def _result(
     found: Climb, place: Place, placement: str, budget: Budget, held: int, calibrated: int
 ) -> Optimization:
     assert found.best is not None  # the first rung is always climbed
-    resolution = budget.resolution(held)
+    judged = next(rung.judged for rung in found.rungs if rung.name == found.chosen)
+    figures = {} if judged is None else judged.figures
+    resolution = budget.resolution(held, figures)
     return Optimization(
         model=found.best,
         target=place.target,
         engine=f"{place.engine.name} {place.engine.version}",
         placement=placement,
-        asked=str(budget),
+        asked=budget.asked(figures),
         rungs=tuple(found.rungs),
         chosen=found.chosen,
         met=found.met,

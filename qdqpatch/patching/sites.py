@@ -43,8 +43,8 @@ def find_sites(
     Raises:
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
-        ConfigError: If the configuration is no `QDQConfig`, or the model has relative positions that are
-            not computed.
+        ConfigError: If the configuration is no `QDQConfig`, an override makes a weight's range asymmetric,
+            or the model has relative positions that are not computed.
     """
     config = with_defaults(config)
     check_positions(model)
@@ -145,6 +145,12 @@ def _decide(
         for override in config.overrides:
             if override.matches(aliases.of(f"{match.path}.{name}")):
                 used.add(override.pattern)
+                if operand == "weight" and not override.settings.get("symmetric", True):
+                    raise ConfigError(
+                        f"Weights lie around zero: the override {override.pattern!r} with symmetric=False "
+                        f"matches {path}.{name}. Let its pattern match activations alone, such as "
+                        "'*_input_quantizer'."
+                    )
                 settings = dataclasses.replace(settings, **override.settings)
                 if override.enabled is not None:
                     enabled = override.enabled

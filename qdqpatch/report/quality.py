@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qdqpatch.calibration.statistics import TensorStatistics
+from qdqpatch.nn.fake_quantize import SMALLEST_AMAX
 from qdqpatch.nn.float8 import LARGEST
 from qdqpatch.nn.float8 import magnitudes as float8_magnitudes
-from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 
 @dataclass(frozen=True)

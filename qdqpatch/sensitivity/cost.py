@@ -21,7 +21,7 @@ def meaning(name: str, values: Tensor, task: Task[Any]) -> Meaning:
     return task.meaning(name, values.shape[-1])
 
 
-def rows_of(name: str, values: Tensor, task: Task[Any], mask: Tensor) -> Tensor:
+def rows_of(name: str, values: Tensor, task: Task[Any], mask: Tensor | None) -> Tensor:
     """Return the rows of an output that are one distribution or one vector, without padding.
 
     Args:
@@ -30,7 +30,7 @@ def rows_of(name: str, values: Tensor, task: Task[Any], mask: Tensor) -> Tensor:
             where there is padding; `(batch, tokens, classes)`, a distribution for each token; or states,
             `(batch, tokens, hidden)`, of which the mean over tokens is taken.
         task: Tells what outputs mean, and which have an entry for each token.
-        mask: Shape `(batch, tokens)`, 1 where there is no padding.
+        mask: Shape `(batch, tokens)`, 1 where there is no padding; None of what has no tokens.
 
     Returns:
         fp32, shape `(rows, outcomes)`.
@@ -38,6 +38,7 @@ def rows_of(name: str, values: Tensor, task: Task[Any], mask: Tensor) -> Tensor:
     values = values.float()
     if name not in task.by_token:
         return values.flatten(0, -2)
+    assert mask is not None  # what has tokens has one
     data = mask.to(values.device).bool()
     if meaning(name, values, task) == "states":
         weights = data.unsqueeze(-1).float()
@@ -62,13 +63,13 @@ class Cost:
         self._totals = dict.fromkeys(task.logits, 0.0)
         self._counts = dict.fromkeys(task.logits, 0)
 
-    def add(self, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], mask: Tensor) -> None:
+    def add(self, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], mask: Tensor | None) -> None:
         """Count one batch.
 
         Args:
             expected: The float model's outputs, by name.
             actual: The outputs of the model that is judged.
-            mask: Shape `(batch, tokens)`, 1 where there is no padding.
+            mask: Shape `(batch, tokens)`, 1 where there is no padding; None of what has no tokens.
         """
         for name in self._task.logits:
             means = meaning(name, expected[name], self._task)

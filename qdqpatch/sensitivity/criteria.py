@@ -126,7 +126,7 @@ class ChangeJudge:
             batch, found_in = self._batches[number], []
             outputs = self._run(batch)
             for name in self._task.logits:
-                rows = rows_of(name, outputs[name], self._task, batch["attention_mask"])
+                rows = rows_of(name, outputs[name], self._task, batch.get("attention_mask"))
                 found = predictions(meaning(name, outputs[name], self._task), rows)
                 assert found is not None  # `make_judge` takes another judge for what predicts nothing
                 found_in.append(found.flatten().cpu())

@@ -111,7 +111,7 @@ def _by_outputs(subject: Subject, units: Sequence[Unit], only: Switch, step: Ste
         progress.advance("Ranking")
         for unit, cost in zip(units, costs, strict=True):
             only(unit.quantizers)
-            cost.add(expected, run(batch), batch["attention_mask"])
+            cost.add(expected, run(batch), batch.get("attention_mask"))
             progress.advance("Ranking")
     for cost in costs:
         cost.merge(subject.model.device)

@@ -74,7 +74,12 @@ def _searches(own: Vectors, reference: Vectors) -> tuple[list[float], list[float
         nearest = _nearest(true)
         kept.append(len(nearest & _nearest(found)) / NEAREST)
         crossed.append(len(nearest & _nearest(across)) / NEAREST)
-        ranked.append(float(np.corrcoef(rankdata(true), rankdata(found))[0, 1]) if np.ptp(true) else 1.0)
+        varied = bool(np.ptp(true)), bool(np.ptp(found))
+        ranked.append(
+            float(np.corrcoef(rankdata(true), rankdata(found))[0, 1])
+            if all(varied)
+            else float(varied[0] == varied[1])
+        )
     return kept, crossed, ranked
 
 

@@ -75,7 +75,7 @@ def order_metrics(
         own: A model's scores, shape `(texts,)`.
         reference: The other model's.
         groups: What the texts of one query share: tau and nDCG are means over queries then. Where no query
-            has two texts, tau is that of all.
+            has two texts that the other model tells apart, tau is that of all.
         gains: How relevant the texts are; None for the other model's scores above its lowest of the query.
     """
     places: dict[object, list[int]] = {}
@@ -83,9 +83,10 @@ def order_metrics(
         places.setdefault(group, []).append(place)
     drift = mean(DRIFT, np.abs(own - reference).tolist(), in_percent=False, is_error=True)
     several = [np.array(found) for found in places.values() if len(found) > 1]
-    if not several:
+    ordered = [rows for rows in several if np.ptp(reference[rows])]  # equal scores have no order
+    if not ordered:
         return [drift, KendallTau(TAU, own, reference)]
-    taus = [tau(own[rows], reference[rows]) for rows in several]
+    taus = [tau(own[rows], reference[rows]) for rows in ordered]
     found: list[Metric] = [drift, mean(TAU, taus, in_percent=False)]
     worth = [
         (own[rows], reference[rows] - reference[rows].min() if gains is None else gains[rows])

@@ -9,12 +9,17 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qdqpatch.choices import ActivationRanges, Method, WeightRanges
+from qdqpatch.spelling import spelled
 from qdqpatch.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from qdqpatch.config.config import QDQConfig
     from qdqpatch.tasks.base import DataSource
     from qdqpatch.training.distillation import Distillation
+
+
+CALIBRATION = ("method", "shift", "smooth_inputs", "refine")
+"""The settings of a job that are for a float checkpoint alone."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,19 @@ class Job:
         parts["config"] = None if self.config is None else self.config.to_dict()
         jsonable: dict[str, Any] = json.loads(json.dumps(parts))
         return jsonable
+
+
+def of_calibration(job: Job) -> list[str]:
+    """Return what a job says of how a float checkpoint is calibrated, other than what is usual."""
+    return [
+        spelled(f"{setting.name}={value!r}", _option(setting.name, value))
+        for setting in dataclasses.fields(job)
+        if setting.name in CALIBRATION and (value := getattr(job, setting.name)) != setting.default
+    ]
+
+
+def _option(name: str, value: object) -> str:
+    return f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from qdqpatch.spelling import spelled
 from qdqpatch.tasks import make_task
 from qdqpatch.tasks.base import Task
 from qdqpatch.training.folder import REPORT_FILE, RunFolder
-from qdqpatch.training.job import Job, TrainingReport
+from qdqpatch.training.job import Job, TrainingReport, of_calibration
 from qdqpatch.training.reading import read_data
 from qdqpatch.training.stages import Run
 
@@ -139,6 +139,11 @@ def _open(job: Job, companions: Companions) -> tuple[Checkpoint, Task[Any]]:
     if source.quantization is not None and job.config is not None:
         raise ConfigError(
             f"{job.ckpt} is quantized already: leave out what is to be quantized, or train the float one."
+        )
+    if source.quantization is not None and (unused := of_calibration(job)):
+        raise ConfigError(
+            f"{job.ckpt} is quantized already, and is trained with the ranges that it has: leave out "
+            f"{', '.join(unused)}, or train the float one."
         )
     if job.teacher is not None:
         _check_teacher(job, job.teacher, source)

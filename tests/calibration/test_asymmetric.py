@@ -12,8 +12,10 @@ import qdqpatch
 from qdqpatch import QDQConfig, calibration
 from qdqpatch.calibration import Statistics, collect, fuse_qkv
 from qdqpatch.errors import CalibrationError, CheckpointError, ConfigError
+from qdqpatch.nn import affine
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.switch import switch_quantizers
+from qdqpatch.training import train_ranges
 
 ASYMMETRIC = QDQConfig(activation={"symmetric": False})
 GELU = "encoder.layer.0.output.dense._input_quantizer"
@@ -146,7 +148,16 @@ def test_steps_that_change_ranges_keep_the_zero_point() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"axis": -1}, {"unsigned": True}, {"narrow_range": True}, {"amax": 2.0}, {"symmetric": "no"}]
+    "settings",
+    [
+        {"axis": -1},
+        {"axis": 0},
+        {"amax": 0.0},
+        {"unsigned": True},
+        {"narrow_range": True},
+        {"amax": 2.0},
+        {"symmetric": "no"},
+    ],
 )
 def test_settings_that_do_not_go_with_it_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
@@ -160,3 +171,82 @@ def test_weights_are_symmetric_and_the_configuration_survives_json() -> None:
     assert again == ASYMMETRIC
     assert not again.activation.symmetric
     assert "symmetric" not in str(QDQConfig(activation={"num_bits": 8}).to_dict())
+
+
+def test_a_quantizer_that_was_off_has_the_same_range_again_to_the_bit() -> None:
+    model = calibrated()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    switch_quantizers(model, {"*.layer.*": False, GELU: True})
+    switch_quantizers(model, {"*.layer.*": True})
+    models.assert_equal(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    "ends", [(-0.17, 1.3), (-3.0, 0.7), (-1e-3, 40.0), (0.0, 1.0), (-2.0, 0.0), (0.0, 0.0)]
+)
+@pytest.mark.parametrize("levels", [7, 127, 32767])
+def test_ends_make_the_range_that_they_are_of_to_the_bit(ends: tuple[float, float], levels: int) -> None:
+    amax, zero_point = affine.as_affine(torch.tensor(ends), levels)
+    again = affine.as_affine(affine.ends(amax, zero_point, levels), levels)
+    assert [tensor.dtype for tensor in again] == [torch.float32] * 2
+    assert torch.equal(again[0], amax)
+    assert torch.equal(again[1], zero_point)
+
+
+def test_a_range_that_is_learned_by_what_it_clips_ends_where_values_are_clipped() -> None:
+    model = train_ranges(calibrated(), "clip", "frozen")
+    one = quantizer(model)
+    one.load_range(torch.tensor([-0.2, 3.0]))
+    low, high = (float(end) for end in one.interval)
+    values = torch.tensor([low - 1, 0.9 * low, 0.0, 0.5 * high, 0.99 * high, high + 1], requires_grad=True)
+    one(values).sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [0, 1, 1, 1, 1, 0]
+    # What is clipped becomes an end, and both are multiples of the range.
+    assert float(one._amax.grad) == pytest.approx((low + high) / float(one.amax), rel=1e-6)
+
+
+def test_a_state_dict_in_half_precision_leaves_zero_points_in_fp32() -> None:
+    model, loaded = calibrated(), qdqpatch.quantize(models.float_model(), ASYMMETRIC)
+    half = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    loaded.load_state_dict(half, assign=True)
+    one = quantizer(loaded)
+    assert one.zero_point.dtype == one.amax.dtype == torch.float32
+    assert one.zero_point == quantizer(model).zero_point
+
+
+def test_the_toolkits_calibrators_set_a_range_around_zero() -> None:
+    one = quantizer(calibrated())
+    assert one.zero_point != 0
+    one._calibrator.collect(torch.tensor([-1.0, 2.0]))
+    one.load_calib_amax()
+    assert (float(one.amax), float(one.zero_point)) == (2, 0)
+
+
+def test_operands_with_and_without_a_zero_point_are_not_fused() -> None:
+    model = calibrated(QDQConfig(overrides={"*matmul_q_*": {"symmetric": False}}))
+    with pytest.raises(
+        ConfigError, match=r"matmul_q_input_quantizer has a zero point and .*matmul_k_.* none"
+    ):
+        fuse_qkv(model)
+
+
+@pytest.mark.parametrize("weight", [{}, {"axis": None}])
+def test_an_override_cannot_make_a_weight_asymmetric(weight: dict[str, object]) -> None:
+    models.assert_refused(
+        lambda model: qdqpatch.quantize(
+            model, QDQConfig(weight={"axis": 0} | weight, overrides={"*": {"symmetric": False}})
+        ),
+        models.float_model(),
+        ConfigError,
+        r"'\*' with symmetric=False matches .*_weight_quantizer",
+    )
+
+
+def test_a_factor_on_the_range_counts_with_and_without_a_range() -> None:
+    config = QDQConfig(activation={"symmetric": False, "scale_amax": 0.5})
+    one, values = quantizer(qdqpatch.quantize(models.float_model(), config)), torch.linspace(-0.2, 3.0, 65)
+    dynamic = one(values)
+    one.load_range(torch.stack(torch.aminmax(values)))
+    assert torch.equal(dynamic, one(values))
+    assert dynamic.max() < 1.6

@@ -1,5 +1,6 @@
 """Shifting channels: the float function but for rounding, and what it is for."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration.observing import observing
 from qdqpatch.calibration.shifting import find_shifts, shift
+from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.errors import CalibrationError, CalibrationWarning, NotQuantizedError, UnsupportedModelError
 
 LAYER = "encoder.layer.0"
@@ -209,3 +211,20 @@ def test_errors_leave_the_model_as_it_was(
     model: Callable[[], PreTrainedModel], batches: list[Any], error: type[Exception], message: str
 ) -> None:
     models.assert_refused(lambda changed: shift(changed, batches), model(), error, message)
+
+
+def test_ranges_of_products_that_change_are_dropped() -> None:
+    config = QDQConfig(outputs=True, residual_adds=False)
+    batches = [models.inputs(seed=seed) for seed in (2, 3)]
+    model = calibrate(quantize(models.float_model(), config), batches, method="max")
+    for step, linears in (
+        (shift, ("attention.output.dense", "intermediate.dense")),
+        (smooth, ("attention.self.query", "attention.self.key", "attention.self.value")),
+    ):
+        changed = step(copy.deepcopy(model), batches)
+        without = {
+            path
+            for path, amax in models.ranges(changed).items()
+            if amax is None and path.startswith(LAYER) and path.endswith("_output_quantizer")
+        }
+        assert without == {f"{LAYER}.{linear}._output_quantizer" for linear in linears}

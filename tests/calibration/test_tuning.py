@@ -4,7 +4,7 @@ import models
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTModel
 
 import qdqpatch
 from qdqpatch import QDQConfig, calibrate, quantize
@@ -140,3 +140,27 @@ def test_it_is_a_step_of_the_sequence() -> None:
     assert said.texts == ["Calibrating", "Refining the ranges", "Tuning"]
     with pytest.raises(ConfigError, match="tune must be a positive integer"):
         qdqpatch.ptq(models.float_model(), batches(1), tune=-1)
+
+
+def test_images_and_embeddings_are_given_without_tokens() -> None:
+    config = ViTConfig(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40, image_size=8,
+        patch_size=4, num_labels=3,
+    )  # fmt: skip
+    images = [{"pixel_values": torch.randn(2, 3, 8, 8)} for _ in range(2)]
+    for cls in (ViTForImageClassification, ViTModel):
+        model = calibrate(quantize(cls(config).eval()), images, method="max")
+        assert tune(model, images, epochs=1) is model
+    embeddings = [{"inputs_embeds": torch.randn(2, 8, 24)} for _ in range(2)]
+    model = spoilt()
+    assert tune(model, embeddings, epochs=1) is model
+
+
+def test_a_model_in_half_precision_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "RATE", 1e-5)
+    monkeypatch.setattr(tuning, "RANGE_RATE", 0.1)
+    model = spoilt().half()
+    before = embedding_error(model.float())
+    model = tune(model.half(), batches(), epochs=4)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    assert embedding_error(model.float()) < 0.9 * before

@@ -12,7 +12,7 @@ import datasets
 import models
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoints import write_checkpoint, write_tokenizer
 from click.testing import CliRunner, Result
 from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -265,6 +265,20 @@ def test_what_became_of_the_model_is_said(convert) -> None:
     )
     result = convert("--calib", "data.txt", "--method", "max", "--force")
     assert "on 40 texts that it was calibrated with: there are no others: " in " ".join(result.stderr.split())
+
+
+def test_one_text_tells_nothing_of_a_reranker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing correlates with a single score; the checkpoint is written all the same."""
+    monkeypatch.chdir(tmp_path)
+    models.build("BertForSequenceClassification", num_labels=1).save_pretrained("float")
+    write_tokenizer(Path("float"))
+    Path("data.txt").write_text("the cat sat\n")
+    result = CliRunner().invoke(
+        main, ["convert", "float", "out", "--calib", "data.txt", "--method", "max", "--max-length", "32"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "Wrote out: " in result.stderr
+    assert "Beside the float model" not in result.stderr
 
 
 def test_help_has_a_section_for_calibration(convert) -> None:

@@ -14,6 +14,8 @@ from transformers import ViTForImageClassification
 from qdqpatch.checkpoint.processor import load_processor
 from qdqpatch.data.images import find_images, image_batches, pixels
 from qdqpatch.errors import DataError
+from qdqpatch.optimizing import ladder
+from qdqpatch.optimizing.rungs import Rung
 
 images = pytest.importorskip("PIL.Image")
 
@@ -108,6 +110,29 @@ def test_it_is_timed(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {row["shape"] for row in rows} == {"1x1", "8x1"}
     assert {row["engine"] for row in rows} == {"torch", "onnxruntime"}
     assert all(row["p50_ms"] > 0 for row in rows)
+
+
+def test_it_is_tuned_and_its_units_ranked(folder: Path, tmp_path: Path) -> None:
+    arguments = ("--calib", folder / "data", "--method", "max", "--tune", 1)
+    result = invoke("convert", folder / "m", tmp_path / "out", *arguments)
+    assert result.exit_code == 0, result.output
+    result = invoke("sensitivity", folder / "m", "--data", folder / "data", "--json", "--max-drop", 50)
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["costs"]["units"]) == 8
+
+
+@pytest.mark.slow
+def test_it_is_optimized(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by rungs that begin with a model, none of which is told by tokens."""
+    rungs = (Rung("ranges", 1), Rung("units in float", 1, "float units"), Rung("taught", 1, "distillation"))
+    monkeypatch.setattr(ladder.climb, "__defaults__", (rungs, *(ladder.climb.__defaults__ or ())[1:]))
+    monkeypatch.setattr(ladder.Climb, "met", property(lambda climb: len(climb.rungs) == 1 + len(rungs)))
+    out, options = tmp_path / "out", ("--data", folder / "data", "--shape", "1x1", "--max-drop", 100)
+    result = invoke("optimize", folder / "m", out, *options)
+    assert result.exit_code == 0, result.output
+    assert "for texts alone" in result.output
+    assert (out / "onnx" / "model.onnx").is_file()
+    assert (out / "preprocessor_config.json").is_file()
 
 
 def test_batches_of_images(folder: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers.trainer  # noqa: F401  # it takes accelerate for absent or there when it is imported
 from commands import invoke
 
 CHECK = (
@@ -26,7 +27,8 @@ ABSENT = [
     (
         "convert {0}/float out --calib {0}/texts.txt --export onnxruntime",
         "onnxruntime",
-        "Comparing the file with the model needs onnxruntime: pip install onnxruntime",
+        "Comparing the file with the model needs onnxruntime: pip install onnxruntime, or write the file "
+        "afterwards: qdqpatch export OUT FOLDER --no-check",
     ),
     (
         "optimize {0}/float out --data {0}/rows.tsv --target openvino",
@@ -35,8 +37,13 @@ ABSENT = [
     ),
     (
         "optimize {0}/float out --data {0}/rows.tsv",
+        "onnxscript",
+        "Exporting needs onnxscript: pip install onnxscript",
+    ),
+    (
+        "optimize {0}/float out --data {0}/rows.tsv",
         "onnxruntime",
-        "onnxruntime is not installed: pip install",
+        "Judging models for onnxruntime needs onnxruntime: pip install onnxruntime",
     ),
     (
         "convert {}/float out --calib nyu-mll/glue",

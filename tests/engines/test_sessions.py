@@ -1,9 +1,10 @@
 """The runtimes: what a session takes and gives, and errors in one form."""
 
 import dataclasses
+import importlib
 import os
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,16 @@ def test_an_engine_that_is_not_installed(engine: Engine, monkeypatch: pytest.Mon
     with pytest.raises(EngineError, match=message):
         engine.load(Path("model.onnx"))
     assert dataclasses.replace(engine, package="no-such-package").version is None
+
+
+def test_a_module_of_another_distribution_has_a_version_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of onnxruntime-gpu, which pip knows by another name than the module's."""
+
+    def unknown(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("qdqpatch.engines.sessions.version", unknown)
+    assert ONNX_RUNTIME.version == importlib.import_module("onnxruntime").__version__
 
 
 def test_one_thread_starts_no_others(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from qdqpatch.choices import TARGETS
 from qdqpatch.errors import QdqError, QuantizationWarning
 from qdqpatch.exporter.export import prepare_export
 from qdqpatch.exporter.kernels import AGAIN, product_name
+from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.tracing import Traces
 from qdqpatch.nn.names import letters_of
 from qdqpatch.rules.architectures import ARCHITECTURES
@@ -89,7 +90,7 @@ def test_it_is_exported_as_its_level_says(family: str, tmp_path: Path) -> None:
             continue
         folder = tmp_path / target
         folder.mkdir()
-        result = prepare_export(model, target, shape=shape, traces=traces)(folder, folder)
+        result = prepare_export(model, target, ExportOptions(shape=shape), traces)(folder, folder)
         assert result.comparisons
         if result.operations is None:
             continue

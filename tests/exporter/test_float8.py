@@ -106,3 +106,11 @@ def test_it_survives_a_checkpoint(tmp_path: Path) -> None:
     loaded = type(model).from_pretrained(tmp_path).eval()
     assert loaded.config.quantization_config == model.config.quantization_config
     assert (loaded(**batch).logits == model(**batch).logits).all()
+
+
+def test_a_table_of_float8_is_refused(tmp_path: Path) -> None:
+    config = QDQConfig.preset("fp8", embeddings=True)
+    model = qdqpatch.ptq(models.float_model(), [models.inputs()], config, method="max")
+    with pytest.raises(ExportError, match=r"embeddings\S+_weight_quantizer is FP8, and .* num_bits=8"):
+        export(model, tmp_path / "out", "tensorrt", check=False)
+    assert list(tmp_path.iterdir()) == []

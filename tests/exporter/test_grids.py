@@ -6,7 +6,8 @@ import torch
 
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.grids import LARGEST_SCALE, Grid, activation_grid, weight_grid
-from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
+from qdqpatch.nn.fake_quantize import SMALLEST_AMAX
+from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.nn.toolkit import QuantDescriptor
 
 

@@ -163,6 +163,7 @@ def test_the_record_and_the_card_say_what_was_done(root: Path) -> None:
     record = json.loads((root / "out/qdqpatch.json").read_text())
     assert record["recipe"]["quant_method"] == "qdqpatch"
     assert record["calibration"]["method"] == "max"
+    assert record["calibration"]["smooth_inputs"] is False
     digest = hashlib.sha256((root / "texts.txt").read_bytes()).hexdigest()
     assert record["data"] == {"name": "texts.txt", "sha256": digest}
     assert record["versions"]["torch"] == torch.__version__

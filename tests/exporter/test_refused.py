@@ -1,6 +1,7 @@
 """`export` refuses what it cannot do, and a file that does something else; nothing is left behind."""
 
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from qdqpatch import QDQConfig
 from qdqpatch.errors import CheckpointError, ExportError, NotQuantizedError
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.graph import Rewriter
+from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.rules import integer_linear
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
@@ -265,3 +267,11 @@ def test_a_model_with_nan_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
         export(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_options_are_the_arguments_of_export_with_their_defaults() -> None:
+    arguments = inspect.signature(export).parameters
+    expected = {name: one.default for name, one in arguments.items()}
+    for other in ("model", "out", "target", "force"):
+        del expected[other]
+    assert {one.name: one.default for one in dataclasses.fields(ExportOptions)} == expected

@@ -120,3 +120,13 @@ def test_all_else_is_lowered(dtype: str) -> None:
     assert {value.dtype for value in values} == {PRECISIONS[dtype].onnx, ir.DataType.BOOL}
     (low,) = (value for value in model.graph.initializers.values() if value.name == "low")
     assert np.isfinite(low.const_value.numpy().astype(np.float32))
+
+
+def test_the_same_graph_becomes_the_same_file() -> None:
+    sums = range(16)
+    constants = ", ".join(f"float c{n} = {{{n}.5}}" for n in sums)
+    nodes = " ".join(f"s{n} = ReduceSum (x{n}) y{n} = Add (s{n}, c{n})" for n in sums)
+    given = ", ".join(f"float[4] x{n}" for n in sums)
+    model = lowered(f"({given}) => ({', '.join(f'float[1] y{n}' for n in sums)}) <{constants}> {{ {nodes} }}")
+    own = [name for name in model.graph.initializers if name.endswith("_wide")]
+    assert own == [f"c{n}_wide" for n in sums]

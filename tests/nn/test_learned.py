@@ -9,8 +9,9 @@ from pytorch_quantization.nn.modules.clip import Clip
 from torch import Tensor
 
 from qdqpatch.config.quantizer import QuantizerConfig
+from qdqpatch.nn.fake_quantize import SMALLEST_AMAX
 from qdqpatch.nn.learned import LearnedQuantizer, LSQQuantizer, PACTQuantizer, WeightTrackingQuantizer
-from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 LEARNED = [LSQQuantizer, PACTQuantizer]
 

@@ -11,7 +11,8 @@ from pytorch_quantization.tensor_quant import QuantDescriptor
 from torch import Tensor
 
 from qdqpatch.errors import CalibrationError
-from qdqpatch.nn.quantizer import SMALLEST_AMAX, TensorQuantizer, absolute_max
+from qdqpatch.nn.fake_quantize import SMALLEST_AMAX, absolute_max
+from qdqpatch.nn.quantizer import TensorQuantizer
 
 LOW_PRECISION = [torch.float16, torch.bfloat16]
 

@@ -5,7 +5,7 @@ from qdqpatch import QDQConfig
 from qdqpatch.errors import ConfigError
 from qdqpatch.optimizing.budget import Budget
 from qdqpatch.optimizing.placements import placement_for
-from qdqpatch.tasks.metrics import mean
+from qdqpatch.tasks.metrics import Ratio, mean
 from qdqpatch.tasks.neighbours import Vectors, comparison
 
 
@@ -22,7 +22,8 @@ def test_gates_of_an_embedder() -> None:
     cosine, kept = (metric.value for metric in bad.figures.values())
     assert bad.shortfall == pytest.approx(100 * (0.995 - cosine) / 0.995 + 100 * (95 - kept) / 95)
     assert bad.main < good.main
-    assert str(budget) == "cosine of 0.995 and top-10 kept of 95"
+    assert budget.asked(bad.figures) == "cosine of 0.995 and top-10 kept of 95"
+    assert budget.asked(["cosine"]) == "cosine of 0.995"  # of too few texts to have neighbours
 
 
 def test_a_drop_of_labels_or_of_agreement() -> None:
@@ -39,6 +40,28 @@ def test_a_drop_of_labels_or_of_agreement() -> None:
     assert Budget("classes", 12.0).judge(close, [own], [reference]).passes
     with pytest.raises(ConfigError, match="max_drop must be a number of at least 0, not -1"):
         Budget("classes", -1)
+
+
+def test_masked_words_are_judged_by_their_perplexity() -> None:
+    ratio = Ratio("perplexity ratio", np.log([1.05]), np.ones(1), in_percent=False, exponential=True)
+    budget = Budget("classes")
+    judged = budget.judge([ratio])
+    assert judged.shortfall == pytest.approx(100 * 0.03 / 1.02)
+    assert budget.asked(judged.figures) == "perplexity ratio of 1.02"
+    assert budget.resolution(2, judged.figures) is None
+
+
+@pytest.mark.parametrize("max_drop", [None, 5.0])
+def test_what_is_not_a_number_is_worse_than_anything(max_drop: float | None) -> None:
+    broken = Budget("scores", max_drop).judge([mean("correlation", [np.nan], in_percent=False)])
+    assert broken.shortfall == np.inf
+    assert broken.main == -np.inf
+    assert not broken.passes
+
+
+def test_scores_that_are_all_the_same_tell_nothing() -> None:
+    with pytest.raises(ConfigError, match="gives the same score for all texts held back"):
+        Budget("scores").judge([])
 
 
 def test_what_examples_resolve() -> None:

@@ -1,5 +1,6 @@
 """`optimize` on tiny models: what it chooses, where it stops, what it says and writes."""
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(model(**batch).logits, best.eval()(**batch).logits)
 
 
+def test_in_place_ranges_that_are_not_symmetric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their zero points go into the user's model too."""
+    model = models.float_model(HEAD)
+    config = qdqpatch.QDQConfig(activation={"symmetric": False})
+    best = qdqpatch.ptq(copy.deepcopy(model), [models.inputs(HEAD)], config, method="max")
+    figure = mean("unchanged predictions", [1.0, 1.0])
+    found = ladder.Climb()
+    found.take(RungResult("ranges", 1.0, Judged({figure.name: figure}, 0.0, 0.0)), best, {})
+    monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", lambda *arguments: found)
+    qdqpatch.optimize(model, texts(24), tokenizer=tiny_tasks.tokenizer(), config=config)
+    with torch.no_grad():
+        assert torch.equal(model(**models.inputs(HEAD)).logits, best(**models.inputs(HEAD)).logits)
+
+
 def test_nothing_is_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the model is as it was."""
     model = models.float_model(HEAD)
@@ -156,6 +171,32 @@ def test_what_is_refused() -> None:
     with pytest.raises(CalibrationError, match=r"^3 texts cannot be divided"):
         qdqpatch.optimize(model, texts(3), tokenizer=tiny_tasks.tokenizer())
     assert not is_quantized(model)
+
+
+def test_what_the_float_model_gives_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is found before a rung is climbed."""
+    monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", None)
+    options: dict[str, Any] = {"tokenizer": tiny_tasks.tokenizer()}
+    model = models.build(HEAD, num_labels=1).eval()
+    model.classifier.weight.data.zero_()
+    with pytest.raises(ConfigError, match="gives the same score for all 8 sequences"):
+        qdqpatch.optimize(model, texts(24), **options)
+    model = models.build(HEAD).eval()
+    model.classifier.bias.data[0] = torch.nan
+    with pytest.raises(ConfigError, match="The float model gives NaN for the texts held back"):
+        qdqpatch.optimize(model, texts(24), **options)
+
+
+def test_without_ranges_the_ladder_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the first rung is said: there is nothing to go on with."""
+
+    def refused(*arguments: object) -> None:
+        raise ConfigError("This cannot be calibrated.")
+
+    monkeypatch.setitem(ladder.STEPS, "ptq", refused)
+    monkeypatch.setattr("qdqpatch.optimizing.engine.Place.write", lambda *arguments: None)
+    with pytest.raises(ConfigError, match=r"^This cannot be calibrated\.$"):
+        qdqpatch.optimize(models.float_model(HEAD), texts(24), tokenizer=tiny_tasks.tokenizer())
 
 
 def test_texts_are_held_back() -> None:

@@ -6,7 +6,7 @@ import torch
 from reports import SHARE_TOLERANCE, quantizer, statistics
 from torch import Tensor
 
-from qdqpatch.nn.quantizer import absolute_max
+from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.report.quality import Quality, of_statistics, of_tensor
 
 # Between 1/32 and 1/16 of a step lie in a bin, so the spread within bins changes next to nothing; the

@@ -25,6 +25,7 @@ from qdqpatch.engines.sessions import ONNX_RUNTIME, Session
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.exporter.export import prepare_export
 from qdqpatch.exporter.graph import Rewriter
+from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import RewriteRule, apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
@@ -177,7 +178,7 @@ def export(
 
     Ranges, and weights of quantized Linears, are no part of a trace, and may be others.
     """
-    write = prepare_export(model, target, traces=_TRACES[name], **options)
+    write = prepare_export(model, target, ExportOptions(**options), _TRACES[name])
     output = OutputFolder.open(out, force=force)
     with output.staged() as folder:
         return write(folder, output.given)

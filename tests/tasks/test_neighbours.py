@@ -38,6 +38,13 @@ def test_a_rotation_keeps_neighbours_but_not_the_float_index() -> None:
     assert found["on the float index"] == 0  # which a quarter of the circle away has other neighbours
 
 
+def test_vectors_that_are_all_alike_have_no_order() -> None:
+    one, varied = np.ones((LEAST, 1)), np.linspace([1.0, 0.0], [0.0, 1.0], LEAST)
+    same = np.tile([1.0, 0.0], (LEAST, 1))
+    assert values(Vectors(same), Vectors(varied))["Spearman"] == 0
+    assert values(Vectors(one), Vectors(one))["Spearman"] == 1
+
+
 def test_the_lowest_cosine_has_no_interval_and_few_vectors_no_neighbours() -> None:
     vectors = circle(LEAST - 1)
     lowest, fifth, cosine = comparison(Vectors(vectors), Vectors(vectors))

@@ -40,6 +40,12 @@ def test_the_order_within_queries() -> None:
     assert (alone.name, alone.value) == ("Kendall's tau", pytest.approx(0.8))
 
 
+def test_scores_without_an_order_say_nothing_of_it() -> None:
+    reference = np.array([1.0, 2.0, 5.0, 5.0])
+    _, tau, _ = order_metrics(reference, reference, ["a", "a", "b", "b"])
+    assert tau.value == 1
+
+
 def test_labels_say_what_is_relevant() -> None:
     *_, gain = order_metrics(
         np.array([2.0, 1.0]), np.array([1.0, 2.0]), ["a", "a"], gains=np.array([1.0, 0.0])

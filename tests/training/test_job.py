@@ -26,6 +26,9 @@ from qdqpatch.training.folder import RunFolder
 from qdqpatch.training.run import run_job
 from qdqpatch.training.schedule import Schedule
 
+UNCALIBRATED = {"method": "auto", "refine": 4}
+"""What a job says of calibration that was told nothing of it."""
+
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -168,7 +171,7 @@ def test_a_calibrated_checkpoint_keeps_its_ranges_when_they_are_frozen(
     ranges = models.ranges(model)
     model.save_pretrained(tmp_path / "calibrated")
     write_tokenizer(tmp_path / "calibrated")
-    wanted = job(str(tmp_path / "calibrated"), data, activations="frozen", weights="frozen")
+    wanted = job(str(tmp_path / "calibrated"), data, activations="frozen", weights="frozen", **UNCALIBRATED)
     run_job(wanted, tmp_path / "out")
     trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     models.assert_equal(models.ranges(trained), ranges)
@@ -191,7 +194,13 @@ def test_what_does_not_fit_is_refused_before_the_work(ckpt: str, data: DataSourc
     for wanted, resume, message in (
         (job(ckpt, data), True, f"There is no interrupted run in {out}.training to go on with."),
         (
-            job(str(quantized), data),
+            job(str(quantized), data, shift=False),
+            False,
+            f"{quantized} is quantized already, and is trained with the ranges that it has: leave out "
+            "method='max', shift=False, refine=1, or train the float one.",
+        ),
+        (
+            job(str(quantized), data, **UNCALIBRATED),
             False,
             f"{quantized} is not calibrated: 40 quantizers have no range yet, the first one "
             "bert.encoder.layer.0.attention.self.query._input_quantizer. Convert it again with texts, "
