@@ -248,8 +248,8 @@ def _take(model: PreTrainedModel, best: PreTrainedModel) -> None:
         linear.load_input_scale(scale)
     own = dict(named_quantizers(model))
     for path, quantizer in named_quantizers(best):
-        if path in own and quantizer.amax is not None:
-            own[path].load_range(quantizer.amax.detach().clone())
+        if path in own and quantizer.interval is not None:
+            own[path].load_range(quantizer.interval)
 
 
 def _float_parameters(model: PreTrainedModel) -> list[nn.Parameter]:

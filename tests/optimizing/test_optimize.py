@@ -1,5 +1,6 @@
 """`optimize` on tiny models: what it chooses, where it stops, what it says and writes."""
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -126,6 +127,20 @@ def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = dict(tiny_tasks.tokenizer()(texts(5), padding=True, return_tensors="pt"))
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, best.eval()(**batch).logits)
+
+
+def test_in_place_ranges_that_are_not_symmetric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their zero points go into the user's model too."""
+    model = models.float_model(HEAD)
+    config = qdqpatch.QDQConfig(activation={"symmetric": False})
+    best = qdqpatch.ptq(copy.deepcopy(model), [models.inputs(HEAD)], config, method="max")
+    figure = mean("unchanged predictions", [1.0, 1.0])
+    found = ladder.Climb()
+    found.take(RungResult("ranges", 1.0, Judged({figure.name: figure}, 0.0, 0.0)), best, {})
+    monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", lambda *arguments: found)
+    qdqpatch.optimize(model, texts(24), tokenizer=tiny_tasks.tokenizer(), config=config)
+    with torch.no_grad():
+        assert torch.equal(model(**models.inputs(HEAD)).logits, best(**models.inputs(HEAD)).logits)
 
 
 def test_nothing_is_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
