@@ -23,28 +23,45 @@ Batch = dict[str, Tensor]
 HIDDEN, LOGITS, SENTENCE = "last_hidden_state", "logits", "sentence_embedding"
 
 
-def trace(
-    model: PreTrainedModel,
-    inputs: Batch,
-    axes: Mapping[str, Mapping[int, str]],
-    opset: int,
-    head: SentenceHead | None = None,
-) -> ir.Model:
-    """Return the model's graph, with operators of the domain `qdqpatch` where it is quantized.
+class Traces:
+    """The graphs of a model that stays as it is meanwhile: one trace serves every target."""
 
-    Args:
-        model: A quantized model in eval mode, on the CPU and in fp32.
-        inputs: Keyword arguments of its `forward`, each with at least 2 along every dynamic axis.
-        axes: The dynamic axes of each input: number and name.
-        opset: Version of the standard operators.
-        head: Makes the output `sentence_embedding` of the hidden states; None for no such output.
-    """
+    def __init__(self) -> None:
+        self._graphs: dict[Hashable, ir.Model] = {}
+
+    def trace(
+        self,
+        model: PreTrainedModel,
+        inputs: Batch,
+        axes: Mapping[str, Mapping[int, str]],
+        opset: int,
+        head: SentenceHead | None = None,
+    ) -> ir.Model:
+        """Return the graph, to change at will, with operators of the domain `qdqpatch` where it is quantized.
+
+        Args:
+            model: A quantized model in eval mode, on the CPU and in fp32.
+            inputs: Keyword arguments of its `forward`, each with at least 2 along every dynamic axis.
+            axes: The dynamic axes of each input: number and name.
+            opset: Version of the standard operators.
+            head: Makes the output `sentence_embedding` of the hidden states; None for no such output.
+        """
+        sizes = tuple((name, tensor.shape) for name, tensor in inputs.items())
+        named = tuple((name, *sorted(numbers.items())) for name, numbers in axes.items())
+        parts = tuple((path, type(part), _is_enabled(part)) for path, part in model.named_modules())
+        key = (sizes, named, opset, head is None, parts)
+        if key not in self._graphs:
+            self._graphs[key] = _traced(_Outputs(model, head), inputs, axes, opset)
+        return self._graphs[key].clone()
+
+
+def _traced(whole: _Outputs, inputs: Batch, axes: Mapping[str, Mapping[int, str]], opset: int) -> ir.Model:
+    """Return the graph; arguments are those of `Traces.trace`."""
     operators.register()
-    whole = _Outputs(model, head)
     shapes = {name: dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) or None for name in inputs}
     with torch.no_grad():
         names = list(whole.named(inputs))
-        with operators.symbolic(model), quiet_export():
+        with operators.symbolic(whole.model), quiet_export():
             program = torch.export.export(whole, (inputs,), dynamic_shapes=(shapes,), strict=False)
             exported = torch.onnx.export(
                 program,
@@ -61,30 +78,6 @@ def trace(
     graph: ir.Model = exported.model
     _name_axes(graph, axes)
     return graph
-
-
-class Traces:
-    """The graphs of a model that stays as it is meanwhile: one trace serves every target."""
-
-    def __init__(self) -> None:
-        self._graphs: dict[Hashable, ir.Model] = {}
-
-    def trace(
-        self,
-        model: PreTrainedModel,
-        inputs: Batch,
-        axes: Mapping[str, Mapping[int, str]],
-        opset: int,
-        head: SentenceHead | None = None,
-    ) -> ir.Model:
-        """Return a graph to change at will; arguments are those of the function `trace`."""
-        sizes = tuple((name, tensor.shape) for name, tensor in inputs.items())
-        named = tuple((name, *sorted(numbers.items())) for name, numbers in axes.items())
-        parts = tuple((path, type(part), _is_enabled(part)) for path, part in model.named_modules())
-        key = (sizes, named, opset, head is None, parts)
-        if key not in self._graphs:
-            self._graphs[key] = trace(model, inputs, axes, opset, head)
-        return self._graphs[key].clone()
 
 
 def named_outputs(result: Mapping[str, Any]) -> dict[str, Tensor]:

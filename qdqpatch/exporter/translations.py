@@ -18,9 +18,7 @@ def scatter_reduce(self: Any, dim: int, index: Any, src: Any, reduce: str, inclu
     if reduce != "mean":
         return aten_scatter_reduce(self, dim, index, src, reduce, include_self)
     total = aten_scatter_reduce(self, dim, index, src, "sum", include_self)
-    own = op.Mul(self, op.CastLike(0.0, self))
-    if include_self:
-        own = op.Add(own, op.CastLike(1.0, self))
+    own = op.Expand(op.CastLike(float(include_self), self), op.Shape(self))
     one = op.CastLike(1.0, src)
     ones = op.Expand(one, op.Shape(src))
     count = op.ScatterElements(own, index, ones, axis=dim, reduction="add")

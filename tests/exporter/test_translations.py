@@ -22,8 +22,9 @@ class Means(nn.Module):
 
 
 @pytest.mark.parametrize("include_self", [False, True])
-def test_means_are_means(include_self: bool) -> None:
-    inputs = (torch.arange(4.0), torch.tensor([2, 0, 2, 2, 3]), torch.tensor([1.0, 5, 2, 6, 4]))
+@pytest.mark.parametrize("first", [0.0, float("inf")])
+def test_means_are_means(include_self: bool, first: float) -> None:
+    inputs = (torch.tensor([first, 1, 2, 3]), torch.tensor([2, 0, 2, 2, 3]), torch.tensor([1.0, 5, 2, 6, 4]))
     module = Means(include_self).eval()
     with quiet_export():
         program = torch.onnx.export(
