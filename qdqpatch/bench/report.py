@@ -19,10 +19,10 @@ COLUMNS = (
     "p90 ms",
     "p99 ms",
     "Seq/s",
-    "Speed-up",
+    "Speed",
     "Load s",
     "Size MB",
-    "Memory MB",
+    "RAM MB",
 )
 NUMBERS = COLUMNS[3:]
 """The columns that are numbers."""
@@ -160,7 +160,7 @@ class Benchmark:
 
     def footnotes(self) -> list[str]:
         """Return the lines below the table."""
-        speedup = f"Speed-up: over {self.baseline} at the same shape, by p50."
+        speedup = f"Speed: over {self.baseline} at the same shape, by p50."
         exact = [f"{name}: {found}." for name, found in self.exactness.items()]
         return [*self.numbered_notes, speedup, *filter(None, [self.shortened]), *exact]
 

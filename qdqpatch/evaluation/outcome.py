@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import Companions
 from qdqpatch.data.arrays import Arrays
+from qdqpatch.distributed import together
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.evaluation.rows import Rows, rows_of, rows_task
 from qdqpatch.tasks.base import Feature
@@ -49,8 +50,13 @@ class Before:
             CalibrationError: If there is no batch of tokens.
             ConfigError: If the model gives nothing that could be judged.
         """
-        rows = rows_of(batches)
-        task = rows_task(model, rows[0], companions)
+
+        def read() -> tuple[Rows, list[Feature]]:
+            rows = rows_of(batches)
+            return rows_task(model, rows[0], companions), rows
+
+        # Running is shared, so it is begun by all processes or by none.
+        task, rows = together(read, model.device)
         return cls(task, rows, predict(torch_run(model), task, rows))
 
     @property

@@ -78,7 +78,7 @@ def test_notes_are_numbered() -> None:
     assert report.footnotes() == [
         "(1) slow",
         "(2) odd",
-        "Speed-up: over float in onnxruntime at the same shape, by p50.",
+        "Speed: over float in onnxruntime at the same shape, by p50.",
     ]
 
 

@@ -21,7 +21,7 @@ from qdqpatch.engines.models import Contender
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError
 
-FOOTNOTE = "Speed-up: over a.onnx in onnxruntime at the same shape, by p50."
+FOOTNOTE = "Speed: over a.onnx in onnxruntime at the same shape, by p50."
 
 
 @pytest.fixture

@@ -61,7 +61,17 @@ def test_one_that_does_not_has_the_first_column_in_lines_of_their_own() -> None:
 
 
 def test_the_table_of_bench_fits() -> None:
-    row = ["models/int8/onnx", "onnxruntime (1)", "1x128", "123.4", "234.5", "8,123", "12.34x", "12.34"]
+    row = [
+        "models/int8/onnx",
+        "onnxruntime (1)",
+        "1x128",
+        "123.4",
+        "234.5",
+        "345.6",
+        "8,123",
+        "12.34x",
+        "12.34",
+    ]
     lines = table_lines(COLUMNS, [[*row, "1234.5", "2345"]], 80, NUMBERS)
     assert max(map(len, lines)) <= 80
     assert lines[-1].split() == [*["onnxruntime", "(1)"], *row[2:], "1234.5", "2345"]

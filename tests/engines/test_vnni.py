@@ -66,7 +66,7 @@ def test_nothing_is_known_without_the_packages(
 
 def assume(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give `export` and the engines another answer of the probe."""
-    for module in ("engines.sessions", "exporter.export"):
+    for module in ("engines.sessions", "exporter.asked"):
         monkeypatch.setattr(f"qdqpatch.{module}.saturates", lambda: answer)
 
 

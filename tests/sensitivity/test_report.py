@@ -97,7 +97,7 @@ def test_what_the_examples_cannot_resolve() -> None:
     assert unresolved(mixed(resolution=0.9)) is None
     assert unresolved(mixed(resolution=4.26)) == (
         "9 examples cannot resolve a drop of 1%: what is measured is only right to about 4.3%. Take more "
-        "(--samples), or allow more."
+        "of them, or allow more."
     )
 
 

@@ -22,7 +22,9 @@ HEADS = {
     "feature-extraction": "BertModel",
 }
 SUFFIXES = {"question-answering": (".jsonl", ".json"), "token-classification": (".jsonl", ".conll")}
-CASES = [(name, suffix) for name in TASKS for suffix in SUFFIXES.get(name, (".jsonl",))]
+IMAGES = "image-classification"
+"""Reads folders as well, and so has tests of its own."""
+CASES = [(name, suffix) for name in HEADS for suffix in SUFFIXES.get(name, (".jsonl",))]
 
 
 @pytest.fixture(params=CASES, ids="".join)
@@ -32,7 +34,7 @@ def case(request: pytest.FixtureRequest) -> tuple[Task[Any], str]:
 
 
 def test_every_task_is_tried() -> None:
-    assert HEADS.keys() == TASKS.keys()
+    assert HEADS.keys() | {IMAGES} == TASKS.keys()
 
 
 def test_no_file(here: Path, case: tuple[Task[Any], str]) -> None:
@@ -71,7 +73,7 @@ def test_file_without_a_record(write: Write, case: tuple[Task[Any], str]) -> Non
     assert tiny_tasks.error_of(task, write(f"empty{suffix}", empty)) == f"empty{suffix} {says}"
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", HEADS)
 def test_damaged_json(write: Write, name: str) -> None:
     task, _ = tiny_tasks.make(TASKS[name], HEADS[name])
     assert tiny_tasks.error_of(task, write("bad.jsonl", '\n{"text": \n')) == (
