@@ -4,9 +4,9 @@ import contextlib
 import copy
 import warnings
 
-import families
+import family_models as families
 import pytest
-from families import family as family  # a fixture
+from family_models import family as family  # a fixture
 
 import qdqpatch
 from qdqpatch.calibration import clip_gelu, shift, smooth

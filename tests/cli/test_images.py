@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import families
+import family_models as families
 import numpy as np
 import pytest
 import torch

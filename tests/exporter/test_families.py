@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import families
+import family_models as families
 import pytest
 from transformers import PreTrainedModel
 from transformers.utils import logging

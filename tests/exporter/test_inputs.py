@@ -1,6 +1,6 @@
 """What a model is traced and compared with."""
 
-import families
+import family_models as families
 import models
 import pytest
 import torch

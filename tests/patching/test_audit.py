@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import families
+import family_models as families
 import models
 import pytest
 import torch
 import transformers
 from commands import invoke
-from families import family as family  # a fixture
+from family_models import family as family  # a fixture
 from torch import nn
 from transformers import BertConfig, BertModel
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import families
+import family_models as families
 import models
 import pytest
 import torch

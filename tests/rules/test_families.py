@@ -12,11 +12,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import families
+import family_models as families
 import pytest
 import torch
 import transformers
-from families import family as family  # a fixture
+from family_models import family as family  # a fixture
 from transformers.utils import logging
 
 import qdqpatch

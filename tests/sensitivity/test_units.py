@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 
-import families
+import family_models as families
 import models
 import pytest
 import torch
