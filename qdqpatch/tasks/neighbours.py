@@ -109,6 +109,8 @@ def _unit(vectors: Floats) -> Floats:
 def retrieval(queries: Floats, index: Floats, right: list[int]) -> list[Metric]:
     """Return how well queries find the one entry that each is for: recall at 1 and 10, and MRR.
 
+    What is no nearer than another entry comes after it, so that vectors that are all alike find nothing.
+
     Args:
         queries: Shape `(queries, size)`.
         index: Shape `(entries, size)`, each entry once.
@@ -116,7 +118,7 @@ def retrieval(queries: Floats, index: Floats, right: list[int]) -> list[Metric]:
     """
     ranks = np.array(
         [
-            1 + int((row > row[place]).sum())
+            int((~(row < row[place])).sum())  # those as near count, and NaN, and the entry itself
             for row, place in zip(_similarities(Vectors(queries, index), alone=False), right, strict=True)
         ]
     )

@@ -70,3 +70,9 @@ def test_retrieval() -> None:
     assert recall.value == pytest.approx(100 / 3)
     assert ten.value == pytest.approx(200 / 3)
     assert 1 / 3 < mrr.value < 2 / 3
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_vectors_that_are_all_alike_find_nothing(value: float) -> None:
+    found = retrieval(np.full((3, 2), value), np.full((40, 2), value), [0, 1, 2])
+    assert [metric.value for metric in found] == [0, 0, pytest.approx(1 / 40)]  # the mean of three
