@@ -30,12 +30,14 @@ def command(out: Path, console: Console) -> None:
         found = verify(out)
     for file in found:
         what = "lowest cosine" if file.measure == "cosine" else "largest difference, as a share"
-        changed = " The file is not the one that was written." if file.changed else ""
-        click.echo(
-            f"{file.file} in {file.engine}: {what} {file.worst:.5f} of {len(file.values)} texts.{changed}"
-        )
+        click.echo(f"{file.file} in {file.engine}: {what} {file.worst:.5f} of {len(file.values)} texts.")
         if file.exactness is not None:
             click.echo(f"  {file.exactness}")
+    if changed := [file.file for file in found if file.changed]:
+        raise click.ClickException(
+            f"{', '.join(changed)} of {out} was changed since it was written, and what the canary texts gave "
+            "then says nothing of it. Export it once more."
+        )
     if drifting := [file.file for file in found if file.drifts]:
         raise click.ClickException(
             f"{', '.join(drifting)} of {out} computes something else here than where it was written. Export "

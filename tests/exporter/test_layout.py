@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from commands import invoke
@@ -278,6 +279,19 @@ def test_verify_finds_drift(root: Path, tmp_path: Path) -> None:
     assert "has no canary texts in its qdqpatch.json" in result.stderr
     assert "has no exported file" in invoke("verify", root / "float").stderr
     assert "There is no folder" in invoke("verify", root / "nothing").stderr
+
+
+def test_verify_tells_a_changed_file_from_drift(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "out", tmp_path / "out")
+    path = tmp_path / "out/onnx/model.onnx"
+    file = onnx.load(path)
+    file.doc_string = "touched"
+    path.unlink()  # model_quantized.onnx may be a link to it
+    onnx.save(file, path)
+    result = invoke("verify", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: onnx/model.onnx of "), result.output
+    assert "was changed since it was written" in result.stderr
 
 
 def test_ranges_that_are_found_while_running_are_not_exact(root: Path, tmp_path: Path) -> None:
