@@ -124,6 +124,19 @@ def read_companions(source: str) -> Companions:
     return Companions(source, modules, files, prompts, default_prompt, length, lower_case)
 
 
+def companions_of(model: object) -> Companions | None:
+    """Read the companion files of the local folder that a model was loaded from.
+
+    Returns:
+        None where sentence-transformers did not write that folder, or there is none.
+
+    Raises:
+        CheckpointError: If a file cannot be read, or names what is not there.
+    """
+    folder = getattr(model, "name_or_path", "")
+    return read_companions(folder) if folder and (Path(folder) / MODULES).is_file() else None
+
+
 def module_settings(companions: Companions, module: Module) -> dict[str, Any]:
     """Return a module's settings; empty if it has no file of them."""
     return _object(companions.files.get(f"{module.path}/{CONFIG}"))

@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
+    from qdqpatch.checkpoint.companions import Companions
     from qdqpatch.exporter.result import Export
+    from qdqpatch.optimizing.engine import Place
     from qdqpatch.optimizing.result import Optimization
+    from qdqpatch.output.folder import OutputFolder
 
 _data = functools.partial(click.option, cls=SectionOption, section="Data")
 _budget = functools.partial(click.option, cls=SectionOption, section="Budget")
@@ -138,6 +141,7 @@ def command(
     OUT has the checkpoint and the exported file, as servers look for them, and the results in qdqpatch.json.
     """
     from qdqpatch.checkpoint.companions import read_companions
+    from qdqpatch.checkpoint.sentence_head import load_sentence_head
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.optimizing.engine import Place
@@ -147,10 +151,11 @@ def command(
 
     with console.status(f"Reading {ckpt}"):
         source = open_checkpoint(ckpt, data.task)
+        companions = read_companions(ckpt)
     if source.quantization is not None:
         raise QuantizedError(f"{ckpt} is quantized already: optimize begins with the float checkpoint.")
     embeddings = target != "tensorrt" and not float_embeddings
-    place = Place.of(target, threads, cpu=None if target == "tensorrt" else cpu, int8_embeddings=embeddings)
+    place = Place.of(target, threads, cpu=cpu, int8_embeddings=embeddings)
     output = OutputFolder.open(out, inputs(), force)
     config = placement()
     with console.status(f"Reading {data.source.name}"):
@@ -175,19 +180,18 @@ def command(
             config=config,
             batch_size=batch_size,
             shape=shape,
+            head=load_sentence_head(companions),
             listener=bar,
         )
-    export = None
-    if found.met or keep_best:
-        export = _write(found, place, ckpt, output, read_companions(ckpt), data, samples, seed, console)
+    # Before anything is written: that may fail, and what was found took long.
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
         _print(found, shape)
     for warning in found.warnings:
         console.print(f"Warning: {warning}")
-    if export is not None:
-        print_export(export, console)
+    if found.met or keep_best:
+        print_export(_write(found, place, ckpt, output, companions, data, seed, console), console)
     if not found.met:
         kept = f"The best one is in {out}." if keep_best else "To have the best one written: --keep-best."
         raise click.ClickException(f"{found.conclusion()} {kept}")
@@ -195,12 +199,11 @@ def command(
 
 def _write(
     found: Optimization,
-    place: Any,
+    place: Place,
     ckpt: str,
-    output: Any,
-    companions: Any,
+    output: OutputFolder,
+    companions: Companions,
     data: Data,
-    samples: int,
     seed: int,
     console: Console,
 ) -> Export:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.checkpoint.companions import MODULES, Companions, read_companions
+from qdqpatch.checkpoint.companions import companions_of, read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.choices import TARGETS, Cpu
 from qdqpatch.errors import ExportError
@@ -188,7 +188,8 @@ def prepare_export(
     check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
     inputs = Inputs(model, fixed_shape(options.shape))
     inputs.check()
-    companions = _companions(model, options.source)
+    source = options.source
+    companions = companions_of(model) if source is None else read_companions(str(source))
     head = None
     if companions is not None and type(model).__name__.endswith("Model"):
         head = load_sentence_head(companions)
@@ -263,15 +264,6 @@ def prepare_exports(
         )
         for target in targets
     ]
-
-
-def _companions(model: PreTrainedModel, source: str | Path | None) -> Companions | None:
-    """Return what goes along with a file; None where nothing is known of a folder."""
-    if source is not None:
-        return read_companions(str(source))
-    loaded_from = getattr(model, "name_or_path", "")
-    is_embedder = bool(loaded_from) and (Path(loaded_from) / MODULES).is_file()
-    return read_companions(loaded_from) if is_embedder else None
 
 
 def _check_ranges(model: PreTrainedModel) -> None:

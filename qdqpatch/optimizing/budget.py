@@ -125,7 +125,7 @@ class Budget:
         if not shares or RELATIVE in figures:  # cosines, scores and perplexities are no counts
             return None
         percent = shares[0] if self.max_drop is None else self.max_drop
-        if examples * percent >= 100:
+        if not percent or examples * percent >= 100:  # no number of examples resolves 0%
             return None
         return (
             f"{examples} texts held back cannot resolve {percent:g}%: one of them is {100 / examples:.2g}%. "

@@ -19,6 +19,7 @@ from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME, Engine, Session
 from qdqpatch.engines.shapes import Shape, cut
 from qdqpatch.errors import EngineError
 from qdqpatch.evaluation.predicting import engine_run, predict
+from qdqpatch.exporter.asked import are_exact
 from qdqpatch.exporter.export import prepare_export, require_packages
 from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.packages import require
@@ -51,11 +52,12 @@ class Place:
         """Settle the engine.
 
         Raises:
-            ExportError: If what writes the files is not installed.
+            ExportError: If what writes the files is not installed, or `cpu` is not for the target.
             EngineError: If the engine is not.
         """
         engine = ENGINES.get(target, ONNX_RUNTIME)
         require_packages(target, check=False)
+        are_exact(target, options.get("cpu"), None)
         require(f"Judging models for {target}", engine.package, error=EngineError)
         return cls(target, engine, threads, options)
 

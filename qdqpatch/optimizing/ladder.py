@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,12 @@ from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, TrainingError
 from qdqpatch.evaluation.predicting import batches
 from qdqpatch.listening import CalibrationListener
+from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.optimizing.engine import Place, latencies, outputs_in
 from qdqpatch.optimizing.judging import BudgetJudge, HeldBack
 from qdqpatch.optimizing.result import RungResult
 from qdqpatch.optimizing.rungs import RUNGS, Kind, Rung, possible
+from qdqpatch.packages import missing, pip_install
 from qdqpatch.patching.switch import switch_quantizers
 from qdqpatch.sensitivity import measure, search
 from qdqpatch.tasks.base import Feature, Task
@@ -44,6 +45,7 @@ class Material:
         config: What is quantized.
         batch_size: How many sequences run at once.
         float_pass: Seconds that the float model takes for the calibration texts.
+        head: What makes embeddings of the last hidden states; None for their mean.
     """
 
     model: PreTrainedModel
@@ -53,6 +55,7 @@ class Material:
     config: QDQConfig
     batch_size: int
     float_pass: float
+    head: SentenceHead | None = None
 
 
 @dataclass
@@ -165,8 +168,8 @@ def _unfit(rung: Rung, own: Mapping[str, Any], found: Climb, material: Material)
         return "needs a model to begin with"
     if rung.kind == "distillation" and "input_ids" not in material.calibration[0]:
         return "for texts alone"
-    if rung.kind == "distillation" and importlib.util.find_spec("accelerate") is None:
-        return "needs accelerate: pip install accelerate"
+    if rung.kind == "distillation" and missing("accelerate"):
+        return f"needs accelerate: {pip_install('accelerate')}"
     return ""
 
 
@@ -196,7 +199,7 @@ def _calibrated(
 ) -> PreTrainedModel:
     model = copy.deepcopy(material.model)
     data = batches(material.task, material.calibration, material.batch_size)
-    return ptq(model, data, material.config, listener=listener, **settings)
+    return ptq(model, data, material.config, head=material.head, listener=listener, **settings)
 
 
 def _with_float_units(

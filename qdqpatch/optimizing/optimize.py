@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qdqpatch.calibration.texts import batches_of
-from qdqpatch.checkpoint.companions import Companions, read_companions
+from qdqpatch.checkpoint.companions import companions_of
+from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.choices import TARGETS, Cpu
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.engines.shapes import Shape
@@ -20,6 +21,7 @@ from qdqpatch.errors import BudgetError, CalibrationError, ConfigError, Quantize
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.evaluation.rows import rows_of, rows_task
 from qdqpatch.listening import CalibrationListener
+from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.optimizing.budget import Budget
 from qdqpatch.optimizing.engine import SHAPE, Place
 from qdqpatch.optimizing.judging import HeldBack
@@ -103,7 +105,8 @@ def optimize(
     was_training = inner.training
     inner.eval()
     try:
-        task = rows_task(inner, rows[0], _companions(inner))
+        companions = companions_of(inner)
+        task = rows_task(inner, rows[0], companions)
         held, calibration = divide(rows, held_back, None, seed)
         result = search_best(
             inner,
@@ -117,6 +120,7 @@ def optimize(
             config=config,
             batch_size=batch_size,
             shape=SHAPE if shape is None else Shape(*shape),
+            head=None if companions is None else load_sentence_head(companions),
             listener=listener,
         )
         if not result.met and not keep_best:
@@ -142,12 +146,13 @@ def search_best(
     config: QDQConfig | None,
     batch_size: int,
     shape: Shape = SHAPE,
+    head: SentenceHead | None = None,
     listener: CalibrationListener | None = None,
 ) -> Optimization:
     """Climb the ladder with a task's examples; the float model stays as it is.
 
-    Arguments are those of `optimize`, but for the task, its examples to calibrate with and to judge on, and
-    whether these have labels.
+    Arguments are those of `optimize`, but for the task, its examples to calibrate with and to judge on,
+    whether these have labels, and what makes embeddings of the last hidden states, as `ptq` takes it.
 
     Returns:
         What was found; its model is a copy.
@@ -176,7 +181,7 @@ def search_best(
     judge = HeldBack(task, held, features, expected, labelled, budget, batch_size)
     if math.isinf(judge.judge(expected).shortfall):
         raise ConfigError("The float model gives NaN for the texts held back: check its weights.")
-    material = Material(model, task, own, judge, chosen, batch_size, per_sequence * len(own))
+    material = Material(model, task, own, judge, chosen, batch_size, per_sequence * len(own), head)
     left = None if seconds is None else seconds - (time.monotonic() - started)
     found = climb(material, place, left, shape, listener)
     name = str(placement) if config is None else "given"
@@ -229,13 +234,6 @@ def _place(target: str, threads: int | None, cpu: Cpu | None, int8_embeddings: b
     if target not in TARGETS:
         raise ConfigError(f"There is no target {target!r}; there are {', '.join(TARGETS)}.")
     return Place.of(target, threads, cpu=cpu, int8_embeddings=int8_embeddings)
-
-
-def _companions(inner: PreTrainedModel) -> Companions | None:
-    """Return what says how the model pools, if its folder does."""
-    source = getattr(inner, "name_or_path", "")
-    found = read_companions(source) if source else None
-    return found if found is not None and found.modules else None
 
 
 def _take(model: PreTrainedModel, best: PreTrainedModel) -> None:

@@ -70,6 +70,7 @@ def test_what_examples_resolve() -> None:
     assert message is not None
     assert message.startswith("50 texts held back cannot resolve 1%: one of them is 2%.")
     assert Budget("states").resolution(5) is None
+    assert Budget("classes", 0).resolution(50) is None
 
 
 def test_placements() -> None:

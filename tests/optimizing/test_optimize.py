@@ -89,7 +89,7 @@ def test_the_folder_is_ready_to_serve(optimized: tuple[Path, str]) -> None:
 
 @pytest.mark.slow
 def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing meets a budget of 0: the ladder is climbed to its end, and the best model kept on request."""
+    """Nothing meets the budget: the ladder is climbed to its end, and the best model kept on request."""
     rungs = (
         Rung("ranges", 1),
         Rung("shift", 1, switches={"shift": True, "correct_biases": True}),
@@ -109,7 +109,7 @@ def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qdqpatch.optimizing.budget._apart", lambda metric: 1.0)
     options: dict[str, Any] = {
         "tokenizer": tiny_tasks.tokenizer(),
-        "max_drop": 0.0,
+        "max_drop": 0.5,
         "seconds": 1e6,
         "shape": (1, 8),
         "held_back": 8,
@@ -120,7 +120,7 @@ def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rung.name for rung in found.rungs] == ["float", "ranges", "shift", "units in float", "late"]
     assert "not begun: takes about" in found.rungs[-1].note
     assert found.rungs[1].judged is not None
-    assert "8 texts held back cannot resolve 0%" in str(found)
+    assert "8 texts held back cannot resolve 0.5%" in str(found)
     assert model.bert.encoder.layer[0].output.dense.weight is weights
     best = climbs[-1].best
     assert best is not None
@@ -141,6 +141,52 @@ def test_in_place_ranges_that_are_not_symmetric(monkeypatch: pytest.MonkeyPatch)
     qdqpatch.optimize(model, texts(24), tokenizer=tiny_tasks.tokenizer(), config=config)
     with torch.no_grad():
         assert torch.equal(model(**models.inputs(HEAD)).logits, best(**models.inputs(HEAD)).logits)
+
+
+def test_tuning_pools_as_the_folder_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_embedder(tmp_path / "emb")
+    given = []
+
+    def record(*arguments: Any, head: Any, **options: Any) -> None:
+        given.append(head)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(ladder, "ptq", record)
+    with pytest.raises(ConfigError, match="enough"):
+        qdqpatch.optimize(
+            AutoModel.from_pretrained(tmp_path / "emb"), texts(24), tokenizer=tiny_tasks.tokenizer()
+        )
+    Path(tmp_path / "texts.txt").write_text("\n".join(texts(24)), encoding="utf-8")
+    data = ("--data", tmp_path / "texts.txt")
+    assert "enough" in invoke("optimize", tmp_path / "emb", tmp_path / "out", *data).stderr
+    states, mask = torch.arange(24.0).view(1, 2, 12), torch.ones(1, 2)
+    for head in given:
+        found = head(states, mask)
+        assert torch.equal(found, torch.nn.functional.normalize(states[:, 0], dim=-1))
+    assert len(given) == 2
+
+
+def test_what_was_found_is_shown_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_embedder(tmp_path / "emb")
+    Path(tmp_path / "texts.txt").write_text("\n".join(texts(24)), encoding="utf-8")
+    best = qdqpatch.quantize(AutoModel.from_pretrained(tmp_path / "emb"))
+    figure = mean("cosine", [1.0, 1.0], in_percent=False)
+    found = ladder.Climb()
+    found.take(RungResult("ranges", 1.0, Judged({figure.name: figure}, 0.0, 0.0)), best, {})
+    monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", lambda *arguments: found)
+    result = invoke("optimize", tmp_path / "emb", tmp_path / "out", "--data", tmp_path / "texts.txt")
+    assert result.exit_code == 1  # it has no ranges, and is not exported
+    assert "chosen" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_processor_is_nothing_for_tensorrt(tmp_path: Path) -> None:
+    write_embedder(tmp_path / "emb")
+    options = ("--data", tmp_path / "texts.txt", "--target", "tensorrt", "--cpu", "avx2")
+    result = invoke("optimize", tmp_path / "emb", tmp_path / "out", *options)
+    assert "--cpu is for onnxruntime and openvino" in result.stderr
 
 
 def test_nothing_is_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
