@@ -1,6 +1,6 @@
 """What each architecture costs and gains at its real base size, with random weights: one row for each.
 
-    python benchmarks/families.py [TYPE ...] [--shape 1x128] [--engines onnxruntime openvino] [--rounds 20]
+    python benchmarks/families.py [TYPE ...] [--shape 1x128] [--engines onnxruntime openvino] [--rounds 20] [--threads N]
 
 Seconds to quantize, to calibrate (`max`, one batch) and to export without a check; how many of the matmuls
 are integer kernels; and how many times as fast as the float model in the same engine the int8 one is, by the
@@ -80,13 +80,17 @@ def main() -> None:
     parser.add_argument("--shape", type=Shape.parse, default=Shape(1, 128))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, help="of the engines; all cores without it")
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.types if name not in ARCHITECTURES]:
         parser.error(f"no rules for {', '.join(unknown)}; there are for {', '.join(sorted(ARCHITECTURES))}")
     prepare()
     rows: list[Row] = []
     for name in arguments.types or sorted(ARCHITECTURES):
-        found = measure(name, CHANGES.get(name, {}), arguments.shape, arguments.engines, arguments.rounds)
+        try:
+            found = measure(name, arguments)
+        except Exception as error:  # the other rows are worth having
+            found = [(name, *[""] * (len(COLUMNS) - 2), f"{type(error).__name__}: {error}"[:200])]
         rows += found
         print(*found, sep="\n", file=sys.stderr, flush=True)
     show(f"Every architecture at its base size, {arguments.shape}", COLUMNS, rows)
@@ -94,11 +98,10 @@ def main() -> None:
     print(*(f"{engine.name} {engine.version}" for engine in ENGINES.values()), sep=", ")
 
 
-def measure(
-    name: str, changes: dict[str, Any], shape: Shape, engines: Sequence[str], rounds: int
-) -> list[Row]:
+def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
     """Return a row for each engine."""
-    source = build(name, changes)
+    shape, rounds, threads = arguments.shape, arguments.rounds, arguments.threads
+    source = build(name, CHANGES.get(name, {}))
     parameters = f"{sum(parameter.numel() for parameter in source.parameters()) / 1e6:.0f} M"
     inputs = Inputs(source, shape)
     batch = inputs.batch(shape)
@@ -108,7 +111,7 @@ def measure(
         quantizing, _ = seconds(lambda: qdqpatch.quantize(model))
         calibrating, _ = seconds(lambda: qdqpatch.calibrate(model, [batch], method="max"))
     rows = []
-    for engine in engines:
+    for engine in arguments.engines:
         with tempfile.TemporaryDirectory() as folder, quiet():
             place = Path(folder)
             size = (shape.batch, shape.length)
@@ -116,7 +119,7 @@ def measure(
                 lambda: qdqpatch.export(model, place / "int8", engine, shape=size, check=False)  # noqa: B023
             )
             float_file = write_float(source, place, batch)
-            sessions = [ENGINES[engine].load(file) for file in (float_file, result.file)]
+            sessions = [ENGINES[engine].load(file, threads) for file in (float_file, result.file)]
             before, after = in_turns(sessions, batch, rounds)
         integer = sum(operation.integer for operation in result.operations or ())
         rows.append(
