@@ -1,6 +1,7 @@
 """What each architecture costs and gains at its real base size, with random weights: one row for each.
 
-    python benchmarks/families.py [TYPE ...] [--shape 1x128] [--engines onnxruntime openvino] [--rounds 20] [--threads N]
+    python benchmarks/families.py [TYPE ...] [--shape 1x128] [--engines onnxruntime openvino]
+                                    [--rounds 20] [--threads N]
 
 Seconds to quantize, to calibrate (`max`, one batch) and to export without a check; how many of the matmuls
 are integer kernels; and how many times as fast as the float model in the same engine the int8 one is, by the
@@ -98,7 +99,7 @@ def main() -> None:
     print(*(f"{engine.name} {engine.version}" for engine in ENGINES.values()), sep=", ")
 
 
-def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
+def measure(name: str, arguments: argparse.Namespace) -> Sequence[Row]:
     """Return a row for each engine."""
     shape, rounds, threads = arguments.shape, arguments.rounds, arguments.threads
     source = build(name, CHANGES.get(name, {}))
@@ -110,7 +111,7 @@ def measure(name: str, arguments: argparse.Namespace) -> list[Row]:
         warnings.simplefilter("ignore")
         quantizing, _ = seconds(lambda: qdqpatch.quantize(model))
         calibrating, _ = seconds(lambda: qdqpatch.calibrate(model, [batch], method="max"))
-    rows = []
+    rows: list[Row] = []
     for engine in arguments.engines:
         with tempfile.TemporaryDirectory() as folder, quiet():
             place = Path(folder)
