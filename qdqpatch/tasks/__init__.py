@@ -77,7 +77,11 @@ def task_beside(
 
     Args:
         ckpt: A folder, or a model's name on the hub.
-        name, config, max_length, options, companions: As `make_task` takes them.
+        name: As `make_task` takes it.
+        config: The model's.
+        max_length: As `make_task` takes it.
+        options: As `make_task` takes them.
+        companions: What lies beside the model.
 
     Raises:
         ConfigError: As `make_task` raises it.
