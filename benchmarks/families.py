@@ -71,6 +71,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 """Where the configuration's own defaults are of another size than the model that people use."""
 
 BASES = {"t5": "T5EncoderModel", "siglip_text_model": "SiglipTextModel"}
+EAGER = ("t5",)
+"""Whose fused attention torch cannot write as ONNX; the float model computes it in single steps."""
+
 SEED = 0
 
 
@@ -144,8 +147,12 @@ def build(name: str, changes: dict[str, Any]) -> PreTrainedModel:
     """Return a base model with random weights."""
     torch.manual_seed(SEED)
     config = AutoConfig.for_model(name, **changes)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # a cache is no tensor, and cannot be exported
     base = BASES.get(name)
     made = AutoModel.from_config(config) if base is None else getattr(transformers, base)(config)
+    if name in EAGER:
+        made.set_attn_implementation("eager")
     model: PreTrainedModel = made.eval()
     return model
 

@@ -44,8 +44,8 @@ that of the configuration.
 
 Models of images are calibrated from a folder (`qdqpatch convert CKPT OUT --calib images/`) and evaluated on a
 folder with a subfolder for each class, or on a table of paths and labels (`qdqpatch eval CKPT OUT --data
-images/`); `qdqpatch sensitivity` and `qdqpatch optimize` take such folders too, `qdqpatch train`
-does not, and `qdqpatch bench` gives them random ones. This needs Pillow: `pip install "qdqpatch[images]"`.
+images/`); `qdqpatch train`, `qdqpatch sensitivity` and `qdqpatch optimize` take such folders too,
+and `qdqpatch bench` gives them random ones. This needs Pillow: `pip install "qdqpatch[images]"`.
 
 A model type that is not here is quantized by [what its structure shows](adding-an-architecture.md), with a
 warning.

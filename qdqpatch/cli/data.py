@@ -104,14 +104,10 @@ class Data:
             ConfigError: If it is not clear which it is, or it has no such option.
         """
         from qdqpatch.checkpoint.companions import read_companions
-        from qdqpatch.checkpoint.processor import load_processor
-        from qdqpatch.checkpoint.tokenizer import load_tokenizer
-        from qdqpatch.tasks import make_task, task_of
-        from qdqpatch.tasks.image_classification import ImageClassification
+        from qdqpatch.tasks import task_beside
 
-        name = self.task or task_of(config).name
-        reader = load_processor(ckpt) if name == ImageClassification.name else load_tokenizer(ckpt)
-        return make_task(name, reader, config, self.max_length, self.options, read_companions(ckpt))
+        companions = read_companions(ckpt)
+        return task_beside(ckpt, self.task, config, self.max_length, self.options, companions)
 
     def to_evaluate_on(self, name: str) -> DataSource:
         """Return another source with the same columns; of a data set on the hub, what it has for that."""

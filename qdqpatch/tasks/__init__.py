@@ -8,6 +8,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from qdqpatch.checkpoint.companions import Companions
+from qdqpatch.checkpoint.processor import load_processor
+from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.choices import AUTO_CLASSES
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.data.vocabulary import vocabulary_problem
@@ -61,6 +63,34 @@ def task_of(config: PreTrainedConfig) -> type[Task[Any]]:
         f"{problem}; next-sentence prediction, text generation and pretraining are not covered. Name one "
         f"that is with {spelled('task')}: {', '.join(TASKS)}."
     )
+
+
+def task_beside(
+    ckpt: str,
+    name: str | None,
+    config: PreTrainedConfig,
+    max_length: int | None = None,
+    options: Mapping[str, float] | None = None,
+    companions: Companions | None = None,
+) -> Task[Any]:
+    """Return the task of a checkpoint, with the tokenizer or image processor that lies beside it.
+
+    Args:
+        ckpt: A folder, or a model's name on the hub.
+        name: As `make_task` takes it.
+        config: The model's.
+        max_length: As `make_task` takes it.
+        options: As `make_task` takes them.
+        companions: What lies beside the model.
+
+    Raises:
+        ConfigError: As `make_task` raises it.
+        CheckpointError: If there is no tokenizer or image processor, or something beside the model cannot be
+            read.
+    """
+    name = name or task_of(config).name
+    reader = load_processor(ckpt) if name == ImageClassification.name else load_tokenizer(ckpt)
+    return make_task(name, reader, config, max_length, options, companions)
 
 
 def make_task(

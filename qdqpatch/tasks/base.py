@@ -74,6 +74,7 @@ class Task(ABC, Generic[Example]):
         formats: What `read` takes, for help texts.
         default_length: Where sequences are cut unless told otherwise.
         options: What else can be set, by the names of the constructor's arguments: numbers and flags.
+        unit: What features are called in messages.
         needs_labels: Whether training and the metric need labels in the data.
         has_loss: Whether such a model has a loss of its own, so that it can be trained without a teacher.
     """
@@ -84,6 +85,7 @@ class Task(ABC, Generic[Example]):
     formats: ClassVar[str]
     default_length: ClassVar[int] = 128
     options: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[str] = "sequences"
     needs_labels: ClassVar[bool] = True
     has_loss: ClassVar[bool] = True
 

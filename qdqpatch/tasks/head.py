@@ -46,7 +46,7 @@ _OUTPUTS: dict[str, Meaning] = {
     "last_hidden_state": "states",
 }
 
-_SEQUENCE_CLASSIFIER = "ForSequenceClassification"
+_CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 
 
 def problem_of(config: PreTrainedConfig) -> Problem:
@@ -71,8 +71,8 @@ def problem_of(config: PreTrainedConfig) -> Problem:
 
 
 def classifier_of(model: PreTrainedModel) -> PreTrainedConfig | None:
-    """Return the config that `meaning_of` needs: that of a classifier of texts; None for another head."""
-    return model.config if type(model).__name__.endswith(_SEQUENCE_CLASSIFIER) else None
+    """Return the config that `meaning_of` needs: that of a classifier of texts or images; None for others."""
+    return model.config if type(model).__name__.endswith(_CLASSIFIERS) else None
 
 
 def is_known(output: str) -> bool:
@@ -86,7 +86,7 @@ def meaning_of(output: str, outcomes: int, classifier: PreTrainedConfig | None =
     Args:
         output: Its name; one of those that `is_known` knows.
         outcomes: The size of its last dimension.
-        classifier: The config of the model if it classifies texts; None if not.
+        classifier: The config of the model if it classifies texts or images; None if not.
     """
     if output == "logits" and classifier is not None:
         problem = problem_of(classifier)

@@ -39,6 +39,7 @@ class ImageClassification(Task[LabelledImage]):
 
     name = "image-classification"
     logits = ("logits",)
+    unit = "images"
     formats = (
         "a folder of images in subfolders that are called after the classes; or CSV, TSV or JSONL with a "
         "column of the images' paths, beside the file, and one of labels"

@@ -172,8 +172,12 @@ def _pairs(student: Mapping[str, Any], teacher: Mapping[str, Any], name: str) ->
 
 
 def _mask(student: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
-    """Return which positions count: bool, shape `(sequences, length)`; the choices of a batch in one row."""
+    """Return which positions count: bool, shape `(sequences, length)`, or of images one that is broadcast."""
     mask = inputs.get("attention_mask")
+    if mask is None and "pixel_values" in inputs:  # of an image all counts, wherever its patches are
+        states = student.get("last_hidden_state")
+        images, length = len(inputs["pixel_values"]), 1 if states is None else states.shape[1]
+        return torch.ones(images, length, dtype=torch.bool, device=inputs["pixel_values"].device)
     if mask is None:
         ids = inputs.get("input_ids")
         mask = torch.ones_like(inputs["inputs_embeds"][..., 0] if ids is None else ids)

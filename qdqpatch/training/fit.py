@@ -152,7 +152,7 @@ class _Trainer(DistillationTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of an epoch."""
         features: Any = self.train_dataset
-        lengths = [_length(feature["input_ids"]) for feature in features]
+        lengths = [_length(feature.get("input_ids", ())) for feature in features]
         size = self.args.train_batch_size
         loader = DataLoader(
             features,
@@ -164,9 +164,9 @@ class _Trainer(DistillationTrainer):
         return prepared
 
 
-def _length(ids: list[Any]) -> int:
-    """Return how many tokens a feature has; of several choices, the longest one."""
-    return max(map(len, ids)) if isinstance(ids[0], list) else len(ids)
+def _length(ids: Sequence[Any]) -> int:
+    """Return how many tokens a feature has; of several choices, the longest one; of an image, 0."""
+    return max(map(len, ids)) if ids and isinstance(ids[0], list) else len(ids)
 
 
 class _Progress(TrainerCallback):

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from qdqpatch.checkpoint.companions import Companions, read_companions
 from qdqpatch.checkpoint.source import Checkpoint, open_checkpoint
-from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.distributed import from_first, is_first
 from qdqpatch.engines.device import fastest_device, to_fastest_device
 from qdqpatch.errors import ConfigError, TrainingError, no_range
@@ -25,7 +24,7 @@ from qdqpatch.packages import require
 from qdqpatch.patching.apply import enabled_quantizers, without_range
 from qdqpatch.patching.quantize import dequantize, quantize
 from qdqpatch.spelling import spelled
-from qdqpatch.tasks import make_task
+from qdqpatch.tasks import task_beside
 from qdqpatch.tasks.base import Task
 from qdqpatch.training.folder import REPORT_FILE, RunFolder
 from qdqpatch.training.job import Job, TrainingReport, of_calibration
@@ -147,8 +146,7 @@ def _open(job: Job, companions: Companions) -> tuple[Checkpoint, Task[Any]]:
         )
     if job.teacher is not None:
         _check_teacher(job, job.teacher, source)
-    tokenizer = load_tokenizer(job.ckpt)
-    task = make_task(job.task, tokenizer, source.config, job.max_length, job.options, companions)
+    task = task_beside(job.ckpt, job.task, source.config, job.max_length, job.options, companions)
     if job.distillation is None and not task.has_loss:
         raise ConfigError(f"A model for {task.name} has no loss: train it with {spelled('distillation')}.")
     return source, task

@@ -92,7 +92,7 @@ class Run:
         """Train; with the optimizer of a checkpoint of the run, if that is what the model is from."""
         job = self._job
         train_ranges(self.model, job.activations, job.weights)
-        self._listener.say(f"Training on {len(self._data.features)} sequences")
+        self._listener.say(f"Training on {len(self._data.features)} {self._task.unit}")
         started = time.perf_counter()
         teacher = None if job.distillation is None else self._teacher
         self.report.loss = fit(

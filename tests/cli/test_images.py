@@ -112,6 +112,33 @@ def test_it_is_timed(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(row["p50_ms"] > 0 for row in rows)
 
 
+@pytest.mark.parametrize("by_labels", [True, False])
+def test_it_is_trained_by_labels_and_by_the_float_model(
+    folder: Path, tmp_path: Path, by_labels: bool
+) -> None:
+    """Without labels from a folder of images alone, by all parts of the loss; and from a checkpoint on."""
+    data = folder / "data" if by_labels else folder / "data" / LABELS[0]
+    out = tmp_path / "out"
+    arguments = ["--data", data, "--method", "max", "--refine", "0", "--epochs", "2", "--batch-size", "3"]
+    if not by_labels:
+        arguments += ["--distill", "--hidden-states", "1", "--attentions", "1"]
+    result = invoke("train", folder / "m", out, *arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads((out / "training.json").read_text())
+    assert [stage["name"] for stage in told["stages"]] == [
+        "float",
+        "calibrated",
+        "trained" if by_labels else "distilled",
+    ]
+    assert ("accuracy" in told["stages"][0]["metrics"]) == by_labels
+    assert told["features"] == len(find_images(data)) - 1
+    assert np.isfinite(told["loss"])
+    assert f"Training on {told['features']} images" in result.output
+    assert json.loads((out / "preprocessor_config.json").read_text()) == PROCESSOR
+    trained, source = (ViTForImageClassification.from_pretrained(place) for place in (out, folder / "m"))
+    assert not torch.equal(trained.classifier.weight, source.classifier.weight)
+
+
 def test_it_is_tuned_and_its_units_ranked(folder: Path, tmp_path: Path) -> None:
     arguments = ("--calib", folder / "data", "--method", "max", "--tune", 1)
     result = invoke("convert", folder / "m", tmp_path / "out", *arguments)
@@ -162,6 +189,9 @@ def test_batches_of_images(folder: Path) -> None:
             ("eval", "bare", "--data", "data"),
             "There is no image processor (preprocessor_config.json) beside bare",
         ),
+        (("train", "bare", "out", "--data", "data"), "bare has no image processor, which says how images"),
+        (("train", "m", "out", "--data", "mixed"), "mixed/y.png is in no folder that is called after a"),
+        (("train", "m", "out", "--data", "damaged", "--distill"), "one example: give others to evaluate on"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
