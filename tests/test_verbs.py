@@ -25,6 +25,7 @@ REFUSED: dict[tuple[str, str], str] = {
         (verb, "uncalibrated"): NO_RANGE
         for verb in (
             "refine_ranges",
+            "round_weights",
             "correct_biases",
             "fuse_inputs",
             "fuse_qkv",
@@ -36,6 +37,7 @@ REFUSED: dict[tuple[str, str], str] = {
             "export",
         )
     },
+    ("round_weights", "tracked"): "follows the weight",
     ("clip_gelu", "fixed"): "fixes the range",
     ("smooth_inputs", "fixed"): "no input to smooth",
     ("refine_ranges", "fixed"): "no layer with a range to refine",

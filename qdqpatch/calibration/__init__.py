@@ -14,6 +14,7 @@ from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.calibration.tuning import tune
+from qdqpatch.calibration.weight_rounding import round_weights
 from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.batches import text_batches
 from qdqpatch.data.images import image_batches
@@ -32,6 +33,7 @@ __all__ = [
     "ptq",
     "recalibrate_weights",
     "refine_ranges",
+    "round_weights",
     "set_ranges",
     "shift",
     "smooth",

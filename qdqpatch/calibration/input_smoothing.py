@@ -13,7 +13,6 @@ data that was held back. A factor moves error from inputs to weights; the Linear
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import Channels, collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.observing import Observer, feed_watched
+from qdqpatch.calibration.selecting import plain_linears
 from qdqpatch.calibration.smoothing import around_one, powers_of_two
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
@@ -121,13 +121,7 @@ def can_smooth_inputs(model: nn.Module) -> bool:
 
 
 def _plain_linears(model: nn.Module) -> dict[str, QuantLinear]:
-    users = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
-    return {
-        path: module
-        for path, module in model.named_modules()
-        # A subclass, as of an adapter or with a parametrization, may compute something else from its weight.
-        if type(module) is QuantLinear and _is_plain(module) and users[id(module.weight)] == 1
-    }
+    return {path: linear for path, linear in plain_linears(model).items() if _is_plain(linear)}
 
 
 def changed_parameters(linears: Mapping[str, QuantLinear]) -> list[nn.Parameter]:

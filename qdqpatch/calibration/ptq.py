@@ -10,7 +10,8 @@ The order of the steps, and why:
 4. Refine: the ranges learn together, from good ones; then tune, which biases and norms take part in.
 5. Fuse what reads one tensor, fuse query, key and value, and clip GELU: what an engine or a user demands of
    ranges is the last word on them. Refined afterwards, they would part again.
-6. Correct biases: the error to be corrected is that of the final ranges.
+6. Round weights: what they are multiplied by, and their levels, are final now.
+7. Correct biases: the error to be corrected is that of the final ranges and weights.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from qdqpatch.calibration import (
     shifting,
     smoothing,
     tuning,
+    weight_rounding,
 )
 from qdqpatch.calibration.calibrate import calibrate
 from qdqpatch.calibration.collecting import collect
@@ -67,6 +69,7 @@ def ptq(
     fuse_inputs: bool = False,
     fuse_qkv: bool = False,
     clip_gelu: float | None = None,
+    round_weights: bool = False,
     correct_biases: bool = False,
     tokenizer: Any = None,
     head: SentenceHead | None = None,
@@ -102,6 +105,8 @@ def ptq(
             (`qdqpatch.calibration.fuse_inputs`), so that TensorRT writes and reads its integers once.
         fuse_qkv: Whether query, key and value get one range (`qdqpatch.calibration.fuse_qkv`).
         clip_gelu: Where ranges after GELU end at most (`qdqpatch.calibration.clip_gelu`); None for anywhere.
+        round_weights: Whether weights are rounded so that their errors cancel in what the Linears compute
+            (`qdqpatch.calibration.round_weights`); the float model changes with it.
         correct_biases: Whether the mean error of each Linear is taken out of its bias
             (`qdqpatch.calibration.correct_biases`); the float model changes with it.
         tokenizer: The model's, for texts; that of a `SentenceTransformer` is known.
@@ -112,8 +117,8 @@ def ptq(
         The same model.
 
     Raises:
-        ConfigError: If an argument is not one of those that there are, or there is nothing to refine, fuse
-            or clip.
+        ConfigError: If an argument is not one of those that there are, or there is nothing to refine, fuse,
+            clip or round.
         QuantizedError: If a configuration is given and the model is quantized already.
         UnsupportedModelError: If the model cannot be quantized, or there is nothing to smooth or shift.
         NotQuantizedError: If no quantizer is on, or no Linear with a bias to correct is quantized.
@@ -154,6 +159,8 @@ def ptq(
             fusing.groups_to_fuse(inner)
         if clip_gelu is not None:
             clipping.inputs_to_clip(inner)
+        if round_weights:
+            changed += weight_rounding.changed_parameters(weight_rounding.linears_to_round(inner))
         if correct_biases:
             bias_correction.linears_to_correct(inner)
         stack.enter_context(restored_if_raised(inner, changed))
@@ -183,6 +190,9 @@ def ptq(
             fusing.fuse_qkv(inner)
         if clip_gelu is not None:
             clipping.clip_gelu(inner, clip_gelu)
+        if round_weights:
+            listener.say("Rounding weights")
+            weight_rounding.round_weights(inner, data, padding_aware)
         if correct_biases:
             listener.say("Correcting biases")
             bias_correction.correct_biases(inner, data, padding_aware)

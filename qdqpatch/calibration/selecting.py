@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError, no_range
+from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import is_quantized
@@ -44,6 +46,19 @@ def weights_of(model: nn.Module) -> dict[str, tuple[TensorQuantizer, Tensor]]:
     if not found:
         raise ConfigError("The model has no quantized weight: its configuration leaves all of them float.")
     return {path: (quantizer, owners[path].get_parameter("weight")) for path, quantizer in found.items()}
+
+
+def plain_linears(model: nn.Module) -> dict[str, QuantLinear]:
+    """Return the quantized Linears whose weight nothing else reads, by path.
+
+    A subclass, as of an adapter or with a parametrization, may compute something else from its weight.
+    """
+    users = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if type(module) is QuantLinear and users[id(module.weight)] == 1
+    }
 
 
 def range_of(path: str, quantizer: TensorQuantizer) -> Tensor:

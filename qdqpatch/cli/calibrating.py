@@ -53,6 +53,7 @@ class Calibration:
     smooth_inputs: bool
     refine: int
     tune: int
+    round_weights: bool
     correct_biases: bool
 
     def prepare(
@@ -133,8 +134,8 @@ class Calibration:
         """Return what the record of a folder says of its calibration."""
         from qdqpatch.output.record import data_record
 
-        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift")
-        more = ("smooth_inputs", "refine", "tune", "fuse_inputs", "fuse_qkv", "clip_gelu", "correct_biases")
+        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "smooth_inputs")
+        more = ("refine", "tune", "fuse_inputs", "fuse_qkv", "clip_gelu", "round_weights", "correct_biases")
         settings = {name: getattr(self, name) for name in (*names, *more)}
         return {"calibration": settings, "data": data_record(self.source)}
 
@@ -183,6 +184,7 @@ class Calibration:
                 fuse_inputs=self.fuse_inputs,
                 fuse_qkv=self.fuse_qkv,
                 clip_gelu=self.clip_gelu,
+                round_weights=self.round_weights,
                 correct_biases=self.correct_biases,
                 listener=bar,
             )

@@ -137,6 +137,12 @@ OPTIONS = (
         "model too.",
     ),
     _option(
+        "--round-weights",
+        is_flag=True,
+        help="Then round weights so that their errors cancel in what the Linears compute (GPTQ). Changes the "
+        "float model too.",
+    ),
+    _option(
         "--correct-biases",
         is_flag=True,
         help="Last take the mean error of each Linear out of its bias. Changes the float model too.",

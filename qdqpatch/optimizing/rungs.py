@@ -15,6 +15,7 @@ from qdqpatch.calibration.input_smoothing import linears_to_smooth
 from qdqpatch.calibration.refining import check_can_refine
 from qdqpatch.calibration.shifting import shifts_to_make
 from qdqpatch.calibration.smoothing import attentions_to_smooth
+from qdqpatch.calibration.weight_rounding import linears_to_round
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.patching.quantize import quantize
@@ -43,6 +44,7 @@ class Rung:
 RUNGS = (
     Rung("ranges", 8),
     Rung("shift and smooth", 40, switches={"smooth": True, "shift": True, "smooth_inputs": True}),
+    Rung("round weights", 60, switches={"round_weights": True}),
     Rung("refine", 150, switches={"refine": 4, "correct_biases": True}),
     Rung("tune", 200, switches={"tune": 3}),
     Rung("units in float", 40, "float units"),
@@ -55,6 +57,7 @@ CHECKS: dict[str, Callable[[nn.Module], object]] = {
     "smooth_inputs": linears_to_smooth,
     "refine": check_can_refine,
     "tune": check_can_refine,
+    "round_weights": linears_to_round,
     "correct_biases": linears_to_correct,
 }
 """What raises where a model has nothing for a switch of `ptq`; a switch that is not here suits all."""

@@ -29,6 +29,7 @@ EVERYTHING: dict[str, Any] = {
     "fuse_inputs": True,
     "fuse_qkv": True,
     "clip_gelu": 0.25,
+    "round_weights": True,
     "correct_biases": True,
 }
 
@@ -68,6 +69,7 @@ def by_hand(data: list[models.Tensors]) -> PreTrainedModel:
     calibration.fuse_inputs(model, data)
     calibration.fuse_qkv(model)
     calibration.clip_gelu(model, 0.25)
+    calibration.round_weights(model, data)
     return calibration.correct_biases(model, data)
 
 
@@ -132,6 +134,7 @@ def test_a_listener_is_told_of_every_step() -> None:
         ("Smoothing inputs", each_batch),
         ("Calibrating", each_batch),
         ("Refining the ranges", [(done, 4) for done in (1, 2, 3, 4)]),
+        ("Rounding weights", each_batch),
         ("Correcting biases", each_batch),
     ]
     seen = {path for path in models.ranges(model) if not path.endswith("_weight_quantizer")}

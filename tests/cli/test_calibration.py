@@ -134,6 +134,7 @@ def test_the_defaults(convert, seen: dict[str, Any]) -> None:
         "fuse_inputs",
         "fuse_qkv",
         "clip_gelu",
+        "round_weights",
         "correct_biases",
     )
     assert not any(seen[step] for step in steps)
@@ -302,7 +303,7 @@ def test_every_step_can_be_switched_on(convert, checkpoint: Path) -> None:
     given = ("--calib", "data.txt", "--max-length", 20, "--batch-size", 8, "--preset", "no-residual")
     switches = (
         *("--smooth", "--shift", "--smooth-inputs", "--refine", 1),
-        *("--correct-biases", "--fuse-inputs", "--fuse-qkv", "--clip-gelu", 0.25),
+        *("--round-weights", "--correct-biases", "--fuse-inputs", "--fuse-qkv", "--clip-gelu", 0.25),
     )
     result = convert(*given, *switches)
     assert result.exit_code == 0, result.output
@@ -318,6 +319,7 @@ def test_every_step_can_be_switched_on(convert, checkpoint: Path) -> None:
         fuse_inputs=True,
         fuse_qkv=True,
         clip_gelu=0.25,
+        round_weights=True,
         correct_biases=True,
     )
     models.assert_equal(AutoModelForMaskedLM.from_pretrained("out").state_dict(), expected.state_dict())

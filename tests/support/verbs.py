@@ -129,6 +129,7 @@ VERBS: dict[str, Verb] = {
     "shift": on(calibration.shift, batches),
     "smooth_inputs": on(calibration.smooth_inputs, batches),
     "refine_ranges": on(calibration.refine_ranges, batches, epochs=1),
+    "round_weights": on(calibration.round_weights, batches),
     "correct_biases": on(calibration.correct_biases, batches),
     "fuse_inputs": on(calibration.fuse_inputs, batches),
     "fuse_qkv": on(calibration.fuse_qkv),
