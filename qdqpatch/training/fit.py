@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -106,9 +107,17 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = [
         path
         for path in folder.glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdecimal() and (path / "trainer_state.json").is_file()
+        if path.name.rpartition("-")[2].isdecimal() and _has_state(path / "trainer_state.json")
     ]
     return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _has_state(file: Path) -> bool:
+    """Whether the Trainer wrote its state, the last of a checkpoint's files, to its end."""
+    try:
+        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

@@ -184,6 +184,26 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_config(folder, num_attention_heads=-1),
         r"config\.json of ckpt: num_attention_heads is -1\.",
     ),
+    "a million layers": (
+        lambda folder: change_config(folder, num_hidden_layers=10**6),
+        r"config\.json of ckpt is damaged: num_hidden_layers is 1000000, and there are 41 weights in all\.",
+    ),
+    "a billion of states": (
+        lambda folder: change_config(folder, hidden_size=10**9),
+        r"config\.json of ckpt is not that of its weights: it describes a model of 9\.0e\+18 numbers",
+    ),
+    "a billion of words": (
+        lambda folder: change_config(folder, vocab_size=10**9),
+        r"word_embeddings\.weight would have shape \(1000000000, 24\)\.",
+    ),
+    "a billion of labels": (
+        lambda folder: change_config(folder, num_labels=10**9),
+        r"config\.json of ckpt is damaged: num_labels is 1000000000\.",
+    ),
+    "a number for a class": (
+        lambda folder: change_config(folder, architectures=5),
+        r"architectures in config\.json of ckpt must be a list of classes, not 5\.",
+    ),
     "unknown activation": (
         lambda folder: change_config(folder, hidden_act="evil"),
         r"config\.json of ckpt: 'evil'",
