@@ -168,6 +168,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4}),
         r"ckpt is quantized by another tool \(gptq\)",
     ),
+    "tool without a name": (
+        lambda folder: change_config(folder, quantization_config={"load_in_4bit": True}),
+        r"ckpt does not say which tool quantized it \(quant_method\)",
+    ),
     "method of a list": (
         lambda folder: change_config(folder, quantization_config=[1]),
         "Cannot read the config of ckpt",
