@@ -131,6 +131,21 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"holds numbers of 8 bits, as another tool packs them \(bert\.",
     ),
+    "whole numbers": (
+        lambda folder: change_weights(
+            folder,
+            lambda tensors: tensors.update(
+                {name: tensor.to(torch.int32) for name, tensor in tensors.items()}
+            ),
+        ),
+        r"is damaged: bert\.[\w.]+ is of type I32, and weights are floats",
+    ),
+    "complex numbers": (
+        lambda folder: change_weights(
+            folder, lambda tensors: tensors.update({"bert.pooler.dense.bias": torch.zeros(24) + 0j})
+        ),
+        r"is damaged: bert\.pooler\.dense\.bias is of type C64, and",
+    ),
     "sizes": (
         lambda folder: change_config(folder, intermediate_size=48),
         r"intermediate\.dense\.bias has shape \(40,\) in it, and \(48,\)",
