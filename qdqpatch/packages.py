@@ -6,8 +6,15 @@ import importlib.util
 
 from qdqpatch.errors import QdqError
 
-DISTRIBUTIONS = {"onnx_ir": "onnx-ir", "PIL": "pillow"}
+DISTRIBUTIONS = {
+    "onnx_ir": "onnx-ir",
+    "PIL": "pillow",
+    "tensorrt_rtx_bindings": "tensorrt-rtx-cu12-libs tensorrt-rtx-cu12-bindings",
+}
 """The names by which pip knows packages that are imported by another one."""
+
+TITLES = {"tensorrt_rtx_bindings": "TensorRT for RTX"}
+"""What packages are called, where it is by another name than pip's."""
 
 
 def pip_install(*modules: str) -> str:
@@ -33,9 +40,24 @@ def require(purpose: str, *modules: str, error: type[QdqError], otherwise: str =
     Raises:
         QdqError: If something is missing; the message names it and the command that installs it.
     """
-    if absent := missing(*modules):
-        names = " and ".join(DISTRIBUTIONS.get(module, module) for module in absent)
-        raise error(f"{purpose} needs {names}: {pip_install(*absent)}{', or ' * bool(otherwise)}{otherwise}")
+    if reason := lacking(purpose, *modules, otherwise=otherwise):
+        raise error(reason)
+
+
+def lacking(purpose: str, *modules: str, otherwise: str = "", install: str | None = None) -> str | None:
+    """Return what `require` would say; None if nothing is missing.
+
+    Args:
+        purpose: What needs the modules, as the beginning of a sentence.
+        *modules: Top-level modules.
+        otherwise: What can be done instead, as the end of a sentence; empty for nothing.
+        install: What pip is to install; None for the modules' own packages.
+    """
+    if not (absent := missing(*modules)):
+        return None
+    names = " and ".join(TITLES.get(module) or DISTRIBUTIONS.get(module, module) for module in absent)
+    way = pip_install(*absent) if install is None else f"pip install {install}"
+    return f"{purpose} needs {names}: {way}{', or ' * bool(otherwise)}{otherwise}"
 
 
 def _is_there(module: str) -> bool:

@@ -7,23 +7,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdqpatch.errors import DataError
+from qdqpatch.patching.arguments import IDS, check_arguments
 
-IDS = "input_ids"
 
-
-def as_tensors(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def as_tensors(
+    batches: Iterable[Mapping[str, Any]], model: nn.Module | None = None
+) -> Iterator[Mapping[str, Any]]:
     """Yield the batches with arrays and lists made tensors, and a single row made a batch of one.
 
     Args:
         batches: Keyword arguments for a model, as a tokenizer returns them with or without
             `return_tensors`, or rows of a tokenized dataset. What is neither array nor list is passed on as
             it is, and so is a batch of tensors.
+        model: The model that is to take them; None to check that later.
 
     Raises:
-        DataError: If a batch is no mapping of names, or a value cannot be made a tensor.
+        DataError: If a batch is no mapping of names, a value cannot be made a tensor, or the model does not
+            take it.
     """
     if isinstance(batches, Mapping):
         raise DataError("This is one batch, not a list or an iterable of batches: pass [batch].")
@@ -36,6 +39,8 @@ def as_tensors(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, An
                 "arguments, as a tokenizer returns it."
             )
         made = _as_batch({name: _as_tensor(value, name, number) for name, value in batch.items()})
+        if model is not None:
+            check_arguments(model, made, f"Batch {number}")
         yield made if any(made[name] is not value for name, value in batch.items()) else batch
 
 

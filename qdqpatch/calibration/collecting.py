@@ -29,6 +29,7 @@ from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.names import is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.arguments import run as run_model
 
 
 def collect(
@@ -92,7 +93,7 @@ def _compare(
         with observing(model, {}), comparison.watching(model), torch.no_grad():
             for batch in batches:
                 comparison.padding = Padding(batch) if padding_aware else None
-                model(**on_device(batch, model.device) | without_cache)
+                run_model(model, on_device(batch, model.device) | without_cache)
         return comparison.errors
 
     ranges = candidates(statistics)

@@ -19,6 +19,7 @@ from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
+from qdqpatch.patching.arguments import run
 from qdqpatch.spelling import spelled
 
 HELD_BACK = 8
@@ -104,14 +105,14 @@ def feed_batches(
 ) -> int:
     """Run the batches, but for those to hold back, and return how many there were."""
     count = 0
-    for count, batch in enumerate(as_tensors(batches), start=1):
+    for count, batch in enumerate(as_tensors(batches, model), start=1):
         if held_back is not None and count % HELD_BACK == 2:
             held_back.append(first_rows(batch, COMPARED_TOKENS))
             continue
         counts = BatchCounts(Padding(batch) if padding_aware else None)
         for observer in observers.values():
             observer.batch = counts
-        model(**on_device(batch, model.device))
+        run(model, on_device(batch, model.device), f"batch {count}")
         counts.finish()
     if held_back is not None and count == 1:
         held_back.append(first_rows(batch, COMPARED_TOKENS))

@@ -16,6 +16,7 @@ from qdqpatch.calibration.padding import Padding
 from qdqpatch.nn.fake_quantize import at_least_fp32
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.arguments import run
 
 Batch = Mapping[str, Any]
 
@@ -65,7 +66,7 @@ class Reconstruction:
                     lambda _, __, output: outputs.append(output if isinstance(output, Tensor) else output[0])
                 )
                 stack.callback(hook.remove)
-            self.model(**inputs)
+            run(self.model, inputs)
         return outputs
 
 

@@ -77,7 +77,7 @@ def refine_ranges(
     before = torch.stack([quantizer._amax.detach().clone() for quantizer in quantizers])
     reconstruction = Reconstruction(model, quantized_layers(model), padding_aware)
     with restored_if_raised(model, ()), observing(model, {}):
-        given = distributed.together(lambda: list[Batch](as_tensors(batches)), model.device)
+        given = distributed.together(lambda: list[Batch](as_tensors(batches, model)), model.device)
         learned, held_back = split(given)
         moved = _mean_moved(reconstruction, quantizers, learned, epochs, step)
         refined = before * moved.exp()

@@ -14,6 +14,7 @@ from qdqpatch import distributed
 from qdqpatch.calibration.observing import observing, on_device
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import CalibrationWarning
+from qdqpatch.patching.arguments import run
 
 
 class FirstKept:
@@ -79,7 +80,7 @@ def _float_outputs(model: PreTrainedModel, batch: Mapping[str, Any] | None) -> l
     if batch is None:
         return []
     with observing(model, {}), torch.no_grad():
-        return list(_tensors(model(**on_device(batch, model.device))))
+        return list(_tensors(run(model, on_device(batch, model.device))))
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

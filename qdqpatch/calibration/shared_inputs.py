@@ -23,6 +23,7 @@ from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.nn.names import is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
+from qdqpatch.patching.arguments import run
 
 SMALLEST_ERROR = 1e-30
 """What an error of 0 counts as, whose logarithm is to be taken."""
@@ -54,7 +55,7 @@ def fuse_inputs(
     Whatever is raised, the ranges are as they were.
     """
     check_quantized(model)
-    batch = next(iter(as_tensors(batches)), None)
+    batch = next(iter(as_tensors(batches, model)), None)
     if batch is None:
         raise no_batch()
     quantizers = enabled_quantizers(model)
@@ -99,7 +100,7 @@ def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]
             if not is_weight(path) and one_range:
                 stack.callback(quantizer.register_forward_pre_hook(partial(look, path)).remove)
         device = next(model.parameters()).device
-        model(**{name: _own(value) for name, value in on_device(batch, device).items()})
+        run(model, {name: _own(value) for name, value in on_device(batch, device).items()})
     return [tuple(dict.fromkeys(paths)) for paths in seen.values() if len(set(paths)) > 1]
 
 

@@ -38,6 +38,7 @@ from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.pooling import Pooling, SentenceHead
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
+from qdqpatch.patching.arguments import run
 from qdqpatch.tasks.head import classifier_of, divergence, is_known, meaning_of
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -90,7 +91,7 @@ def tune(
     check_have_ranges(enabled_quantizers(model))
     quantizers, parameters = list(learnable(model).values()), tuned_parameters(model)
     with restored_if_raised(model, parameters), observing(model, {}):
-        given = distributed.together(lambda: list[Batch](as_tensors(batches)), model.device)
+        given = distributed.together(lambda: list[Batch](as_tensors(batches, model)), model.device)
         learned, held_back = split(given)
         state = _State(quantizers, parameters)
         loss = _Divergence(model, head or SentenceHead(Pooling()), state)
@@ -202,7 +203,7 @@ class _Divergence:
             return torch.stack(losses).sum() if losses else torch.zeros((), device=self.model.device)
 
     def _outputs(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        outputs = self.model(**inputs)
+        outputs = run(self.model, inputs)
         return {
             name: value for name, value in outputs.items() if is_known(name) and isinstance(value, Tensor)
         }

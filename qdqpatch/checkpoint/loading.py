@@ -10,17 +10,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qdqpatch.checkpoint.fitting import Request, check_fit
+from qdqpatch.checkpoint.sizes import SIZES, check_counts, check_size
 from qdqpatch.errors import CheckpointError, QdqError, one_line
 from qdqpatch.nn.names import INPUT_SCALE, ZERO_POINT
-
-SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "vocab_size",
-)
-"""What no model has none of; torch computes with negative ones for a while."""
 
 STATE = ("._amax", f".{ZERO_POINT}", f".{INPUT_SCALE}")
 """How the names of what only a quantized model has end."""
@@ -94,12 +86,25 @@ def check_unloaded(
     return sorted(info["missing_keys"])
 
 
-def model_on_meta(model_class: Any, config: PreTrainedConfig, name: str) -> PreTrainedModel:
+def model_on_meta(
+    model_class: Any,
+    config: PreTrainedConfig,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> PreTrainedModel:
     """Build a model without memory for its weights.
 
+    Args:
+        model_class: Its class.
+        config: Its config.
+        name: The checkpoint, for the error.
+        shapes: The shape of each weight, by its name in the checkpoint; None where they are not known.
+
     Raises:
-        CheckpointError: If its config is that of no model.
+        CheckpointError: If its config is that of no model, or of another one than the weights are of.
     """
+    if shapes is not None:
+        check_counts(config.to_dict(), name, shapes)
     sizes = {size: getattr(config, size, None) for size in SIZES}
     if wrong := [size for size, value in sizes.items() if isinstance(value, int) and value < 1]:
         raise CheckpointError(
@@ -117,4 +122,6 @@ def model_on_meta(model_class: Any, config: PreTrainedConfig, name: str) -> PreT
         raise CheckpointError(
             f"Cannot build a model by the config.json of {name}: {one_line(error)} ({type(error).__name__})"
         ) from error
+    if shapes is not None:
+        check_size(model, shapes, name)
     return model

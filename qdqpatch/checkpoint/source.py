@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from qdqpatch.checkpoint.files import HUB_NAME, find_file
 from qdqpatch.checkpoint.fitting import Request, missing_in_head, some
 from qdqpatch.checkpoint.loading import check_unloaded, load_fitting, model_on_meta
+from qdqpatch.checkpoint.sizes import check_counts
 from qdqpatch.choices import AUTO_CLASSES, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError, one_line
@@ -79,7 +80,7 @@ class Checkpoint:
             OverrideError: If an override of `config` matches no quantizer.
             CheckpointError: If its config is that of no model, or a stored range fits no quantizer.
         """
-        model = model_on_meta(self.model_class, self.config, self.name)
+        model = self._on_meta(self._shapes() if Path(self.name).is_dir() and has_weights(self.name) else None)
         own = self.quantization
         if config is not None or own is None:
             return find_sites(model, config)
@@ -104,9 +105,10 @@ class Checkpoint:
         Raises:
             CheckpointError: As `load` does.
         """
-        model = model_on_meta(self.model_class, self.config, self.name)
+        shapes = self._shapes()
+        model = self._on_meta(shapes)
         check_positions(model)
-        return check_unloaded(model, read_shapes(self.weight_files()), self._request)
+        return check_unloaded(model, shapes, self._request)
 
     def ranges(self) -> dict[str, Tensor]:
         """Return the ranges that the checkpoint holds, by quantizer, and check that its files are whole.
@@ -161,8 +163,8 @@ class Checkpoint:
                 something is missing or is no number.
             ConfigError: If it has relative positions, which BERT in transformers 5 no longer computes.
         """
-        shapes = read_shapes(self.weight_files())
-        check_positions(model_on_meta(self.model_class, self.config, self.name))
+        shapes = self._shapes()
+        check_positions(self._on_meta(shapes))
         model, missing = load_fitting(self.model_class, shapes, self._request, config=self.config, **options)
         if not fresh_head and (head := missing_in_head(model, missing)):
             purpose = f"model for {self.task}" if self.task else f"whole {type(model).__name__}"
@@ -170,6 +172,12 @@ class Checkpoint:
         if finite:
             check_finite(model, self.name)
         return model, missing
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return read_shapes(self.weight_files())
+
+    def _on_meta(self, shapes: dict[str, tuple[int, ...]] | None) -> PreTrainedModel:
+        return model_on_meta(self.model_class, self.config, self.name, shapes)
 
     @property
     def _is_export(self) -> bool:
@@ -209,6 +217,8 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint.")
+    if folder.is_dir():
+        check_counts(_content(folder / "config.json"), name)
     try:
         config = AutoConfig.from_pretrained(name)
     except QdqError:
@@ -221,9 +231,23 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
         ) from error
     if isinstance(config.architectures, str):
         config.architectures = [config.architectures]
+    if not isinstance(config.architectures, list | tuple | None):
+        raise CheckpointError(
+            f"The architectures in config.json of {name} must be a list of classes, not "
+            f"{config.architectures!r}."
+        )
     _check_method(name, getattr(config, "quantization_config", None))
     lift(config)
     return Checkpoint(name, config, _model_class(config, task), task)
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """Return what a config holds; nothing of one that cannot be read, which transformers refuses."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_method(name: str, found: object) -> None:
@@ -234,7 +258,12 @@ def _check_method(name: str, found: object) -> None:
         raise CheckpointError(
             f"The quantization_config in config.json of {name} must be an object, not {found!r}."
         )
-    method = found.get("quant_method", QUANT_METHOD)
+    method = found.get("quant_method")
+    if method is None:
+        raise CheckpointError(
+            f"The quantization_config in config.json of {name} does not say which tool quantized it "
+            "(quant_method), as old ones of bitsandbytes do not. Name the float checkpoint."
+        )
     if method != QUANT_METHOD:
         raise CheckpointError(
             f"{name} is quantized by another tool ({method}), whose checkpoints are not read here. Name the "

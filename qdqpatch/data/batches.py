@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from qdqpatch.data.columns import Text
 from qdqpatch.data.cutting import beginnings
-from qdqpatch.data.lengths import position_limit, served_length, shortness
+from qdqpatch.data.lengths import served_length, shortness
 from qdqpatch.data.texts import read_texts
 from qdqpatch.data.vocabulary import vocabulary_problem
 from qdqpatch.errors import CalibrationError, CalibrationWarning, ConfigError
+from qdqpatch.patching.arguments import position_limit
 from qdqpatch.spelling import spelled
 
 MAX_LENGTH = 512

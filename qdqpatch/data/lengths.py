@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from qdqpatch.patching.arguments import position_limit
 from qdqpatch.spelling import spelled
 
 
@@ -41,17 +41,6 @@ def shortness(lengths: Sequence[int], cut: int, served: int) -> str | None:
 def served_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> int:
     """Return the longest sequence that tokenizer and model take; `sys.maxsize` if neither says."""
     return min(tokenizer.model_max_length, position_limit(model))
-
-
-def position_limit(model: PreTrainedModel | None) -> int:
-    """Return the longest sequence for which a model has position embeddings; `sys.maxsize` if unknown."""
-    limits = [sys.maxsize]
-    for name, module in model.named_modules() if model is not None else ():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin count from the position after that of padding.
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
-    return min(limits)
 
 
 AFTER_PADDING = frozenset(

@@ -17,6 +17,10 @@ import torch
 from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.engines.sessions import Engine, Input, Session
 from qdqpatch.errors import EngineError
+from qdqpatch.packages import lacking
+
+ON_GPU = "onnxruntime-gpu"
+"""The package of the ONNX Runtime that has providers for a GPU."""
 
 SMALLEST, USUAL, LARGEST = 1, 8, 32
 """Batches of the profile that a file with dynamic axes is compiled with."""
@@ -46,14 +50,15 @@ class GpuEngine(Engine):
         """Say in one line why it cannot run here; None if it can."""
         if not has_gpu():
             return f"{self.name} needs an NVIDIA GPU with its driver, and this machine has none."
-        if importlib.util.find_spec(self.package) is None:
-            return f"{self.name} is not installed: pip install {_INSTALL[self.name]}"
+        install = None if self.provider is None else ON_GPU
+        if reason := lacking(f"Running models in {self.name}", self.package, install=install):
+            return reason
         if self.provider is None:
             return (
                 None if torch.cuda.is_available() else f"{self.name} needs a torch with CUDA for its memory."
             )
         if self.provider not in importlib.import_module(self.package).get_available_providers():
-            return f"This ONNX Runtime has no {self.provider}: pip install onnxruntime-gpu"
+            return f"This ONNX Runtime has no {self.provider}: pip install {ON_GPU}"
         return None
 
 
@@ -149,12 +154,6 @@ def _open_tensorrt(trt: Any, path: Path, threads: int | None, exact: bool) -> Se
 
 _TORCH = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
 
-_INSTALL = {
-    "onnxruntime-cuda": "onnxruntime-gpu",
-    "onnxruntime-tensorrt": "onnxruntime-gpu",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt-rtx-cu12-libs tensorrt-rtx-cu12-bindings",
-}
 
 GPU_ENGINES: dict[str, GpuEngine] = {
     engine.name: engine

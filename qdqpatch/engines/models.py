@@ -88,8 +88,8 @@ def find_contenders(
     for engine in engines:
         if engine in GPU_ENGINES and (reason := GPU_ENGINES[engine].lacking()):
             raise EngineError(reason)
-        if not _installed(engine):
-            raise EngineError(f"{engine} is not installed: {pip_install(engine_of(engine).package)}")
+        if engine != TORCH:
+            engine_of(engine).require()
     on_gpu = [name for name, engine in GPU_ENGINES.items() if gpu and not engine.lacking()]
     contenders = []
     for name, label in zip(models, _labels(models), strict=True):

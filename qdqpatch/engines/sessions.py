@@ -15,7 +15,7 @@ from torch import Tensor
 from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.engines.vnni import has_signed_products, saturates
 from qdqpatch.errors import EngineError, one_line
-from qdqpatch.packages import missing, pip_install
+from qdqpatch.packages import missing, require
 
 REDUCED = "computes in bfloat16, which this processor has, what the model leaves in float"
 SATURATED = "loses accuracy here: this processor has no VNNI, and sums of products of integers saturate"
@@ -129,6 +129,10 @@ class Engine:
         """Whether it is."""
         return not missing(self.package)
 
+    def require(self) -> None:
+        """Raise an `EngineError` if it is not installed."""
+        require(f"Running models in {self.name}", self.package, error=EngineError)
+
     def load(self, path: Path, threads: int | None = None, exact: bool = False) -> Session:
         """Load a model from a file.
 
@@ -142,8 +146,7 @@ class Engine:
         Raises:
             EngineError: If the engine is not installed, or refuses the file.
         """
-        if not self.is_installed:
-            raise EngineError(f"{self.name} is not installed: {pip_install(self.package)}")
+        self.require()
         try:
             module = importlib.import_module(self.package)
         except ImportError as error:

@@ -52,7 +52,7 @@ class Before:
         """
 
         def read() -> tuple[Rows, list[Feature]]:
-            rows = rows_of(batches)
+            rows = rows_of(batches, model)
             return rows_task(model, rows[0], companions), rows
 
         # Running is shared, so it is begun by all processes or by none.

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.distributed import gather, share
 from qdqpatch.engines.sessions import Session
+from qdqpatch.patching.arguments import run as run_model
 from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Task
 
 Run = Callable[[Batch], Mapping[str, Any]]
@@ -73,9 +74,8 @@ def torch_run(model: PreTrainedModel) -> Run:
 
     def run(batch: Batch) -> Mapping[str, Any]:
         with torch.inference_mode():
-            outputs: Mapping[str, Any] = model(
-                **{name: tensor.to(model.device) for name, tensor in batch.items() if name in taken}
-            )
+            given = {name: tensor.to(model.device) for name, tensor in batch.items() if name in taken}
+            outputs: Mapping[str, Any] = run_model(model, given)
         return outputs
 
     return run

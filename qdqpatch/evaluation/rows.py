@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.checkpoint.companions import Companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.data.arrays import Array, Arrays
-from qdqpatch.errors import CalibrationError, ConfigError
+from qdqpatch.errors import CalibrationError, ConfigError, DataError
 from qdqpatch.evaluation.predicting import torch_run
 from qdqpatch.nn.pooling import Pooling, SentenceHead
+from qdqpatch.patching.arguments import MASK
 from qdqpatch.tasks.base import MODEL_INPUTS, Batch, DataSource, Feature, Task
 from qdqpatch.tasks.feature_extraction import EMBEDDING
 from qdqpatch.tasks.head import Meaning, classifier_of, is_known, meaning_of
@@ -111,20 +113,23 @@ class Rows(Task[Feature]):
         return [*order_metrics(own, other, range(len(outputs))), *compared]
 
 
-def rows_of(batches: Iterable[Mapping[str, Any]]) -> list[Feature]:
-    """Return the rows of batches without their padding, and without labels.
+def rows_of(batches: Iterable[Mapping[str, Any]], model: PreTrainedModel) -> list[Feature]:
+    """Return the rows of batches for a model, without their padding and labels.
 
     Raises:
-        CalibrationError: If a batch has no token ids, or there is none.
+        DataError: If a batch has no token ids, or what the model does not take.
+        CalibrationError: If there is none.
     """
     found: list[Feature] = []
-    for batch in batches:
+    for batch in as_tensors(batches, model):
         if "input_ids" not in batch:
-            raise CalibrationError(f"A batch of {', '.join(batch) or 'nothing'} has no input_ids.")
-        tensors = {name: torch.as_tensor(batch[name]) for name in MODEL_INPUTS if name in batch}
+            raise DataError(f"A batch of {', '.join(batch) or 'nothing'} has no input_ids.")
+        tensors = {name: batch[name] for name in MODEL_INPUTS if isinstance(batch.get(name), Tensor)}
         ids = tensors["input_ids"]
         if ids.dim() != 2:
-            raise CalibrationError(f"input_ids have the shape {tuple(ids.shape)}, not (batch, length).")
+            raise DataError(f"input_ids have the shape {tuple(ids.shape)}, not (batch, length).")
+        if found and (other := (tensors.keys() | {MASK}) ^ found[0].keys()):
+            raise DataError(f"Some batches have {', '.join(sorted(other))} and others have not.")
         mask = tensors.get("attention_mask", torch.ones_like(ids)).bool()
         for number in range(len(ids)):
             row: Feature = {name: tensor[number][mask[number]].tolist() for name, tensor in tensors.items()}

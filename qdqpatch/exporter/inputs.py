@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.data.lengths import config_limit, position_limit
+from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ExportError
+from qdqpatch.patching.arguments import position_limit
 
 Batch = dict[str, Tensor]
 

@@ -101,7 +101,7 @@ def optimize(
     inner = unwrapped(model)
     check_float(inner)
     place = _place(target, threads, cpu, int8_embeddings)
-    rows = rows_of(batches_of(batches, tokenizer, model, inner))
+    rows = rows_of(batches_of(batches, tokenizer, model, inner), inner)
     was_training = inner.training
     inner.eval()
     try:

@@ -23,7 +23,7 @@ from qdqpatch.output.work import Work, clean_up, is_work, prefix
 NOT_CONTENT = ("lost+found",)
 """What a disk's root has of its own."""
 
-TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")
+TORCH_WRITERS = ("PytorchStreamWriter", "inline_container", "iostream error")
 """What of torch fails, by a RuntimeError, where it cannot write."""
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.errors import ConfigError, UnsupportedModelError, one_line
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.arguments import check_arguments
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.patching.operations import Operation, operations_of
 from qdqpatch.patching.quiet import quiet_export
@@ -94,6 +95,7 @@ def audit(model: PreTrainedModel, batch: Mapping[str, Any]) -> Audit:
     Raises:
         UnsupportedModelError: If it is no transformers model, or cannot be traced with this batch.
         ConfigError: If the batch holds no tensor.
+        DataError: If the model does not take what it holds.
 
     Example:
         >>> batch = {"input_ids": torch.tensor([[2, 6, 8, 3]])}
@@ -113,6 +115,7 @@ def audit(model: PreTrainedModel, batch: Mapping[str, Any]) -> Audit:
     inputs = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
     if not inputs:
         raise ConfigError("The batch holds no tensor. Tokenizers give some with return_tensors='pt'.")
+    check_arguments(model, inputs)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     traced = _Tensors(copy.deepcopy(model, shared).eval())
     for module in traced.modules():
@@ -128,7 +131,7 @@ def audit(model: PreTrainedModel, batch: Mapping[str, Any]) -> Audit:
             program = torch.export.export(traced, (inputs,), strict=False)
         except Exception as error:  # whatever a model's own code raises
             raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be traced with {', '.join(inputs)}: {one_line(error)} See "
+                f"{type(model).__name__} cannot be traced with {', '.join(inputs)}: {one_line(error)}. See "
                 "whether model(**batch) runs; a model that branches on its values cannot be audited."
             ) from error
     return Audit(type(model).__name__, tuple(operations_of(program, quantizers, "model")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -106,9 +107,17 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = [
         path
         for path in folder.glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdecimal() and (path / "trainer_state.json").is_file()
+        if path.name.rpartition("-")[2].isdecimal() and _has_state(path / "trainer_state.json")
     ]
     return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _has_state(file: Path) -> bool:
+    """Whether the Trainer wrote its state, the last of a checkpoint's files, to its end."""
+    try:
+        return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -145,6 +154,11 @@ class _Trainer(DistillationTrainer):
         """Return the loss of a batch, whose gradients are added up."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
+            if self.state.global_step == 0:
+                raise TrainingError(
+                    f"The loss is {loss.item():g} before anything was learned: check the labels of the data "
+                    "and the weights of the model. Nothing was written."
+                )
             step = f"at step {self.state.global_step + 1} of {self.state.max_steps}"
             raise _diverged(f"the loss is {loss.item():g} {step}", self.args.learning_rate)
         return loss

@@ -131,6 +131,21 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"holds numbers of 8 bits, as another tool packs them \(bert\.",
     ),
+    "whole numbers": (
+        lambda folder: change_weights(
+            folder,
+            lambda tensors: tensors.update(
+                {name: tensor.to(torch.int32) for name, tensor in tensors.items()}
+            ),
+        ),
+        r"is damaged: bert\.[\w.]+ is of type I32, and weights are floats",
+    ),
+    "complex numbers": (
+        lambda folder: change_weights(
+            folder, lambda tensors: tensors.update({"bert.pooler.dense.bias": torch.zeros(24) + 0j})
+        ),
+        r"is damaged: bert\.pooler\.dense\.bias is of type C64, and",
+    ),
     "sizes": (
         lambda folder: change_config(folder, intermediate_size=48),
         r"intermediate\.dense\.bias has shape \(40,\) in it, and \(48,\)",
@@ -168,6 +183,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4}),
         r"ckpt is quantized by another tool \(gptq\)",
     ),
+    "tool without a name": (
+        lambda folder: change_config(folder, quantization_config={"load_in_4bit": True}),
+        r"ckpt does not say which tool quantized it \(quant_method\)",
+    ),
     "method of a list": (
         lambda folder: change_config(folder, quantization_config=[1]),
         "Cannot read the config of ckpt",
@@ -183,6 +202,26 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "fewer than none": (
         lambda folder: change_config(folder, num_attention_heads=-1),
         r"config\.json of ckpt: num_attention_heads is -1\.",
+    ),
+    "a million layers": (
+        lambda folder: change_config(folder, num_hidden_layers=10**6),
+        r"config\.json of ckpt is damaged: num_hidden_layers is 1000000, and there are 41 weights in all\.",
+    ),
+    "a billion of states": (
+        lambda folder: change_config(folder, hidden_size=10**9),
+        r"config\.json of ckpt is not that of its weights: it describes a model of 9\.0e\+18 numbers",
+    ),
+    "a billion of words": (
+        lambda folder: change_config(folder, vocab_size=10**9),
+        r"word_embeddings\.weight would have shape \(1000000000, 24\)\.",
+    ),
+    "a billion of labels": (
+        lambda folder: change_config(folder, num_labels=10**9),
+        r"config\.json of ckpt is damaged: num_labels is 1000000000\.",
+    ),
+    "a number for a class": (
+        lambda folder: change_config(folder, architectures=5),
+        r"architectures in config\.json of ckpt must be a list of classes, not 5\.",
     ),
     "unknown activation": (
         lambda folder: change_config(folder, hidden_act="evil"),

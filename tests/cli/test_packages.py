@@ -59,7 +59,7 @@ ABSENT = [
     (
         "eval a.xml --data {}/rows.tsv --engine openvino",
         "openvino",
-        "openvino is not installed: pip install openvino",
+        "Running models in openvino needs openvino: pip install openvino",
     ),
     ("bench a.xml", "openvino", "Nothing that runs a.xml is installed: pip install openvino"),
     ("bench {}/float --plot a.png", "matplotlib", "The chart needs matplotlib: pip install matplotlib"),
@@ -73,7 +73,7 @@ ABSENT = [
     (
         "export {}/int8 out --target tensorrt --build",
         "tensorrt_rtx_bindings",
-        "Compiling needs TensorRT for RTX, which is not installed: pip install tensorrt-rtx-cu12-libs",
+        "Compiling needs TensorRT for RTX: pip install tensorrt-rtx-cu12-libs",
     ),
 ]
 

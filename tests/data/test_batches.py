@@ -22,8 +22,9 @@ from transformers import (
 
 from qdqpatch.calibration import text_batches
 from qdqpatch.data.batches import TextBatches
-from qdqpatch.data.lengths import config_limit, position_limit, shortness
+from qdqpatch.data.lengths import config_limit, shortness
 from qdqpatch.errors import CalibrationError, CalibrationWarning, ConfigError
+from qdqpatch.patching.arguments import position_limit
 
 
 @pytest.fixture(scope="module")

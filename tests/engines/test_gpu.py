@@ -37,6 +37,9 @@ def test_without_a_gpu_there_is_one_line(file: str, engine: str, monkeypatch: py
 
 def test_what_is_missing_beside_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "has_gpu", lambda: True)
+    install = "Running models in onnxruntime-cuda needs onnxruntime: pip install onnxruntime-gpu"
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    assert GPU_ENGINES["onnxruntime-cuda"].lacking() == install
     modules = {"onnxruntime": SimpleNamespace(get_available_providers=lambda: ["CPUExecutionProvider"])}
     monkeypatch.setattr(gpu.importlib, "import_module", modules.__getitem__)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: modules.get(name))
@@ -44,7 +47,9 @@ def test_what_is_missing_beside_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch
     assert GPU_ENGINES["onnxruntime-cuda"].lacking() == (
         "This ONNX Runtime has no CUDAExecutionProvider: pip install onnxruntime-gpu"
     )
-    assert GPU_ENGINES["tensorrt"].lacking() == "tensorrt is not installed: pip install tensorrt"
+    assert GPU_ENGINES["tensorrt"].lacking() == (
+        "Running models in tensorrt needs tensorrt: pip install tensorrt"
+    )
     modules["tensorrt"] = SimpleNamespace()
     assert GPU_ENGINES["tensorrt"].lacking() == "tensorrt needs a torch with CUDA for its memory."
 

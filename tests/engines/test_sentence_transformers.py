@@ -99,7 +99,9 @@ def test_what_is_not_there_is_refused(folder: Path, monkeypatch: pytest.MonkeyPa
             model_kwargs={"file_name": "odd.ort"})  # fmt: skip
     absent = dataclasses.replace(ENGINES["onnxruntime"], package="no_such_engine")
     monkeypatch.setitem(ENGINES, "onnxruntime", absent)
-    refused(folder, EngineError, "onnxruntime is not installed: pip install no_such_engine", backend="onnx")
+    refused(
+        folder, EngineError, "onnxruntime needs no_such_engine: pip install no_such_engine", backend="onnx"
+    )
     (folder / WEIGHTS[0]).unlink()
     refused(folder, EngineError, "Nothing that runs .* is installed: pip install no_such_engine$")
 

@@ -106,7 +106,7 @@ def test_files_that_cannot_be_loaded(engine: Engine, content: bytes | None, tmp_
 def test_an_engine_that_is_not_installed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.version == version(engine.package)
     monkeypatch.setitem(sys.modules, engine.package, None)
-    message = f"^{engine.name} is not installed: pip install {engine.package}$"
+    message = f"^Running models in {engine.name} needs {engine.package}: pip install {engine.package}$"
     with pytest.raises(EngineError, match=message):
         engine.load(Path("model.onnx"))
     assert dataclasses.replace(engine, package="no-such-package").version is None

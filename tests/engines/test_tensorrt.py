@@ -246,7 +246,7 @@ def test_what_cannot_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(building, "PACKAGE", "tensorrt_that_is_not_there")
     code, _, err = lint(file, "--target", "tensorrt", "--build")
     assert code == 1
-    assert err == f"Error: Compiling needs TensorRT for RTX, which is not installed: {building.INSTALL}\n"
+    assert err == f"Error: Compiling needs {building.PACKAGE}: pip install {building.PACKAGE}\n"
 
 
 def test_a_crash_of_the_compiler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 import qdqpatch
-from qdqpatch.errors import ConfigError, UnsupportedModelError
+from qdqpatch.errors import ConfigError, DataError, UnsupportedModelError
 from qdqpatch.patching.audit import Audit, audit
 
 GOLDEN: dict[str, Any] = json.loads(Path(__file__).with_name("audits.json").read_text())
@@ -118,7 +118,13 @@ def test_what_cannot_be_audited_is_refused_and_left_as_it_was() -> None:
     model = models.calibrated()
     before = models.snapshot(model)
     for batch, kind, message in (
-        ({"token": torch.tensor([[1]])}, UnsupportedModelError, "cannot be traced with token: "),
+        ({"token": torch.tensor([[1]])}, DataError, "'token', which BertModel does not take: leave it out"),
+        (
+            {"attention_mask": torch.ones(1, 2)},
+            UnsupportedModelError,
+            "cannot be traced with attention_mask: You must specify exactly one of input_ids or inputs_embeds"
+            r"\. See whether",
+        ),
         ({}, ConfigError, "holds no tensor"),
         ([], ConfigError, "not a list"),
     ):

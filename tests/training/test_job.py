@@ -1,6 +1,7 @@
 """The whole way of `qdqpatch train`: what it reports, what it saves, and going on after an interruption."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 from checkpoints import write_tokenizer
 from training_jobs import NAME, SCHEDULE, TEXTS, Recording, job, write_data, write_float
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainerState
 
 import qdqpatch
 from qdqpatch.errors import CheckpointError, ConfigError, TrainingError
@@ -106,6 +107,44 @@ def test_a_run_goes_on_that_was_interrupted_before_its_first_checkpoint(
         for name in ("whole", "out")
     )
     models.assert_equal(one, other)
+
+
+@pytest.mark.parametrize("full_at", ["optimizer.pt", "trainer_state.json"])
+def test_a_run_goes_on_after_the_disk_was_full(
+    full_at: str, ckpt: str, data: DataSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file of the second checkpoint is cut off, the run goes on from the first one."""
+    whole = {"save": torch.save, "save_to_json": TrainerState.save_to_json}
+    place = tmp_path / "out.training" / "checkpoint-2" / full_at
+
+    def cut_off(file: str, error: Exception) -> None:
+        content = Path(file).read_bytes()
+        if Path(file) == place:
+            Path(file).write_bytes(content[: len(content) // 2])
+            raise error
+
+    def save(value: object, file: str) -> None:
+        whole["save"](value, file)
+        cut_off(file, RuntimeError("basic_ios::clear: iostream error"))  # torch's word for a full disk
+
+    def save_to_json(state: TrainerState, file: str) -> None:
+        whole["save_to_json"](state, file)
+        cut_off(file, OSError(errno.ENOSPC, "No space left on device"))
+
+    short = dataclasses.replace(SCHEDULE, epochs=0.5)
+    wanted = job(ckpt, data, schedule=short)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        patch.setattr(TrainerState, "save_to_json", save_to_json)
+        with pytest.raises(
+            CheckpointError, match=r"Cannot write .*out\.training: (the disk may be|No space)"
+        ):
+            run_job(wanted, tmp_path / "out")
+    assert last_checkpoint(tmp_path / "out.training").name == "checkpoint-1"
+    listener = Recording()
+    run_job(wanted, tmp_path / "out", resume=True, listener=listener)
+    assert listener.steps == [(2, 4), (3, 4), (4, 4)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "train.tsv"]
 
 
 @pytest.mark.slow
@@ -273,6 +312,18 @@ def test_training_that_diverges_is_stopped(
     with pytest.raises(TrainingError, match=message):
         run_job(wanted, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]  # and so a lower rate can be tried
+
+
+def test_labels_that_no_rate_could_learn(ckpt: str, data: DataSource, tmp_path: Path) -> None:
+    scores = tmp_path / "scores"
+    models.build(NAME, num_labels=1).save_pretrained(scores)
+    write_tokenizer(scores)
+    rows = [f"{text}\t{place}e30" for place, text in enumerate(TEXTS)]
+    Path(data.name).write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    with pytest.raises(
+        TrainingError, match=r"^The loss is inf before anything was learned: check the labels"
+    ):
+        run_job(job(str(scores), data), tmp_path / "out")
 
 
 def test_what_else_is_read_is_kept(ckpt: str, data: DataSource, tmp_path: Path) -> None:

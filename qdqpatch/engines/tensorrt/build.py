@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qdqpatch import packages
 from qdqpatch.choices import CAPABILITIES, DEFAULT_CAPABILITIES, FLOAT8_CAPABILITIES
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.tensorrt.layers import Kernel, read_kernels
 from qdqpatch.errors import ConfigError, EngineError
-from qdqpatch.packages import missing
 
 PACKAGE = "tensorrt_rtx_bindings"
-INSTALL = "pip install tensorrt-rtx-cu12-libs tensorrt-rtx-cu12-bindings"
 SHAPE = Shape(32, 128)
 """What a file with dynamic axes is compiled for, unless another shape is named."""
 
@@ -68,8 +67,7 @@ def require(capabilities: Sequence[str] = DEFAULT_CAPABILITIES, float8: bool = F
             raise ConfigError(
                 f"{capability} has no FP8, which came with SM89 (Ada): leave it out, or quantize to int8."
             )
-    if missing(PACKAGE):
-        raise EngineError(f"Compiling needs TensorRT for RTX, which is not installed: {INSTALL}")
+    packages.require("Compiling", PACKAGE, error=EngineError)
 
 
 def build(file: Path, capability: str, shape: Shape = SHAPE) -> Build:
