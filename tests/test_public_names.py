@@ -28,7 +28,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FORKING = """
-import json, os, sys
+import gc, json, os, sys
+gc.disable()  # which only looks through what is imported
 import numpy, scipy.optimize, scipy.stats, torch._dynamo, torch.distributed.checkpoint
 import torch.distributed.fsdp, torch.distributed.tensor, torch.export
 for name, code in json.load(sys.stdin).items():

@@ -258,7 +258,12 @@ def _check_method(name: str, found: object) -> None:
         raise CheckpointError(
             f"The quantization_config in config.json of {name} must be an object, not {found!r}."
         )
-    method = found.get("quant_method", QUANT_METHOD)
+    method = found.get("quant_method")
+    if method is None:
+        raise CheckpointError(
+            f"The quantization_config in config.json of {name} does not say which tool quantized it "
+            "(quant_method), as old ones of bitsandbytes do not. Name the float checkpoint."
+        )
     if method != QUANT_METHOD:
         raise CheckpointError(
             f"{name} is quantized by another tool ({method}), whose checkpoints are not read here. Name the "

@@ -167,11 +167,13 @@ def _differences(row: EvaluationRow, metric: str) -> list[str]:
     """Return difference and drop, with as many digits as the metric itself has."""
     if row.difference is None:
         return ["", ""]
+    from qdqpatch.tasks.metrics import decimal
+
     digits = row.metrics[metric].digits
-    ends = [f"{end:+.{digits}f}" for end in row.difference.interval or ()]
+    ends = [decimal(end, digits, "+") for end in row.difference.interval or ()]
     interval = f" [{', '.join(ends)}]" if ends else ""
     drop = row.difference.drop
-    return [f"{row.difference.value:+.{digits}f}{interval}", "-" if drop is None else f"{drop:.2f}"]
+    return [decimal(row.difference.value, digits, "+") + interval, "-" if drop is None else f"{drop:.2f}"]
 
 
 def _check_drop(evaluation: Evaluation, percent: float) -> None:

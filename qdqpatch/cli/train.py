@@ -255,16 +255,18 @@ def _print_report(report: TrainingReport) -> None:
     """Print a row for each stage, with its difference to the float model."""
     names = list(report.stages[0].metrics)
     first = report.stages[0].metrics
+    from qdqpatch.tasks.metrics import decimal
+
     digits = {name: report.stages[0].digits.get(name, 2) for name in names}
     rows = []
     for stage in report.stages:
-        cells = [f"{stage.metrics[name]:.{digits[name]}f}" for name in names]
+        cells = [decimal(stage.metrics[name], digits[name]) for name in names]
         difference = stage.metrics[names[-1]] - first[names[-1]]
         rows.append(
             (
                 stage.name,
                 *cells,
-                "" if stage is report.stages[0] else f"{difference:+.{digits[names[-1]]}f}",
+                "" if stage is report.stages[0] else decimal(difference, digits[names[-1]], "+"),
                 _time(stage.seconds),
             )
         )

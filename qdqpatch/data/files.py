@@ -25,6 +25,20 @@ def _encoding(start: bytes) -> str:
     return next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8-sig")
 
 
+def check_file(path: Path) -> None:
+    """Find out whether there is a file that can be read from its beginning more than once.
+
+    Raises:
+        DataError: If not.
+    """
+    if not path.exists():
+        raise DataError(f"There is no file {path}.")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file.")
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe or a device, which can be read only once: write it to a file.")
+
+
 @contextmanager
 def open_text(path: Path, errors: str = "strict") -> Iterator[TextIO]:
     """Open a UTF-8 file, with or without a byte order mark, for reading; line ends are left as they are.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.data.columns import Columns, Text
+from qdqpatch.data.files import check_file
 from qdqpatch.data.hub import load_hub_dataset
 from qdqpatch.data.reading import Reading
 from qdqpatch.data.records import Record, file_format, read_records
@@ -89,10 +90,7 @@ def is_hub_name(data: str | Path) -> bool:
 
 
 def _from_file(path: Path, columns: Columns | None, samples: int | None, seed: int) -> Texts:
-    if not path.exists():
-        raise CalibrationError(f"There is no file {path}.")
-    if path.is_dir():
-        raise CalibrationError(f"{path} is a folder; name a file.")
+    check_file(path)
     reading = Reading(str(path), "line", columns, ragged=file_format(path) == ".jsonl")
     drawn, total = reservoir(reading.texts(read_records(path)), samples, seed)
     return _finished(reading, drawn, total)

@@ -10,7 +10,7 @@ from qdqpatch.engines.exactness import Exactness
 from qdqpatch.engines.loading import Skipped
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Difference, interval
-from qdqpatch.tasks.metrics import Metric
+from qdqpatch.tasks.metrics import Metric, decimal
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Figure:
 
     def __str__(self) -> str:
         """Return value and interval with the metric's digits."""
-        ends = ", ".join(f"{end:.{self.metric.digits}f}" for end in self.interval or ())
+        ends = ", ".join(decimal(end, self.metric.digits) for end in self.interval or ())
         return f"{self.metric} [{ends}]" if ends else str(self.metric)
 
 

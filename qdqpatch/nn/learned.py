@@ -29,7 +29,10 @@ class WeightTrackingQuantizer(TensorQuantizer):
         """Return the tensor's own range; keep it in training."""
         amax = absolute_max(inputs, self.axis)
         if self.training and self.amax is not None:
-            self._amax.copy_(amax)
+            if self._amax.shape == amax.shape:
+                self._amax.copy_(amax)
+            else:  # one range for all channels, as it was stored
+                self._amax = amax.detach().clone()
         return amax if self.scale_amax is None else amax * self.scale_amax
 
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 
 from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.patching.wrapped import refusal
 from qdqpatch.rules import has_rules
 from qdqpatch.rules.base import Miss
+from qdqpatch.rules.structural import multiplies
+
+UNCOVERED: tuple[tuple[type[nn.Module], str, str], ...] = (
+    (nn.Linear, "linear", "it is outside the parts that there are rules for"),
+    (_ConvNd, "convolution", "convolutions are not quantized"),
+    (nn.MultiheadAttention, "attention", "nn.MultiheadAttention computes it in one call"),
+)
+"""What stays float, and why, where no rule says anything of it."""
 
 
 class Aliases:
@@ -62,9 +71,20 @@ def _outermost(models: list[tuple[str, PreTrainedModel]]) -> list[tuple[str, Pre
 
 
 def uncovered(model: nn.Module, covered: set[str]) -> list[Miss]:
-    """Name the Linears that are no rule's business: those of a composite model between its parts."""
-    return [
-        Miss(path, "linear", "it is outside the parts that there are rules for")
+    """Name what multiplies and is no rule's business.
+
+    Such are a composite model's Linears between its parts, and in embeddings and heads convolutions, torch's
+    own attention, and products of tensors.
+    """
+    found = [
+        Miss(path, operation, reason)
+        for kind, operation, reason in UNCOVERED
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and path not in covered
+        if isinstance(module, kind) and path not in covered
+    ]
+    covered = covered | {miss.path for miss in found}
+    return found + [
+        Miss(path, "matrix product", f"no rule knows the products in the methods of {type(module).__name__}")
+        for path, module in model.named_modules()
+        if path not in covered and multiplies(type(module))
     ]

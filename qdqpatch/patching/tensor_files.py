@@ -33,12 +33,13 @@ class TensorFile:
             return tuple(self._tensors[name].shape)
         return tuple(self._tensors.get_slice(name).get_shape())
 
-    def is_packed(self, name: str) -> bool:
-        """Return whether a tensor has numbers of 8 bits, which are no weights without a scale."""
+    def dtype(self, name: str) -> str:
+        """Return a tensor's type by the name that safetensors has for it, such as `F32`."""
         if isinstance(self._tensors, dict):
             dtype = self._tensors[name].dtype
-            return bool(dtype.itemsize == 1 and dtype != torch.bool)
-        return str(self._tensors.get_slice(name).get_dtype()).startswith(("I8", "U8", "F8"))
+            kind = "C" if dtype.is_complex else "F" if dtype.is_floating_point else "I"
+            return "BOOL" if dtype == torch.bool else f"{kind}{8 * dtype.itemsize}"
+        return str(self._tensors.get_slice(name).get_dtype())
 
     def __getitem__(self, name: str) -> Tensor:
         if isinstance(self._tensors, dict):
@@ -78,16 +79,25 @@ def read_shapes(files: list[str]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in the files, by its name.
 
     Raises:
-        CheckpointError: If a file cannot be read, or another tool has packed its weights.
+        CheckpointError: If a file cannot be read, another tool has packed its weights, or they are not
+            floats.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         with open_tensors(file) as tensors:
-            weights = [name for name in tensors.names if name.endswith(".weight")]
-            if packed := [name for name in weights if tensors.is_packed(name)]:
+            types = {name: tensors.dtype(name) for name in tensors.names}
+            weights = [name for name in types if name.endswith(".weight")]
+            if packed := [name for name in weights if types[name].startswith(("I8", "U8", "F8"))]:
                 raise CheckpointError(
                     f"{file} holds numbers of 8 bits, as another tool packs them ({packed[0]}), and no "
                     "weights. Name the float checkpoint."
+                )
+            odd = [name for name in weights if not types[name].startswith(("F", "BF"))]
+            odd += [name for name, kind in types.items() if kind.startswith("C")]
+            if odd:
+                raise CheckpointError(
+                    f"{file} is damaged: {odd[0]} is of type {types[odd[0]]}, and weights are floats. "
+                    "Copy or download it again."
                 )
             shapes.update((name, tensors.shape(name)) for name in tensors.names)
     return shapes

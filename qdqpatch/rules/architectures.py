@@ -108,6 +108,9 @@ _LILT: tuple[tuple[str, Products], ...] = (
 _CONVBERT: tuple[tuple[str, Products], ...] = (
     ("forward", (("conv_span", "conv_kernel"), ("q", "k"), ("a", "v"))),
 )
+_MODERNBERT: tuple[tuple[str, Products], ...] = (("eager_attention_forward", (("q", "k"), ("a", "v"))),)
+"""Of transformers 5.0, where attention is taken from a table of functions."""
+
 _CLIP = _layered(
     "clip.modeling_clip", "CLIP", "*EncoderLayer", embeddings=("*TextEmbeddings", "*VisionEmbeddings")
 )
@@ -192,7 +195,12 @@ ARCHITECTURES: Mapping[str, tuple[Architecture, ...]] = {
             pooler=("*Pooler",),
         ),
     ),
-    "modernbert": (_layered("modernbert.modeling_modernbert", "ModernBert", "*EncoderLayer"),),
+    "modernbert": (
+        replace(
+            _layered("modernbert.modeling_modernbert", "ModernBert", "*EncoderLayer"),
+            products=_MODERNBERT,
+        ),
+    ),
     "nomic_bert": (_layered("nomic_bert.modeling_nomic_bert", "NomicBert"),),
     "gte": (_layered("gte.modeling_gte", "Gte"),),
     "jina_embeddings_v3": (

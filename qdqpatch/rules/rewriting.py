@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import functools
 import threading
-from collections.abc import Callable, Collection
+import types
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from qdqpatch.errors import QuantizedError
 from qdqpatch.nn.attention import IMPLEMENTATION, float_matmuls
 from qdqpatch.rules.flow import operands, residual_adds
 from qdqpatch.rules.products import products
-from qdqpatch.rules.source import Method, SourceError
+from qdqpatch.rules.source import Method, SourceError, function_beside
 
 
 @dataclass(frozen=True, order=True)
@@ -27,7 +28,7 @@ class Wrap:
     """Quantizers for the operands of one operation.
 
     Attributes:
-        method: The method that has the operation.
+        method: The method that has the operation; or a function that `forward` calls with the module first.
         kind: What it is.
         number: Which one of its kind, from 1.
         quantizers: Names of the child modules that the operands pass through: the computed operand's and the
@@ -84,9 +85,11 @@ def unguarded(cls: type[nn.Module]) -> type[nn.Module]:
 
 def _make(float_class: type[nn.Module], changes: frozenset[Change]) -> type[nn.Module]:
     wraps = [change for change in changes if isinstance(change, Wrap)]
+    names = {wrap.method for wrap in wraps}
+    functions = {name: function for name in names if (function := _function(float_class, name)) is not None}
     namespace: dict[str, Any] = {
-        name: _wrapped_method(float_class, name, [wrap for wrap in wraps if wrap.method == name])
-        for name in {wrap.method for wrap in wraps}
+        name: _wrapped_method(float_class, name, [wrap for wrap in wraps if wrap.method == name], functions)
+        for name in (names | {"forward"} if functions else names)
     }
     if GUARD in changes:
         namespace["forward"] = _guarded(float_class, namespace.get("forward", float_class.forward))
@@ -108,7 +111,17 @@ def _restore(float_class: type[nn.Module], changes: frozenset[Change], state: di
     return module
 
 
-def _wrapped_method(float_class: type[nn.Module], name: str, wraps: list[Wrap]) -> Callable[..., Any]:
+def _function(cls: type[nn.Module], name: str) -> types.FunctionType | None:
+    """Return the function that is meant where a class has no method of that name."""
+    return None if hasattr(cls, name) else function_beside(cls, name)
+
+
+def _wrapped_method(
+    float_class: type[nn.Module],
+    name: str,
+    wraps: list[Wrap],
+    functions: Mapping[str, types.FunctionType],
+) -> Callable[..., Any]:
     method = Method(float_class, name)
     named: dict[ast.AST, tuple[str, str]] = {}
     for wrap in wraps:
@@ -126,7 +139,48 @@ def _wrapped_method(float_class: type[nn.Module], name: str, wraps: list[Wrap]) 
             raise SourceError(f"{float_class.__name__}.{name} has no {wrap.kind} number {wrap.number}")
         named |= found
     _Wrapper(method.self_name, named).visit(method.tree)
+    if name == "forward" and functions:
+        calls = _Calls(method, functions)
+        calls.visit(method.tree)
+        if calls.missing:
+            raise SourceError(f"{float_class.__name__}.forward does not call {', '.join(calls.missing)}")
     return method.compile()
+
+
+class _Calls(ast.NodeTransformer):
+    """Lets a `forward` call a function that takes the module as a method of it, which can be rewritten.
+
+    A function is called by its name, or taken from a table of functions: then whichever the table gives.
+
+    Attributes:
+        missing: The functions that it does not call.
+    """
+
+    def __init__(self, method: Method, functions: Mapping[str, types.FunctionType]) -> None:
+        self._self, self._globals = method.self_name, method.plain.__globals__
+        self._functions = functions
+        self.missing = set(functions)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:  # ast names it so
+        """Exchange one call."""
+        self.generic_visit(node)
+        first = node.args[0] if node.args else None
+        name = self._name(node.func)
+        if name is None or not isinstance(first, ast.Name) or first.id != self._self:
+            return node
+        self.missing.discard(name)
+        node.func = ast.copy_location(ast.Attribute(first, name, ast.Load()), node.func)
+        del node.args[0]
+        return ast.fix_missing_locations(node)
+
+    def _name(self, called: ast.expr) -> str | None:
+        if isinstance(called, ast.Name):
+            return called.id if called.id in self._functions else None
+        if isinstance(called, ast.Subscript) and isinstance(called.value, ast.Name):
+            table = self._globals.get(called.value.id)
+            values = list(table.values()) if isinstance(table, Mapping) else []
+            return next((name for name, function in self._functions.items() if function in values), None)
+        return None
 
 
 class _Wrapper(ast.NodeTransformer):

@@ -27,6 +27,9 @@ class SourceError(Exception):
 class Method:
     """A method of a class, and a tree of its own source that may be changed.
 
+    Where a class has no method of the name, it is a function of the file of its `forward`, which takes the
+    module as its first argument, as attention functions do.
+
     Attributes:
         tree: The definition; line numbers are those of the file.
         plain: The function without what its decorators put around it.
@@ -40,7 +43,7 @@ class Method:
             SourceError: If it cannot be read, or is not what the function was compiled from.
         """
         self.owner = next((base for base in cls.__mro__ if name in vars(base)), cls)
-        self.plain = inspect.unwrap(getattr(cls, name, None))  # type: ignore[arg-type]  # None has no code
+        self.plain = inspect.unwrap(getattr(cls, name, None) or function_beside(cls, name))  # type: ignore[arg-type]  # None has no code
         if not isinstance(self.plain, types.FunctionType):
             raise SourceError(f"{cls.__name__} has no method {name} that is written in Python")
         self.tree = self._read()
@@ -126,6 +129,13 @@ class Method:
         if hasattr(code, "co_qualname"):  # Python 3.11
             changes["co_qualname"] = plain.__code__.co_qualname
         return code.replace(**changes)
+
+
+def function_beside(cls: type, name: str) -> types.FunctionType | None:
+    """Return the function of that name that the `forward` of a class can call; None if there is none."""
+    forward = inspect.unwrap(getattr(cls, "forward", None))  # type: ignore[arg-type]  # None has no globals
+    found = getattr(forward, "__globals__", {}).get(name)
+    return found if isinstance(found, types.FunctionType) else None
 
 
 def _bare(argument: ast.arg) -> ast.arg:

@@ -87,7 +87,7 @@ class Unreached:
         for path, module in modules_inside(model, self.inside):
             kind = type(module)
             own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-            if kind not in self.attention and _multiplies(kind):
+            if kind not in self.attention and multiplies(kind):
                 yield Miss(
                     path, "matrix product", f"no rule knows the products in the methods of {kind.__name__}"
                 )
@@ -103,19 +103,29 @@ class Unreached:
                 yield Miss(path, "residual add", f"{type(module).__name__} adds in the loop over its layers")
 
 
-def _multiplies(cls: type[nn.Module]) -> bool:
-    """Whether a method that a class itself defines has a matrix product."""
+def multiplies(cls: type[nn.Module]) -> bool:
+    """Whether a method of a class itself, or a function beside it that it calls, has a matrix product."""
     return not cls.__module__.startswith("torch.") and any(
         not {*CALLS, "einsum", "baddbmm"}.isdisjoint(code.co_names) for code in _codes(cls)
     )
 
 
 def _codes(cls: type[nn.Module]) -> Iterator[types.CodeType]:
-    """Yield the code of the methods that a class itself defines."""
+    """Yield the code of a class's own methods, and of functions of its file that they name."""
     for method in vars(cls).values():
-        code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
-        if isinstance(code, types.CodeType):
-            yield code
+        function = inspect.unwrap(method) if callable(method) else None
+        if isinstance(function, types.FunctionType):
+            yield function.__code__
+            for other in functions_of(function):
+                yield other.__code__
+
+
+def functions_of(function: types.FunctionType) -> Iterator[types.FunctionType]:
+    """Yield the functions of a function's own file that it names."""
+    for name in function.__code__.co_names:
+        found = function.__globals__.get(name)
+        if isinstance(found, types.FunctionType) and found.__module__ == function.__module__:
+            yield found
 
 
 def _adds(cls: type[nn.Module]) -> int:

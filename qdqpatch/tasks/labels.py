@@ -23,6 +23,9 @@ Found = tuple[str, Any]
 SEPARATORS = ("|", ";", ",", None)
 """What stands between several labels in one text, most telling first; None for blanks."""
 
+LISTED = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s,'"]+)""")
+"""A part of a list that is written as a text, as data frames write it: quoted or not."""
+
 
 def label_names(config: PreTrainedConfig) -> dict[int, str]:
     """Return the names of a model's labels by their numbers."""
@@ -165,6 +168,8 @@ def _parts(value: Any, known: Mapping[str, Any] | None = None) -> list[Any]:
     text = _text(value)
     if known and text.lower() in known:
         return [text]
+    if text.startswith("[") and text.endswith("]"):  # a list, as a table of texts has it
+        return ["".join(found) for found in LISTED.findall(text[1:-1])]
     separator = next((mark for mark in SEPARATORS if mark is None or mark in text), None)
     return [part.strip() for part in text.split(separator) if part.strip()]
 
@@ -175,8 +180,13 @@ def _sets(found: Sequence[Found], names: Mapping[int, str]) -> list[list[float]]
     known = {name.strip().lower(): number for number, name in names.items()}
     rows = [(where, [_text(part) for part in _parts(value, known)]) for where, value in found]
     marks = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
-    if count > 1 and all(len(parts) == count and marks.keys() >= set(parts) for _, parts in rows):
-        return [[marks[part] for part in parts] for _, parts in rows]
+    if all(len(parts) == count and marks.keys() >= set(parts) for _, parts in rows):
+        if count > 1 or any(marks[parts[0]] for _, parts in rows):
+            return [[marks[part] for part in parts] for _, parts in rows]
+        raise DataError(
+            f"{rows[0][0]} has the label {rows[0][1][0]!r}, and so have all others: it can be the number of "
+            f"{names[0]!r} or say that it is not there. Use the name, or data with both."
+        )
     numbers = class_numbers(first_places([(where, part) for where, parts in rows for part in parts]), names)
     return [
         [float(label in {numbers[part] for part in parts}) for label in sorted(names)] for _, parts in rows

@@ -17,6 +17,15 @@ from qdqpatch.errors import DataError
 Floats = NDArray[np.float64]
 
 
+def decimal(value: float, digits: int, sign: str = "") -> str:
+    """Write a number with digits after the point; one too long for a table, as a power of ten."""
+    return f"{value:{sign}.{digits}f}" if abs(value) < LONG else f"{value:{sign}.3e}"
+
+
+LONG = 1e7
+"""Numbers are written out below this."""
+
+
 @dataclass(frozen=True)
 class Metric(ABC):
     """One figure of a model on a data set.
@@ -62,7 +71,7 @@ class Metric(ABC):
         return float(self.figures(*self.columns))
 
     def __str__(self) -> str:
-        return f"{self.value:.{self.digits}f}"
+        return decimal(self.value, self.digits)
 
 
 @dataclass(frozen=True)

@@ -51,16 +51,16 @@ def comparison(own: Vectors, reference: Vectors) -> list[Metric]:
     if only the query is while the index is the reference's (which need not be built anew then); and the
     rank correlation of a query's similarities to everything else. The last three are means over the queries.
     """
-    each = cosines(_all(own), _all(reference))
+    of_vectors = cosines(_all(own), _all(reference))
     found: list[Metric] = [
-        Quantile(LOWEST, each, 0.0),
-        Quantile(FIFTH, each, 0.05),
+        Quantile(LOWEST, of_vectors, 0.0),
+        Quantile(FIFTH, of_vectors, 0.05),
     ]
     searched = reference.queries if reference.index is None else reference.index
     if len(searched) >= LEAST:
         kept, crossed, ranked = _searches(own, reference)
         found += [mean(KEPT, kept), mean(CROSSED, crossed), mean(SPEARMAN, ranked, in_percent=False)]
-    return [*found, mean(COSINE, each.tolist(), in_percent=False)]
+    return [*found, mean(COSINE, of_vectors.tolist(), in_percent=False)]
 
 
 def _searches(own: Vectors, reference: Vectors) -> tuple[list[float], list[float], list[float]]:

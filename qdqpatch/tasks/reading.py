@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.data import columns as text_columns
+from qdqpatch.data.files import check_file
 from qdqpatch.data.hub import load_hub_dataset
 from qdqpatch.data.records import Record, read_records
 from qdqpatch.data.texts import is_hub_name
@@ -93,10 +94,7 @@ def checked_file(source: DataSource) -> Path:
             f"{spelled('split')} and {spelled('subset')} are for data sets on the hub; {source.name} is none."
         )
     path = Path(source.name)
-    if not path.exists():
-        raise DataError(f"There is no file {path}.")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; name a file.")
+    check_file(path)
     return path
 
 

@@ -154,6 +154,11 @@ class _Trainer(DistillationTrainer):
         """Return the loss of a batch, whose gradients are added up."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
+            if self.state.global_step == 0:
+                raise TrainingError(
+                    f"The loss is {loss.item():g} before anything was learned: check the labels of the data "
+                    "and the weights of the model. Nothing was written."
+                )
             step = f"at step {self.state.global_step + 1} of {self.state.max_steps}"
             raise _diverged(f"the loss is {loss.item():g} {step}", self.args.learning_rate)
         return loss

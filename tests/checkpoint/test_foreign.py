@@ -131,6 +131,21 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"holds numbers of 8 bits, as another tool packs them \(bert\.",
     ),
+    "whole numbers": (
+        lambda folder: change_weights(
+            folder,
+            lambda tensors: tensors.update(
+                {name: tensor.to(torch.int32) for name, tensor in tensors.items()}
+            ),
+        ),
+        r"is damaged: bert\.[\w.]+ is of type I32, and weights are floats",
+    ),
+    "complex numbers": (
+        lambda folder: change_weights(
+            folder, lambda tensors: tensors.update({"bert.pooler.dense.bias": torch.zeros(24) + 0j})
+        ),
+        r"is damaged: bert\.pooler\.dense\.bias is of type C64, and",
+    ),
     "sizes": (
         lambda folder: change_config(folder, intermediate_size=48),
         r"intermediate\.dense\.bias has shape \(40,\) in it, and \(48,\)",
@@ -167,6 +182,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "other tool": (
         lambda folder: change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4}),
         r"ckpt is quantized by another tool \(gptq\)",
+    ),
+    "tool without a name": (
+        lambda folder: change_config(folder, quantization_config={"load_in_4bit": True}),
+        r"ckpt does not say which tool quantized it \(quant_method\)",
     ),
     "method of a list": (
         lambda folder: change_config(folder, quantization_config=[1]),

@@ -8,9 +8,7 @@ import copy
 import json
 import pickle
 import re
-import warnings
 from pathlib import Path
-from typing import Any
 
 import family_models as families
 import pytest
@@ -29,9 +27,6 @@ GOLDEN: dict[str, dict[str, dict[str, list[str]]]] = json.loads(
 )
 OLDEST = transformers.__version__ == "5.0.0"
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-FLOAT_IN_OLDEST = {"modernbert"}
-"""Whose attention in transformers 5.0.0 goes through a table of functions of its own."""
-
 PART_ALONE = {
     "BartForCausalLM": "decoder.",
     "CLIPForImageClassification": "vision_model.",
@@ -50,15 +45,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWar
 def quiet() -> None:
     """Without the bars of loading."""
     logging.disable_progress_bar()
-
-
-@pytest.fixture(autouse=True)
-def known_shortfall(family: str) -> Any:
-    """Let models be quantized that are known to be quantized in part."""
-    with warnings.catch_warnings():
-        if OLDEST and family in FLOAT_IN_OLDEST:
-            warnings.simplefilter("ignore", qdqpatch.errors.QuantizationWarning)
-        yield
 
 
 def sites_of(found: Plan) -> dict[str, list[str]]:
@@ -85,7 +71,7 @@ def golden(family: str) -> dict[str, list[str]]:
 def test_sites(family: str) -> None:
     found = qdqpatch.plan(families.float_model(family))
     assert sites_of(found) == golden(family)
-    assert bool(found.shortfall()) == (OLDEST and family in FLOAT_IN_OLDEST)
+    assert not found.shortfall()
     assert not found.unknown
 
 
@@ -98,7 +84,7 @@ def test_every_head_has_the_sites_of_its_base(family: str) -> None:
         inside = paths_of(sites_of(found))
         rows = {row for row in expected if row.startswith(PART_ALONE.get(name, ""))}
         assert all(any(path.endswith(row) for path in inside) for row in rows), name
-        assert bool(found.shortfall()) == (OLDEST and family in FLOAT_IN_OLDEST), name
+        assert not found.shortfall(), name
 
 
 def test_with_every_quantizer_off_it_computes_what_the_float_model_does(family: str) -> None:

@@ -37,6 +37,7 @@ DEBERTA = {
 }
 BOTH = {"text_config": {**SIZES, **SPECIAL}, "vision_config": IMAGES}
 T5 = {"vocab_size": 60, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3}
+T5["decoder_start_token_id"] = 0
 BART = {
     "vocab_size": 60,
     "d_model": 24,
@@ -213,10 +214,26 @@ def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return values[batch["attention_mask"].bool()]
 
 
+NOT_IN_AUTO = {
+    "clip_text_model": ["CLIPTextModelWithProjection"],
+    "clip_vision_model": ["CLIPVisionModelWithProjection"],
+    "siglip_text_model": ["SiglipTextModel"],
+    "visual_bert": [
+        "VisualBertForMultipleChoice",
+        "VisualBertForQuestionAnswering",
+        "VisualBertForVisualReasoning",
+        "VisualBertForRegionToPhraseAlignment",
+    ],
+}
+"""Classes that no Auto class gives for a model type."""
+
+
 def heads(family: str) -> dict[str, type[PreTrainedModel]]:
-    """Return every class that transformers' Auto classes know for a model type, by its name."""
+    """Return every class that transformers has for a model type, by its name."""
     found: dict[str, type[PreTrainedModel]] = {}
     kind = type(config(family))
+    for name in NOT_IN_AUTO.get(family, ()):
+        found[name] = getattr(transformers, name)
     for name, mapping in vars(modeling_auto).items():
         if name.endswith("_MAPPING") and not name.endswith("_NAMES") and kind in mapping:
             classes = mapping[kind]

@@ -70,10 +70,25 @@ def test_names_and_numbers_are_not_mixed() -> None:
         (("joy;anger",), [(1, 1, 0)]),
         (("0 1 1", "1 0 0"), [(0, 1, 1), (1, 0, 0)]),
         ((0, 2), [(1, 0, 0), (0, 0, 1)]),
+        (("[1, 0, 1]", "[0 1 0]"), [(1, 0, 1), (0, 1, 0)]),  # lists and arrays, as data frames write them
+        (("['joy', \"no feeling\"]", "[]", "[anger]"), [(1, 0, 1), (0, 0, 0), (0, 1, 0)]),
     ],
 )
 def test_several_labels(values: tuple, expected: list) -> None:
     assert read(*values, **MULTI) == expected
+
+
+def test_the_only_label_of_several_is_there_or_not() -> None:
+    one: dict[str, Any] = {
+        "num_labels": 1,
+        "id2label": {0: "toxic"},
+        "problem_type": "multi_label_classification",
+    }
+    assert read("0", 1, "1.0", [0], **one) == [(0,), (1,), (1,), (0,)]
+    assert read("toxic", "", **one) == [(1,), (0,)]
+    assert read([0], [], **one) == [(1,), (0,)]
+    with pytest.raises(DataError, match="line 1, has the label '0', and so have all others: it can be the"):
+        read("0", "0", **one)
 
 
 def test_several_labels_that_are_none() -> None:

@@ -7,7 +7,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from qdqpatch.errors import ConfigError, DataError
 from qdqpatch.tasks.libraries import metric_library
-from qdqpatch.tasks.metrics import Correlation, Ratio, label_metrics, mean, score_metrics
+from qdqpatch.tasks.metrics import Correlation, Ratio, decimal, label_metrics, mean, score_metrics
 
 
 def test_value_is_the_ratio_of_sums() -> None:
@@ -81,3 +81,10 @@ def test_metrics_of_several_labels() -> None:
     exact, f1 = label_metrics(outputs, [(1, 0, 1), (1, 0, 1)])
     assert (exact.name, exact.value) == ("all labels right", 50)
     assert f1.value == pytest.approx(100 * 2 * 3 / (3 + 4))  # 3 right, 3 found, 4 wanted
+
+
+def test_numbers_fit_into_tables() -> None:
+    assert decimal(12.345, 2) == "12.35"
+    assert decimal(-9999999, 4, "+") == "-9999999.0000"
+    assert decimal(5e59, 4) == "5.000e+59"
+    assert decimal(float("nan"), 4) == "nan"

@@ -1,6 +1,7 @@
 """What is wrong with a file as a whole is told alike by every task."""
 
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def test_every_task_is_tried() -> None:
 def test_no_file(here: Path, case: tuple[Task[Any], str]) -> None:
     task, suffix = case
     assert tiny_tasks.error_of(task, f"none{suffix}") == f"There is no file none{suffix}."
+
+
+def test_a_pipe_is_not_waited_for(here: Path, case: tuple[Task[Any], str]) -> None:
+    task, suffix = case
+    os.mkfifo(f"pipe{suffix}")
+    assert tiny_tasks.error_of(task, f"pipe{suffix}").startswith(f"pipe{suffix} is a pipe or a device, which")
 
 
 def test_folder(here: Path, case: tuple[Task[Any], str]) -> None:

@@ -314,6 +314,18 @@ def test_training_that_diverges_is_stopped(
     assert [path.name for path in tmp_path.iterdir()] == ["train.tsv"]  # and so a lower rate can be tried
 
 
+def test_labels_that_no_rate_could_learn(ckpt: str, data: DataSource, tmp_path: Path) -> None:
+    scores = tmp_path / "scores"
+    models.build(NAME, num_labels=1).save_pretrained(scores)
+    write_tokenizer(scores)
+    rows = [f"{text}\t{place}e30" for place, text in enumerate(TEXTS)]
+    Path(data.name).write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    with pytest.raises(
+        TrainingError, match=r"^The loss is inf before anything was learned: check the labels"
+    ):
+        run_job(job(str(scores), data), tmp_path / "out")
+
+
 def test_what_else_is_read_is_kept(ckpt: str, data: DataSource, tmp_path: Path) -> None:
     with OutputFolder.open(tmp_path / "out").staged() as folder:
         (folder / "config.json").write_text("{}")

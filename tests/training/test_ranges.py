@@ -35,6 +35,19 @@ def weight_ranges(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
+def test_weights_whose_channels_have_one_range_are_followed_by_channel(tmp_path: Path) -> None:
+    model = models.calibrated(NAME)
+    for module in model.modules():
+        if hasattr(module, "_weight_quantizer"):
+            module._weight_quantizer._amax = module.weight.detach().abs().max()
+    model.save_pretrained(tmp_path)
+    model = train_ranges(AutoModelForSequenceClassification.from_pretrained(tmp_path))
+    model.train()
+    model(**models.inputs(NAME))
+    for amax, expected in weight_ranges(model):
+        assert torch.equal(amax, expected)
+
+
 @pytest.mark.parametrize(
     ("activations", "cls"), [("lsq", LSQQuantizer), ("clip", PACTQuantizer), ("frozen", TensorQuantizer)]
 )
