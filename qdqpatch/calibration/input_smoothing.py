@@ -7,6 +7,10 @@ residual add reads its output too, and nothing could after GELU. So the Linear m
 read it. The float function stays but for fp32's rounding; with factors that are powers of two it stays to the
 last bit, but then channels differ by up to a factor of two, which costs about a quarter more error.
 
+No channel is magnified: one that was quiet on this data need not be so on other texts. In a model that only
+saw statements, a feature of GELU that answers to a question mark looks empty; magnified eight times, it is
+clipped at the first question. The other half of the channels are as far apart as the formula says.
+
 What alpha serves best differs from Linear to Linear (from 0.3 to 1 in one model), so several are tried on
 data that was held back. A factor moves error from inputs to weights; the Linear's output has both.
 """
@@ -182,7 +186,7 @@ def _groups(
         ends = torch.stack([seen.low, seen.high]).float().to(weights.device)
         amax = ends.abs().amax(0)
         candidates = [torch.ones_like(amax)]
-        candidates += [rounded(weights ** (1 - alpha) / amax**alpha) for alpha in STRENGTHS]
+        candidates += [rounded(weights ** (1 - alpha) / amax**alpha).clamp(max=1) for alpha in STRENGTHS]
         groups.append(_Group(tuple(paths), ends, candidates))
     return groups
 

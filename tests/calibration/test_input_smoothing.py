@@ -71,6 +71,19 @@ def error(model: PreTrainedModel) -> float:
     return float(difference.square().mean())
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_channel_that_is_quiet_here_is_not_magnified(exact: bool) -> None:
+    """On other texts it may be loud, and would be clipped by the range that others have."""
+    model = with_outliers()
+    with torch.no_grad():
+        model.encoder.layer[0].attention.output.LayerNorm.weight[3] = 1e-3
+    smooth_inputs(quantize(model, LINEARS), data(), exact=exact)
+    factors = linears(model)[DENSE].input_scale
+    assert factors is not None
+    assert factors[OUTLIER] < 0.5
+    assert factors[3] == factors.max() == 1
+
+
 def test_the_float_function_stays_bit_for_bit() -> None:
     model = smoothed()
     assert DENSE in scaled(model)
