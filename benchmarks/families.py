@@ -6,7 +6,7 @@
 Seconds to quantize, to calibrate (`max`, one batch) and to export without a check; how many of the matmuls
 are integer kernels; and how many times as fast as the float model in the same engine the int8 one is, by the
 medians of runs in turns. TYPE is a `config.model_type`; without any, all that the rules know and the
-configurations of transformers describe.
+configurations of transformers describe. Sequences are no longer than a model takes (CLIP: 77).
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ def measure(name: str, arguments: argparse.Namespace) -> Sequence[Row]:
     """Return a row for each engine."""
     shape, rounds, threads = arguments.shape, arguments.rounds, arguments.threads
     source = build(name, CHANGES.get(name, {}))
+    texts = source.config.get_text_config()
+    shape = Shape(shape.batch, min(shape.length, getattr(texts, "max_position_embeddings", shape.length)))
     parameters = f"{sum(parameter.numel() for parameter in source.parameters()) / 1e6:.0f} M"
     inputs = Inputs(source, shape)
     batch = inputs.batch(shape)

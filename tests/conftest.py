@@ -17,7 +17,7 @@ os.environ.update(
 )
 
 # What is imported stays. Looking through its half a million objects again and again, as tests make and drop
-# their own, takes a quarter of the time of all tests: `pytest_collection_finish` takes it out.
+# their own, took up to a quarter of the time of a test: `pytest_collection_finish` takes it out.
 gc.disable()
 
 # Tables are as wide as where there is no terminal; a worker of xdist would set the width of its own.
