@@ -40,7 +40,8 @@ what nothing reads is in no file. (The tests leave out a few types that are expo
 Files take what the model takes: LayoutLM, LayoutLMv3 and LiLT the boxes of the words (and LayoutLMv3 the
 image of the page, where its configuration says so), TAPAS the place of a word in its table, VisualBERT any
 number of regions, and CLIP and SigLIP any number of images beside any number of texts. The size of images is
-that of the configuration.
+that of the configuration. How fast files of base size are, and what making them takes, is under
+[performance](performance.md).
 
 Models of images are calibrated from a folder (`qdqpatch convert CKPT OUT --calib images/`) and evaluated on a
 folder with a subfolder for each class, or on a table of paths and labels (`qdqpatch eval CKPT OUT --data
