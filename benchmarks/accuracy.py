@@ -3,21 +3,26 @@
     python benchmarks/accuracy.py [FOLDER] [--questions 1000] [--methods auto percentile-99.99 ...]
 
 The models and data are those of `tasks.py`. Each model is calibrated on 256 training examples without their
-labels. `auto-shift` shifts channels first; `auto-shift-refine` lets the ranges learn afterwards. `change` is
-relative to float. Runs on a GPU where there is one.
+labels. `auto-shift` shifts channels first; `auto-shift-refine` lets the ranges learn afterwards. With
+`--peers`, ONNX Runtime's dynamic int8 is among the rows, run by ONNX Runtime. `change` is relative to float.
+Runs on a GPU where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import peers
 import torch
-from common import Row, prepare, seconds, show, surroundings
+from common import Row, prepare, quiet, seconds, show, surroundings
+from export_speed import float_file
 from tasks import SHARED, TASKS, Task
 
 import qdqpatch
@@ -46,6 +51,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1000, help="of SQuAD's dev set")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=tuple(CONFIGS))
+    parser.add_argument("--peers", action="store_true")
     arguments = parser.parse_args()
     if not arguments.folder.is_dir():
         print(f"Skipped: there is no {arguments.folder}. Name the folder that holds the models and the data.")
@@ -55,30 +61,67 @@ def main() -> None:
         if arguments.tasks is None or kind.name in arguments.tasks:
             task = kind(arguments.folder)
             limit = arguments.questions if task.name == "squad" else None
-            rows = measure(task, arguments.methods, arguments.configs, limit)
+            rows = measure(task, arguments.methods, arguments.configs, limit, arguments.peers)
             show(f"{task.name}, {EXAMPLES} examples", ("", *rows.pop(0)), rows)
     print(surroundings())
 
 
-def measure(task: Task, methods: Sequence[str], configs: Sequence[str], limit: int | None) -> list[Row]:
+def measure(
+    task: Task, methods: Sequence[str], configs: Sequence[str], limit: int | None, with_peers: bool = False
+) -> list[Row]:
     """Return the names of the columns, then a row for the float model and for each of the others."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batches = shuffled(task.calibration_batches(EXAMPLES, batch_size=16))
     floating = task.evaluate(task.load().to(device), limit)
     rows: list[Row] = [(*floating, "change", "calibration")]
     rows.append(("float", *(f"{figure:.1f}" for figure in floating.values()), "", ""))
+    if with_peers:
+        with tempfile.TemporaryDirectory() as folder:
+            duration, model = seconds(lambda: InOnnxRuntime(task, batches[0], Path(folder)))
+            rows.append(compared("ONNX Runtime, dynamic", task.evaluate(model, limit), floating, duration))
     for title in configs:
         for method in methods:
             model = task.load().to(device)
             quantize = functools.partial(qdqpatch.ptq, model, batches, CONFIGS[title], **options(method))
             duration, _ = seconds(quantize)
-            figures = task.evaluate(model, limit)
-            main_metric = list(figures)[-1]
-            change = 100 * (figures[main_metric] / floating[main_metric] - 1)
-            texts = (f"{figure:.1f}" for figure in figures.values())
-            rows.append((f"{title}, {method}", *texts, f"{change:+.1f}%", f"{duration:.0f} s"))
-            print(rows[-1], file=sys.stderr, flush=True)
+            rows.append(compared(f"{title}, {method}", task.evaluate(model, limit), floating, duration))
     return rows
+
+
+def compared(name: str, figures: dict[str, float], floating: dict[str, float], duration: float) -> Row:
+    """Return a contender's row, and print it as soon as it is known."""
+    main_metric = list(figures)[-1]
+    change = 100 * (figures[main_metric] / floating[main_metric] - 1)
+    row = (name, *(f"{figure:.1f}" for figure in figures.values()), f"{change:+.1f}%", f"{duration:.0f} s")
+    print(row, file=sys.stderr, flush=True)
+    return row
+
+
+class InOnnxRuntime:
+    """A task's float model as ONNX Runtime quantizes it dynamically, called as a model is.
+
+    Args:
+        task: The task.
+        batch: Inputs to trace with.
+        folder: Where the files go.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, task: Task, batch: dict[str, torch.Tensor], folder: Path) -> None:
+        feed = {name: tensor.numpy() for name, tensor in batch.items()}
+        onnxruntime = importlib.import_module("onnxruntime")
+        with quiet():
+            file = peers.dynamic(
+                float_file(task.load(), folder / "float.onnx", feed), folder / "int8.onnx", feed
+            )
+        self._session = onnxruntime.InferenceSession(file)
+        self._names = task.logits
+
+    def __call__(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the outputs by the task's names for them."""
+        found = self._session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return dict(zip(self._names, map(torch.from_numpy, found), strict=True))
 
 
 def shuffled(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
