@@ -96,7 +96,7 @@ def main() -> None:
     rows: list[Row] = []
     for name in arguments.types or sorted(ARCHITECTURES):
         try:
-            found = measure(name, arguments)
+            found = measure(name, CHANGES.get(name, {}), arguments)
         except Exception as error:  # the other rows are worth having
             found = [(name, *[""] * (len(COLUMNS) - 2), f"{type(error).__name__}: {error}"[:200])]
         rows += found
@@ -106,10 +106,10 @@ def main() -> None:
     print(*(f"{engine.name} {engine.version}" for engine in ENGINES.values()), sep=", ")
 
 
-def measure(name: str, arguments: argparse.Namespace) -> Sequence[Row]:
+def measure(name: str, changes: dict[str, Any], arguments: argparse.Namespace) -> Sequence[Row]:
     """Return a row for each engine."""
     shape, rounds, threads = arguments.shape, arguments.rounds, arguments.threads
-    source = build(name, CHANGES.get(name, {}))
+    source = build(name, changes)
     texts = source.config.get_text_config()
     shape = Shape(shape.batch, min(shape.length, getattr(texts, "max_position_embeddings", shape.length)))
     parameters = f"{sum(parameter.numel() for parameter in source.parameters()) / 1e6:.0f} M"

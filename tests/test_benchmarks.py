@@ -1,5 +1,6 @@
 """The benchmarks run, here on a tiny BERT, and their tables have every row that the README quotes."""
 
+import argparse
 import gzip
 import importlib
 import math
@@ -45,7 +46,8 @@ def test_time_of_quantizing(benchmark_module, checkpoint):
 def test_an_architecture_has_a_row_for_each_engine(benchmark_module):
     module = benchmark_module("families")
     sizes = {"vocab_size": 60, "dim": 24, "n_layers": 1, "n_heads": 3, "hidden_dim": 40}
-    (row,) = module.measure("distilbert", sizes, module.Shape(1, 8), ["onnxruntime"], rounds=1)
+    arguments = argparse.Namespace(shape=module.Shape(1, 8), engines=["onnxruntime"], rounds=1, threads=1)
+    (row,) = module.measure("distilbert", sizes, arguments)
     assert len(row) == len(module.COLUMNS)
     assert (row[0], row[4], row[6]) == ("distilbert", "onnxruntime", "8 of 8")
     assert module.CHANGES.keys() <= module.ARCHITECTURES.keys()

@@ -125,7 +125,9 @@ def _check_ids(model: nn.Module, batch: Mapping[str, Any], where: str) -> tuple[
         numbers = batch.get(name)
         if not isinstance(numbers, Tensor) or numbers.is_floating_point() or not numbers.numel():
             continue
-        low, high = int(numbers.min()), int(numbers.max())
+        # Where batches are, which is the CPU unless somebody moved them: there this waits for no device.
+        values = numbers.detach().cpu().numpy()
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= table:
             hint = " Take the tokenizer that the model was trained with." if name == IDS else ""
             raise DataError(
