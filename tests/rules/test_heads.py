@@ -20,6 +20,9 @@ OLDEST = transformers.__version__ == "5.0.0"
 IN_ONE_PART = ("BartForCausalLM", "CLIPForImageClassification", "SiglipForImageClassification")
 """Heads of one of a model's two parts, so that they have not all of its sites."""
 
+BROKEN = ("CamembertForMultipleChoice", "XLMRobertaForMultipleChoice") if OLDEST else ()
+"""Heads whose float models raise in transformers 5.0.0: they read a pooler that they do not build."""
+
 DECODER = {"linear": 10, "query x key": 2, "probabilities x value": 2, "residual add": 3}
 """What a layer of T5's decoder adds to the sites of its encoder."""
 
@@ -64,6 +67,10 @@ def test_every_head_is_calibrated_and_close_to_its_float_model(family: str) -> N
         model = families.build(family, head, **one)
         batch = batch_for(model)
         found = operations(model)
+        if name in BROKEN:
+            with pytest.raises(IndexError):
+                model(**batch)
+            continue
         if name not in IN_ONE_PART:
             extra = DECODER if family == "t5" and model.config.is_encoder_decoder else {}
             assert found == base + collections.Counter(extra), name
