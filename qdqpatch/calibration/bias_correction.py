@@ -18,11 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch import distributed
-from qdqpatch.calibration.observing import Observer, feed_watched, nothing_seen
+from qdqpatch.calibration.input_sums import InputSum, sum_inputs
 from qdqpatch.errors import CalibrationError, NotQuantizedError
 from qdqpatch.nn.linear import QuantLinear
-from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -54,7 +52,11 @@ def correct_biases(model: Model, batches: Iterable[Mapping[str, Any]], padding_a
     paths = tuple(f"{path}." for path in linears)
     quantizers = enabled_quantizers(model)
     check_have_ranges({path: quantizers[path] for path in quantizers if path.startswith(paths)})
-    sums = _sums(model, linears, batches, padding_aware)
+    observers = {
+        path: _Means(linear, torch.zeros(3, linear.in_features, dtype=torch.float64, device=model.device))
+        for path, linear in linears.items()
+    }
+    sums = sum_inputs(model, observers, batches, padding_aware)
     biases = {path: _corrected(path, linear, sums[path]) for path, linear in linears.items()}
     with torch.no_grad():
         for path, bias in biases.items():
@@ -80,28 +82,14 @@ def linears_to_correct(model: nn.Module) -> dict[str, QuantLinear]:
     return linears
 
 
-class Sums(Observer):
-    """Adds up what a Linear reads, before and after its quantizer, over tokens that are data and not clipped.
+class _Means(InputSum):
+    """Adds up the inputs, the quantized inputs and the number of tokens that are not clipped.
 
-    Args:
-        linear: The Linear.
-        device: Where to add.
-
-    Attributes:
-        inputs: Float64, shape `(3, in_features)`: the inputs, the quantized inputs, the number of tokens.
+    Its total is of float64, shape `(3, in_features)`.
     """
 
-    def __init__(self, linear: QuantLinear, device: torch.device) -> None:
-        self._linear = linear
-        self.quantizer: TensorQuantizer = linear._input_quantizer
-        super().__init__("", self.quantizer, device)
-        self.inputs = torch.zeros(3, linear.in_features, dtype=torch.float64, device=device)
-
-    def collect(self, inputs: Tensor) -> None:
-        """Take an input of shape `(..., in_features)` into account."""
-        self.was_reached = True
-        inputs = self._linear.scaled(inputs)
-        counts = self.batch.shown(torch.ones_like(inputs[..., :1]), "")
+    def add(self, inputs: Tensor, counts: Tensor) -> None:
+        """Add one batch."""
         quantized = inputs
         if self.quantizer.is_enabled:
             amax, (low, high) = self.quantizer.range_of(inputs), self.quantizer.limits
@@ -112,26 +100,8 @@ class Sums(Observer):
                 steps = inputs * (self.quantizer.levels / amax)
                 inside = (steps >= low) & (steps <= high)
             counts = counts * inside.all(-1, keepdim=True)
-        for total, values in zip(self.inputs, (inputs, quantized, torch.ones_like(inputs)), strict=True):
+        for total, values in zip(self.total, (inputs, quantized, torch.ones_like(inputs)), strict=True):
             total += torch.where(counts > 0, values, 0).flatten(0, -2).sum(0, dtype=torch.float64)
-
-
-def _sums(
-    model: PreTrainedModel,
-    linears: Mapping[str, QuantLinear],
-    batches: Iterable[Mapping[str, Any]],
-    padding_aware: bool,
-) -> dict[str, Tensor]:
-    """Return each Linear's sums over all batches and processes, on the host."""
-    observers = {path: Sums(linear, model.device) for path, linear in linears.items()}
-    count = feed_watched(model, linears, observers, batches, padding_aware, inputs=True)
-    sums = distributed.sum_over_processes(
-        {path: observer.inputs for path, observer in observers.items()}, model.device
-    )
-    for path, observer in observers.items():
-        if not observer.was_reached and not sums[path].any():
-            raise nothing_seen(path, observer.was_reached, count)
-    return sums
 
 
 def _corrected(path: str, linear: QuantLinear, sums: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch import distributed
-from qdqpatch.calibration.observing import Observer, feed_watched, nothing_seen
+from qdqpatch.calibration.input_sums import InputSum, sum_inputs
 from qdqpatch.calibration.selecting import check_quantized, plain_linears
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import CalibrationError, ConfigError
@@ -120,32 +119,15 @@ def _passes(linears: Mapping[str, QuantLinear]) -> Iterator[dict[str, QuantLinea
     yield part
 
 
-class SecondMoments(Observer):
-    """Adds up x x^T of what a Linear multiplies, over tokens that are data.
+class _SecondMoments(InputSum):
+    """Adds up x x^T of what a Linear multiplies, in fp32, shape `(in_features, in_features)`."""
 
-    Args:
-        linear: The Linear.
-        device: Where to add.
-
-    Attributes:
-        moments: fp32, shape `(in_features, in_features)`.
-    """
-
-    def __init__(self, linear: QuantLinear, device: torch.device) -> None:
-        self._linear = linear
-        super().__init__("", linear._input_quantizer, device)
-        self.moments = torch.zeros(linear.in_features, linear.in_features, device=device)
-
-    def collect(self, inputs: Tensor) -> None:
-        """Take an input of shape `(..., in_features)` into account."""
-        self.was_reached = True
-        quantizer = self._linear._input_quantizer
-        inputs = self._linear.scaled(inputs)
-        counts = self.batch.shown(torch.ones_like(inputs[..., :1]), "")
-        if quantizer.is_enabled:
-            inputs = quantizer.quantized(inputs, quantizer.range_of(inputs))
+    def add(self, inputs: Tensor, counts: Tensor) -> None:
+        """Add one batch."""
+        if self.quantizer.is_enabled:
+            inputs = self.quantizer.quantized(inputs, self.quantizer.range_of(inputs))
         rows = torch.where(counts > 0, inputs, 0).flatten(0, -2).float()
-        self.moments.addmm_(rows.T, rows)
+        self.total.addmm_(rows.T, rows)
 
 
 def _moments(
@@ -155,16 +137,14 @@ def _moments(
     padding_aware: bool,
 ) -> dict[str, Tensor]:
     """Return each Linear's sum of x x^T over all batches and processes."""
-    observers = {path: SecondMoments(linear, model.device) for path, linear in linears.items()}
-    count = feed_watched(model, linears, observers, batches, padding_aware, inputs=True)
-    moments = distributed.sum_over_processes(
-        {path: observer.moments for path, observer in observers.items()}, model.device
-    )
-    for path, observer in observers.items():
-        if not bool(moments[path].isfinite().all()):
+    observers = {
+        path: _SecondMoments(linear, torch.zeros(linear.in_features, linear.in_features, device=model.device))
+        for path, linear in linears.items()
+    }
+    moments = sum_inputs(model, observers, batches, padding_aware)
+    for path, found in moments.items():
+        if not bool(found.isfinite().all()):
             raise CalibrationError(f"{path} saw NaN or infinity. Check weights and inputs.")
-        if not observer.was_reached and not moments[path].any():
-            raise nothing_seen(path, observer.was_reached, count)
     return moments
 
 

@@ -134,9 +134,9 @@ def command(
     """Make the best int8 model of the float checkpoint CKPT for one engine, and write it to the folder OUT.
 
     What is quantized follows from the engine and the head. Then steps are tried, the cheapest first: ranges;
-    shifting and smoothing; refined ranges; tuning for what the model returns; units left in float;
-    distillation on the texts. Each is judged in the engine, on texts held back, and the first one that meets
-    the budget is taken. Its speed is measured beside the float model's in the same engine.
+    shifting and smoothing; rounded weights; refined ranges; tuning for what the model returns; units left in
+    float; distillation on the texts. Each is judged in the engine, on texts held back, and the first one
+    that meets the budget is taken. Its speed is measured beside the float model's in the same engine.
 
     OUT has the checkpoint and the exported file, as servers look for them, and the results in qdqpatch.json.
     """

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig, calibration, ptq, quantize
-from qdqpatch.calibration import bias_correction, input_smoothing, refining, shifting
+from qdqpatch.calibration import bias_correction, input_smoothing, refining, shifting, weight_rounding
 from qdqpatch.errors import (
     CalibrationError,
     ConfigError,
@@ -110,7 +110,8 @@ def test_padding_is_left_out_in_every_step(aware: bool, monkeypatch: pytest.Monk
         (calibration.smoothing, "collect_channels", 3),
         (input_smoothing, "collect_channels", 3),
         (input_smoothing, "feed_watched", 4),
-        (bias_correction, "feed_watched", 4),
+        (weight_rounding, "sum_inputs", 3),
+        (bias_correction, "sum_inputs", 3),
         (refining, "Reconstruction", 2),
     ):
         original = getattr(module, name)
@@ -121,7 +122,7 @@ def test_padding_is_left_out_in_every_step(aware: bool, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(module, name, spy)
     ptq(models.float_model(), batches(2), FLOAT_ADDS, **EVERYTHING, padding_aware=aware)
-    assert told == [aware] * 6
+    assert told == [aware] * 7
 
 
 def test_a_listener_is_told_of_every_step() -> None:
