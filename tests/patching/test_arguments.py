@@ -32,6 +32,8 @@ VERBS: dict[str, Callable[[nn.Module, Any], Any]] = {
     "shift": lambda model, batch: calibration.shift(model, [batch]),
     "smooth_inputs": lambda model, batch: calibration.smooth_inputs(model, [batch]),
     "refine_ranges": lambda model, batch: calibration.refine_ranges(model, [batch], epochs=1),
+    "tune": lambda model, batch: calibration.tune(model, [batch], 1),
+    "round_weights": lambda model, batch: calibration.round_weights(model, [batch]),
     "fuse_inputs": lambda model, batch: calibration.fuse_inputs(model, [batch]),
     "ptq": lambda model, batch: qdqpatch.ptq(model, [batch, GOOD], shift=True),
     "audit": lambda model, batch: qdqpatch.audit(model, batch),
