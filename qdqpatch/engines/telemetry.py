@@ -12,8 +12,8 @@ SWITCH, OFF = "CI", "true"
 def no_telemetry() -> Iterator[None]:
     """Keep OpenVINO from sending what it does while it is imported or converts a model.
 
-    Each of some thirty messages for one model goes out of a fork of the whole process, which takes longer than
-    converting a small model does, waits where there is no network, and is unsafe beside threads.
+    Each of some thirty messages for one model goes out of a fork of the whole process. That takes longer than
+    converting a small model, waits where there is no network, and is unsafe beside threads.
     """
     before = os.environ.get(SWITCH)
     os.environ[SWITCH] = OFF
