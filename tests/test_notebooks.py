@@ -5,6 +5,7 @@ import importlib
 import io
 import logging
 import re
+import shutil
 import sys
 import types
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 
 import models
 import pytest
+import sentence_folders
 import transformers
 
 nbformat = pytest.importorskip("nbformat")
@@ -49,6 +51,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = models.build("BertModel", vocab_size=len(tokenizer), max_position_embeddings=512)
     model.save_pretrained(folder / "minilm")
     tokenizer.save_pretrained(folder / "minilm")
+    shutil.copy(Path(package.MODEL_DIR) / "modules.json", folder / "minilm")
+    pooling = {"embedding_dimension": model.config.hidden_size, "pooling_mode": "mean"}
+    sentence_folders.write(folder / "minilm/1_Pooling/config.json", pooling)
     return folder
 
 
