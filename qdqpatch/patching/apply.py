@@ -189,5 +189,6 @@ def _set_attention(model: PreTrainedModel, attention: Iterable[nn.Module]) -> No
             f"so its matmuls cannot be quantized. To leave them float, {float_matmuls()}."
         )
     for module in attention:  # some have a config of their own, as those of ViT-MAE's decoder
-        if module.config._attn_implementation != IMPLEMENTATION:
-            module.config._attn_implementation = IMPLEMENTATION  # type: ignore[union-attr]  # a config
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig) and config._attn_implementation != IMPLEMENTATION:
+            config._attn_implementation = IMPLEMENTATION
