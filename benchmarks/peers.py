@@ -24,52 +24,14 @@ Feed = dict[str, npt.NDArray[np.int64]]
 
 def static(model: Path, out: Path, feed: Feed) -> Path:
     """ONNX Runtime's `quantize_static`: Q/DQ around the Linears, uint8 and int8 per channel."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # published without types
-        def __init__(self) -> None:
-            self._feeds = iter([feed])
-
-        def get_next(self) -> Any:
-            return next(self._feeds, None)
-
-    quantize_static(
-        str(_preprocessed(model)),
-        str(out),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        extra_options={"MatMulConstBOnly": True, "QDQDisableWeightAdjustForInt32Bias": True},
-    )
-    return out
+    options = {"MatMulConstBOnly": True, "QDQDisableWeightAdjustForInt32Bias": True}
+    return _static(model, out, feed, "QUInt8", ["MatMul", "Gemm"], options)
 
 
 def symmetric(model: Path, out: Path, feed: Feed) -> Path:
     """The same with what TensorRT reads: int8 with zero points of 0, without int32 biases."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # published without types
-        def __init__(self) -> None:
-            self._feeds = iter([feed])
-
-        def get_next(self) -> Any:
-            return next(self._feeds, None)
-
-    quantize_static(
-        str(_preprocessed(model)),
-        str(out),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm", "Add"],
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-    )
-    return out
+    options = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
+    return _static(model, out, feed, "QInt8", ["MatMul", "Gemm", "Add"], options)
 
 
 def dynamic(model: Path, out: Path, feed: Feed) -> Path:
@@ -145,6 +107,42 @@ def make(tools: dict[str, tuple[str, Make]], model: Path, feed: Feed) -> Iterato
         with quiet():
             file = tool(model, model.with_name(f"{tool.__name__}.onnx"), feed)
         yield name, file
+
+
+def _static(
+    model: Path, out: Path, feed: Feed, activations: str, operators: list[str], options: dict[str, bool]
+) -> Path:
+    """Write what `quantize_static` makes, calibrated with one batch.
+
+    Args:
+        model: The float file.
+        out: The file to write.
+        feed: The batch.
+        activations: Their `QuantType`.
+        operators: Those that are quantized.
+        options: Its `extra_options`.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # published without types
+        def __init__(self) -> None:
+            self._feeds = iter([feed])
+
+        def get_next(self) -> Any:
+            return next(self._feeds, None)
+
+    quantize_static(
+        str(_preprocessed(model)),
+        str(out),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType[activations],
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=operators,
+        extra_options=options,
+    )
+    return out
 
 
 def _preprocessed(model: Path) -> Path:

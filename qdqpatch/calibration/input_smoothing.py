@@ -30,14 +30,13 @@ from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import Channels, collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.observing import Observer, feed_watched
-from qdqpatch.calibration.selecting import plain_linears
+from qdqpatch.calibration.selecting import check_quantized, plain_linears
 from qdqpatch.calibration.smoothing import around_one, powers_of_two
 from qdqpatch.calibration.undo import restored_if_raised
-from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
+from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.quantizer import TensorQuantizer
-from qdqpatch.patching.apply import is_quantized
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -107,8 +106,7 @@ def linears_to_smooth(model: nn.Module) -> dict[str, QuantLinear]:
         UnsupportedModelError: If there is none.
         ConfigError: If a range that must be dropped is learned.
     """
-    if not is_quantized(model):
-        raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
+    check_quantized(model)
     linears = _plain_linears(model)
     if not linears:
         raise UnsupportedModelError(

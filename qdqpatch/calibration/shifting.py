@@ -32,12 +32,12 @@ from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import Channels, collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.same_function import FirstKept, change_keeping_function
+from qdqpatch.calibration.selecting import check_quantized
 from qdqpatch.calibration.smoothing import find_attentions
-from qdqpatch.errors import NotQuantizedError, UnsupportedModelError
+from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, LOCAL, MATMUL, OUTPUT, RESIDUAL
 from qdqpatch.nn.quantizer import TensorQuantizer
-from qdqpatch.patching.apply import is_quantized
 from qdqpatch.rules import rules_of
 from qdqpatch.rules.adds import ResidualAdds
 
@@ -115,8 +115,7 @@ def shifts_to_make(model: nn.Module) -> tuple[Shift, ...]:
         UnsupportedModelError: If there is nothing.
         ConfigError: If a range that must be dropped is learned.
     """
-    if not is_quantized(model):
-        raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
+    check_quantized(model)
     shifts = find_shifts(model)
     if not shifts:
         raise UnsupportedModelError(f"There is nothing to shift in {type(model).__name__}.")

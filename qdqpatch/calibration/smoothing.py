@@ -32,11 +32,11 @@ from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.same_function import FirstKept, change_keeping_function
-from qdqpatch.errors import ConfigError, NotQuantizedError, UnsupportedModelError
+from qdqpatch.calibration.selecting import check_quantized
+from qdqpatch.errors import ConfigError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, MATMUL, OUTPUT, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
-from qdqpatch.patching.apply import is_quantized
 from qdqpatch.rules.base import Miss
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -134,8 +134,7 @@ def attentions_to_smooth(model: nn.Module) -> list[Attention]:
         UnsupportedModelError: If there is none.
         ConfigError: If a range that must be dropped is learned.
     """
-    if not is_quantized(model):
-        raise NotQuantizedError("The model has no quantizer: call qdqpatch.quantize(model) first.")
+    check_quantized(model)
     attentions, misses = find_attentions(model)
     if not attentions:
         reason = f"{misses[0].path}: {misses[0].reason}" if misses else "it has no quantized attention matmul"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import OPSETS, TARGETS, Cpu
+from qdqpatch.choices import OPSETS, Cpu
 from qdqpatch.cli.common import task_option, verbosity_options
 from qdqpatch.cli.compiling import build_options, check_options, print_builds, read_builds, wanted
-from qdqpatch.cli.options import cpu_option
+from qdqpatch.cli.options import cpu_option, target_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.cli.shapes import SHAPE
@@ -28,13 +28,7 @@ if TYPE_CHECKING:
 @click.command("export", cls=SectionCommand)
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    type=click.Choice(TARGETS),
-    default="onnxruntime",
-    show_default=True,
-    help="The engine: the numbers are the same for each, the graph is what it runs fast.",
-)
+@target_option(help="The engine: the numbers are the same for each, the graph is what it runs fast.")
 @task_option
 @click.option(
     "--shape",

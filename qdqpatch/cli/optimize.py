@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.choices import TARGETS, Cpu
+from qdqpatch.choices import Cpu
 from qdqpatch.cli.bar import CalibrationBar
 from qdqpatch.cli.common import Placement, placement_options, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.numbers import NOT_NEGATIVE
-from qdqpatch.cli.options import SEED, batch_option, cpu_option, json_option, threads_option
+from qdqpatch.cli.options import SEED, batch_option, cpu_option, json_option, target_option, threads_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.shapes import SHAPE
@@ -54,12 +54,8 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.command("optimize", cls=SectionCommand)
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--target",
-    type=click.Choice(TARGETS),
-    default="onnxruntime",
-    show_default=True,
-    help="The engine that will run it, and in which it is judged (a file for tensorrt in ONNX Runtime).",
+@target_option(
+    help="The engine that will run it, and in which it is judged (a file for tensorrt in ONNX Runtime)."
 )
 @cpu_option
 @placement_options

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from qdqpatch.choices import CPUS, GPU_RUNNERS, RUNNERS
+from qdqpatch.choices import CPUS, GPU_RUNNERS, RUNNERS, TARGETS
 from qdqpatch.cli.sections import SectionOption
 
 COUNT = click.IntRange(min=1)
@@ -61,6 +61,11 @@ threads_option = click.option(
     type=COUNT,
     help="How many threads a run may use.  [default: one for each core]",
 )
+
+target_option = functools.partial(
+    click.option, "--target", type=click.Choice(TARGETS), default="onnxruntime", show_default=True
+)
+"""The caller adds the help."""
 
 cpu_option = click.option(
     "--cpu",

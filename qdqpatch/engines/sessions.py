@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from qdqpatch.data.arrays import Array, Arrays
+from qdqpatch.engines.telemetry import no_telemetry
 from qdqpatch.engines.vnni import has_signed_products, saturates
 from qdqpatch.errors import EngineError, one_line
 from qdqpatch.packages import missing, require
@@ -148,7 +149,8 @@ class Engine:
         """
         self.require()
         try:
-            module = importlib.import_module(self.package)
+            with no_telemetry():
+                module = importlib.import_module(self.package)
         except ImportError as error:
             raise EngineError(f"{self.name} cannot be imported: {one_line(error)}") from error
         try:

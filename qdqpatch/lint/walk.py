@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import onnx_ir as ir
 
@@ -71,24 +71,22 @@ def first_readers(value: ir.Value, through: Collection[str], to: Collection[str]
 
 def everything_after(nodes: Iterable[ir.Node]) -> set[ir.Node]:
     """Return all that depends on some nodes."""
-    found: set[ir.Node] = set()
-    left = list(nodes)
-    while left:
-        for output in left.pop().outputs:
-            new = [node for node in readers_of(output) if node not in found]
-            found.update(new)
-            left.extend(new)
-    return found
+    return _reached(nodes, lambda node: (reader for output in node.outputs for reader in readers_of(output)))
 
 
 def everything_before(nodes: Iterable[ir.Node]) -> set[ir.Node]:
     """Return all that some nodes depend on."""
+    return _reached(nodes, lambda node: (value.producer() for value in node.inputs if value is not None))
+
+
+def _reached(
+    nodes: Iterable[ir.Node], neighbours: Callable[[ir.Node], Iterable[ir.Node | None]]
+) -> set[ir.Node]:
+    """Return what steps from a node to its neighbours lead to; the nodes themselves only if they do."""
     found: set[ir.Node] = set()
     left = list(nodes)
     while left:
-        for value in left.pop().inputs:
-            node = None if value is None else value.producer()
-            if node is not None and node not in found:
-                found.add(node)
-                left.append(node)
+        new = {node for node in neighbours(left.pop()) if node is not None and node not in found}
+        found |= new
+        left.extend(new)
     return found

@@ -59,14 +59,18 @@ class LearnedQuantizer(TensorQuantizer):
         return outputs
 
 
-class _LSQ(torch.autograd.Function):
-    """Fake quantization with LSQ's gradient of the step size s = amax / Q, equations 3 and 5 of the paper."""
+class _FakeQuantization(torch.autograd.Function):
+    """Fake quantization; each way to learn a range has its own gradient."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, inputs: Tensor, amax: Tensor, quantizer: TensorQuantizer) -> Tensor:
         ctx.save_for_backward(inputs, amax)
         ctx.quantizer = quantizer  # type: ignore[attr-defined]
         return quantizer.quantized(inputs, amax.detach())
+
+
+class _LSQ(_FakeQuantization):
+    """Fake quantization with LSQ's gradient of the step size s = amax / Q, equations 3 and 5 of the paper."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -81,14 +85,8 @@ class _LSQ(torch.autograd.Function):
         return torch.where(inside, gradient, gradient.new_zeros(())), to_step / high, None
 
 
-class _Clip(torch.autograd.Function):
+class _Clip(_FakeQuantization):
     """Fake quantization with PACT's gradient of the range: that of all that is clipped."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, amax: Tensor, quantizer: TensorQuantizer) -> Tensor:
-        ctx.save_for_backward(inputs, amax)
-        ctx.quantizer = quantizer  # type: ignore[attr-defined]
-        return quantizer.quantized(inputs, amax.detach())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:

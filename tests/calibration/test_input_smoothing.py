@@ -212,7 +212,7 @@ def test_later_steps_know_the_factors() -> None:
 
 
 def test_what_cannot_be_smoothed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotQuantizedError, match="has no quantizer"):
+    with pytest.raises(NotQuantizedError, match="is a float model"):
         smooth_inputs(models.build(), data())
     only_adds = QDQConfig(linears=False, matmuls=False)
     with pytest.raises(UnsupportedModelError, match="no input to smooth"):

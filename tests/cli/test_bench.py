@@ -11,6 +11,7 @@ import models
 import pytest
 from benches import weigh_nothing
 from click.testing import CliRunner, Result
+from commands import assert_fails
 from exported import write_onnx
 
 from qdqpatch.bench import side_by_side
@@ -57,17 +58,6 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(side_by_side, "compare", record)
     return calls
-
-
-def assert_fails(result: Result, fragment: str, code: int = 1) -> None:
-    """Say what is wrong in one line, without a traceback, and print nothing else."""
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    error = result.stderr.strip().splitlines()
-    assert error[-1].startswith("Error: ")
-    assert fragment in error[-1]
-    assert len(error) == 1 or code == 2  # click shows the usage before
 
 
 def test_the_table(bench) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from checkpoints import SENTENCES, WORDS, write_checkpoint
 from click.testing import CliRunner, Result
+from commands import assert_fails
 from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM, GPT2Config, GPT2Model
 
 import qdqpatch
@@ -44,15 +45,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def assert_fails(result: Result, *fragments: str) -> None:
-    """Exit code 1, one line that says what is wrong, and no traceback."""
-    assert result.exit_code == 1, result.output
-    assert result.stderr.startswith("Error: ")
-    assert len(result.stderr.strip().splitlines()) == 1
-    for fragment in fragments:
-        assert fragment in result.stderr
 
 
 def left_behind() -> list[str]:

@@ -10,7 +10,7 @@ import models
 import pytest
 import tiny_tasks
 from click.testing import Result
-from commands import invoke
+from commands import assert_fails, invoke
 from evaluations import HEAD, TEXTS, always, features, loaded, varied, write, write_data
 from exported import write_onnx
 
@@ -51,17 +51,6 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(sys.modules["qdqpatch.evaluation.evaluate"], "evaluate", record)
     return calls
-
-
-def assert_fails(result: Result, fragment: str, code: int = 1) -> None:
-    """Say what is wrong in one line, without a traceback, and print nothing else."""
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    error = result.stderr.strip().splitlines()
-    assert error[-1].startswith("Error: ")
-    assert fragment in error[-1]
-    assert len(error) == 1 or code == 2  # click shows the usage before
 
 
 def test_the_table(evaluate: Eval) -> None:

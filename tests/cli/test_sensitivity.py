@@ -9,7 +9,7 @@ import models
 import pytest
 import sensitivities
 from click.testing import Result
-from commands import invoke
+from commands import assert_fails, invoke
 from transformers import AutoModelForSequenceClassification
 
 import qdqpatch
@@ -34,17 +34,6 @@ def run(checkpoint: Path, here: Path) -> Callable[..., Result]:
     sensitivities.write_data(Path("texts.tsv"), examples, with_labels=False)
     Path("bad.json").write_text(json.dumps(sensitivities.ruin(*BAD).to_dict()))
     return lambda *options: invoke("sensitivity", checkpoint, *options)
-
-
-def assert_fails(result: Result, *fragments: str, code: int = 1) -> None:
-    """Say what is wrong in one line, without a traceback, and print nothing else."""
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    error = result.stderr.strip().splitlines()[-1]
-    assert error.startswith("Error: ")
-    for fragment in fragments:
-        assert fragment in error
 
 
 def expected_model() -> tuple[object, object]:

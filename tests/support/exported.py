@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from qdqpatch.engines.telemetry import no_telemetry
+
 VOCABULARY, WIDTH = 48, 16
 
 
@@ -61,7 +63,8 @@ def write_onnx(
 
 def write_openvino(path: Path, source: Path) -> Path:
     """Write an ONNX file as OpenVINO's .xml and .bin."""
-    import openvino
+    with no_telemetry():
+        import openvino
 
-    openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=False)
+        openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=False)
     return path

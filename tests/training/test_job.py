@@ -11,7 +11,7 @@ import models
 import pytest
 import torch
 from checkpoints import write_tokenizer
-from training_jobs import NAME, SCHEDULE, TEXTS, Recording, job, write_data, write_float
+from training_jobs import NAME, SCHEDULE, TEXTS, Recording, job
 from transformers import AutoModelForSequenceClassification, TrainerState
 
 import qdqpatch
@@ -29,16 +29,6 @@ from qdqpatch.training.schedule import Schedule
 
 UNCALIBRATED = {"method": "auto", "refine": 4}
 """What a job says of calibration that was told nothing of it."""
-
-
-@pytest.fixture(scope="module")
-def ckpt(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_float(tmp_path_factory.mktemp("float"))
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> DataSource:
-    return write_data(tmp_path)
 
 
 def test_the_way_from_a_float_checkpoint_to_a_trained_one(

@@ -5,7 +5,7 @@ from typing import Any
 
 import models
 import pytest
-from training_jobs import Recording, job, write_data, write_float
+from training_jobs import Recording, job
 from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig, ptq
@@ -15,16 +15,6 @@ from qdqpatch.training import stages
 from qdqpatch.training.run import run_job
 
 ON, OFF = {"enabled": True}, {"enabled": False}
-
-
-@pytest.fixture(scope="module")
-def ckpt(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_float(tmp_path_factory.mktemp("float"))
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> DataSource:
-    return write_data(tmp_path)
 
 
 @pytest.mark.parametrize(

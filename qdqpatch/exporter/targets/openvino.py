@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qdqpatch.engines.models import IR_FOLDER
 from qdqpatch.engines.sessions import OPENVINO
+from qdqpatch.engines.telemetry import no_telemetry
 from qdqpatch.exporter.kernels import Kernel
 from qdqpatch.exporter.rules.qdq_attention import QDQAttention
 from qdqpatch.exporter.rules.qdq_linear import QDQLinear
@@ -24,9 +25,9 @@ KERNELS = ("FullyConnected", "MatMul", "Subgraph")
 
 def write(model: ir.Model, file: Path) -> None:
     """Write the graph, an .xml file, and its weights, a .bin file beside it."""
-    openvino = importlib.import_module("openvino")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as staging:
+    with no_telemetry(), tempfile.TemporaryDirectory(dir=file.parent) as staging:
+        openvino = importlib.import_module("openvino")
         write_onnx(model, Path(staging) / "model.onnx")
         converted = openvino.convert_model(Path(staging) / "model.onnx")
         openvino.save_model(converted, file, compress_to_fp16=False)
@@ -35,7 +36,8 @@ def write(model: ir.Model, file: Path) -> None:
 
 def kernels(path: Path) -> list[Kernel]:
     """Return the kernels with matmuls in the graph that OpenVINO makes of a file."""
-    openvino = importlib.import_module("openvino")
+    with no_telemetry():
+        openvino = importlib.import_module("openvino")
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = []
