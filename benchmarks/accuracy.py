@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py [FOLDER] [--questions 1000] [--methods auto percentile-99.99 ...]
 
 The models and data are those of `tasks.py`. Each model is calibrated on 256 training examples without their
-labels. `auto-shift` shifts channels first; `auto-shift-refine` lets the ranges learn afterwards. With
-`--peers`, ONNX Runtime's dynamic int8 is among the rows, run by ONNX Runtime. `change` is relative to float.
-Runs on a GPU where there is one.
+labels. `auto-shift` shifts channels first; `auto-shift-refine` lets the ranges learn afterwards; `smooth` is
+of what the Linears read, and `round` of weights. With `--peers`, ONNX Runtime's dynamic int8 is among the
+rows, run by ONNX Runtime. `change` is relative to float. Runs on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from qdqpatch import QDQConfig
 CONFIGS = {
     "full placement": QDQConfig(),
     "residual adds float": QDQConfig.preset("no-residual"),
+    "residual adds float, asymmetric": QDQConfig.preset("no-residual", activation={"symmetric": False}),
     "FP8": QDQConfig.preset("fp8"),
     "FP8, residual adds float": QDQConfig.preset("fp8", residual_adds=False),
 }
 METHODS = (
     *("max", "percentile-99.9", "percentile-99.99", "percentile-99.999", "mse", "entropy", "auto"),
-    *("auto-shift", "auto-shift-refine"),
+    *("auto-shift", "auto-shift-refine", "auto-shift-smooth", "auto-shift-smooth-round"),
 )
 EXAMPLES = 256
 EPOCHS = 4
@@ -134,6 +135,7 @@ def options(method: str) -> dict[str, Any]:
     """Return what `qdqpatch.ptq` takes for the name of a method, such as `auto-shift-refine`."""
     name, *details = method.split("-")
     found: dict[str, Any] = {"method": name, "shift": "shift" in details}
+    found |= {"smooth_inputs": "smooth" in details, "round_weights": "round" in details}
     if name == "percentile":
         found["percentile"] = float(details[0])
     if "refine" in details:
