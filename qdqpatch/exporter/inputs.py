@@ -36,7 +36,7 @@ COUNT_OF_PHRASES = 4
 """In the batches for a model that says which region a phrase is of."""
 
 COUNT_OF_DECODED = 7
-"""Tokens that a model which generates has written, in its batches, or fewer."""
+"""Tokens that a model which generates has written, in batches for any shape; in short ones fewer."""
 
 LONGEST = 512
 """A model that takes longer sequences is compared on such as these."""
@@ -136,7 +136,7 @@ class Inputs:
         if PHRASES in accepted:
             batch[PHRASES] = torch.randint(shape.length, (shape.batch, COUNT_OF_PHRASES), generator=generator)
         if self._takes_decoded:
-            count = min(COUNT_OF_DECODED, shape.length)
+            count = shape.length if self.fixed else min(COUNT_OF_DECODED, shape.length)
             batch[DECODED] = torch.randint(config.vocab_size, (shape.batch, count), generator=generator)
         if BOXES in accepted:
             batch[BOXES] = _boxes(config.max_2d_position_embeddings, size, generator)
