@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.data.arrays import Array
+from qdqpatch.errors import ExportError, QdqError, one_line
 from qdqpatch.exporter import symbolic_operators as operators
 from qdqpatch.exporter.epsilons import keep_epsilons
 from qdqpatch.exporter.translations import TABLE
@@ -46,13 +47,21 @@ class Traces:
             axes: The dynamic axes of each input: number and name.
             opset: Version of the standard operators.
             head: Makes the output `sentence_embedding` of the hidden states; None for no such output.
+
+        Raises:
+            ExportError: If the model cannot be traced, or has an operation that ONNX has not.
         """
         sizes = tuple((name, tensor.shape) for name, tensor in inputs.items())
         named = tuple((name, *sorted(numbers.items())) for name, numbers in axes.items())
         parts = tuple((path, type(part), _is_enabled(part)) for path, part in model.named_modules())
         key = (sizes, named, opset, head is None, parts)
         if key not in self._graphs:
-            self._graphs[key] = _traced(_Outputs(model, head), inputs, axes, opset)
+            try:
+                self._graphs[key] = _traced(_Outputs(model, head), inputs, axes, opset)
+            except (QdqError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # whatever a model's own code raises, and torch of it
+                raise ExportError(_cannot_be_traced(model, inputs, axes, error)) from error
         return self._graphs[key].clone()
 
 
@@ -80,6 +89,20 @@ def _traced(whole: _Outputs, inputs: Batch, axes: Mapping[str, Mapping[int, str]
     graph: ir.Model = exported.model
     _name_axes(graph, axes)
     return graph
+
+
+def _cannot_be_traced(
+    model: nn.Module, inputs: Batch, axes: Mapping[str, Mapping[int, str]], error: Exception
+) -> str:
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
+    sizes = "of any batch and length " if axes else ""
+    return (
+        f"{type(model).__name__} cannot be traced with inputs {sizes}({given}), and nothing was written: "
+        f"{one_line(first)}. In torch its checkpoint runs as it is."
+    )
 
 
 def named_outputs(result: Mapping[str, Any]) -> dict[str, Tensor]:
