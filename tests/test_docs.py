@@ -100,7 +100,7 @@ def test_what_a_page_shows_runs_from_top_to_bottom(page: Path, folder: Path) -> 
         if language == "python":
             exec(compile(block, page.name, "exec"), {})
         else:
-            for line in re.findall(r"^\$ (.*(?:\\\n.*)*)", block, re.MULTILINE):
+            for line in re.findall(r"^\$ ((?:.*\\\n)*.*)", block, re.MULTILINE):
                 run_command(line.replace("\\\n", " "))
 
 
