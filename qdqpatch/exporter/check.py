@@ -73,7 +73,7 @@ Run = Callable[[dict[str, Tensor]], dict[str, Array]]
 
 
 def remembered(run: Run) -> Run:
-    """Return a function that runs a batch once and then gives the same again; it knows batches by identity."""
+    """Return a function that runs a batch once, and gives the same again; it knows batches by identity."""
     known: dict[int, tuple[dict[str, Tensor], dict[str, Array]]] = {}
 
     def recall(batch: dict[str, Tensor]) -> dict[str, Array]:
