@@ -42,7 +42,7 @@ def test_it_is_converted_and_exported_with_all_defaults(here: Path) -> None:
 
 def test_the_pooler_is_in_the_file_where_the_configuration_quantizes_it(tmp_path: Path) -> None:
     model = exports.calibrated("BertModel", qdqpatch.QDQConfig(pooler=True))
-    result = exports.export("BertModel", model, tmp_path / "out", shape=(2, 8), check=False)
+    result = exports.export(model, tmp_path / "out", shape=(2, 8), check=False)
     assert "pooler.dense" in {operation.name for operation in result.operations or ()}
     outputs = [value.name for value in ir.load(result.file).graph.outputs]
     assert outputs == ["last_hidden_state", "pooler_output"]
