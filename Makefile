@@ -48,6 +48,8 @@ benchmark: $(VENV)/installed .peers/installed
 	$(VENV)/bin/python benchmarks/export_speed.py
 	$(VENV)/bin/python benchmarks/tensorrt_rtx.py
 	$(VENV)/bin/python benchmarks/accuracy.py
+	$(VENV)/bin/python benchmarks/embedders.py
+	$(VENV)/bin/python benchmarks/embedder_peers.py
 	$(VENV)/bin/python benchmarks/training_cost.py
 	$(VENV)/bin/python benchmarks/training.py
 

@@ -147,16 +147,7 @@ def measure(
     """Return the rows: the float model, ONNX Runtime's dynamic int8, and every placement with every step."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     embedder = Embedder(tokenizer, *squad(data / "squad" / "dev.json.gz", questions))
-    texts = lines(data / "wiki_text" / "train.txt.gz")[:CALIBRATION_TEXTS]
-    if kind == "sentences":
-        texts = texts[::2] + [first_sentence(text) for text in texts[1::2]]
-    elif kind == "questions":
-        _, asked = squad(data / "squad" / "train.json.gz", CALIBRATION_TEXTS // 2)
-        texts = [*texts[::2], *asked]
-    batches = [
-        tokenized(tokenizer, texts[start : start + BATCH], CALIBRATION_LENGTH)
-        for start in range(0, len(texts), BATCH)
-    ]
+    batches = calibration(tokenizer, data, kind)
     rows = [embedder.row("float", hidden_states(load(checkpoint)))]
     with tempfile.TemporaryDirectory() as folder:
         feed = {name: tensor.numpy() for name, tensor in batches[0].items()}
@@ -174,6 +165,20 @@ def measure(
                 rows.append(embedder.row(f"{placement}, {name}", encode, duration))
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
+
+
+def calibration(tokenizer: Any, data: Path, kind: str) -> list[dict[str, Tensor]]:
+    """Return the texts to calibrate with, as batches."""
+    texts = lines(data / "wiki_text" / "train.txt.gz")[:CALIBRATION_TEXTS]
+    if kind == "sentences":
+        texts = texts[::2] + [first_sentence(text) for text in texts[1::2]]
+    elif kind == "questions":
+        _, asked = squad(data / "squad" / "train.json.gz", CALIBRATION_TEXTS // 2)
+        texts = [*texts[::2], *asked]
+    return [
+        tokenized(tokenizer, texts[start : start + BATCH], CALIBRATION_LENGTH)
+        for start in range(0, len(texts), BATCH)
+    ]
 
 
 def session(make: peers.Make, file: Path, feed: peers.Feed) -> Encode:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
@@ -25,7 +23,7 @@ import onnx
 import peers
 import profiles
 import torch
-from common import BERT_BASE, Row, prepare, quiet, show, surroundings
+from common import BERT_BASE, Row, in_turn, prepare, quiet, show, surroundings
 from onnx import TensorProto, helper, numpy_helper
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
@@ -223,19 +221,6 @@ def profile_rows(found: Sequence[profiles.Profile]) -> list[Row]:
         if max(share_of) >= 0.01
     ]
     return [*rows, ("milliseconds in all", *(f"{total:.1f}" for total in totals))]
-
-
-def in_turn(runs: Runs, rounds: int) -> dict[str, float]:
-    """Return the median seconds of a run of each contender: in turn, one run to warm up and three timed."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            run()
-            for _ in range(3):
-                started = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def onnxruntime_run(path: Path, shape: tuple[int, int]) -> Callable[[], object]:

@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import importlib
+import json
 import math
 from pathlib import Path
 
@@ -218,11 +219,11 @@ def test_every_rule_of_onnx_runtime_is_left_out_once(benchmark_module):
 
 
 def test_contenders_run_in_turn_and_the_first_of_four_runs_is_not_timed(benchmark_module, monkeypatch):
-    export_speed, order = benchmark_module("export_speed"), []
+    common, order = benchmark_module("common"), []
     clock = iter([0, 1, 0, 5, 0, 3, 0, 10, 0, 30, 0, 20])
-    monkeypatch.setattr(export_speed.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))
     runs = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    assert export_speed.in_turn(runs, 1) == {"a": 3, "b": 20}
+    assert common.in_turn(runs, 1) == {"a": 3, "b": 20}
     assert order == ["a"] * 4 + ["b"] * 4
 
 
@@ -315,3 +316,34 @@ def test_embeddings_are_compared_with_the_first_contender(benchmark_module):
     row = embedder.row("int8", encoding(0.0, 1.0, 0.1, 0.1), 2.0)
     lowest = math.cos(0.8)
     assert row == ("int8", "1.0000", f"{(1 + lowest) / 2:.4f}", f"{lowest:.4f}", "50.0", "100.0", "2 s")
+
+
+@pytest.mark.slow
+def test_embedders_side_by_side(benchmark_module, checkpoint, tmp_path):
+    module = benchmark_module("embedder_peers")
+    write_tokenizer(Path(checkpoint))
+    (data := tmp_path / "data" / "wiki_text").mkdir(parents=True)
+    with gzip.open(data / "train.txt.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(f"the cat {word} {'o' * 300}" for word in ("sat", "on", "and", "the")))
+    pairs = [{"context": f"the cat {word} .", "qas": [{"question": word}]} for word in ("sat", "dog")]
+    (data.parent / "squad").mkdir()
+    with gzip.open(data.parent / "squad" / "dev.json.gz", "wt", encoding="utf-8") as file:
+        json.dump({"data": [{"paragraphs": pairs}]}, file)
+    chosen = [
+        tool for tool in module.TOOLS if tool.name in ("float", "dynamic int8", "qdqpatch, linear-only")
+    ]
+    quality, speed = module.measure(checkpoint, data.parent, 2, 1, 1, chosen, [(1, 4)])
+    assert all(len(row) == len(module.QUALITY) for row in quality)
+    floating, _, own = quality
+    assert (floating[0], *floating[1:4]) == ("float", "1.0000", "1.0000", "1.0000")
+    assert [row[8] for row in quality] == ["0 of 16", "13 of 17", "12 of 16"]  # and dynamic int8's pooler
+    assert own[7] == "1.0000"
+    assert [row[0] for row in speed] == [tool.name for tool in chosen]
+    assert speed[0][1].endswith(" (1.00x)")
+
+
+def test_a_tool_that_is_not_installed_is_left_out_and_named(benchmark_module, capsys):
+    module = benchmark_module("embedder_peers")
+    there, absent = module.TOOLS[0], module.Tool("other", module.ONNX_RUNTIME, module.dynamic, "no_such_tool")
+    assert module.installed([there, absent]) == [there]
+    assert capsys.readouterr().out.startswith("other is left out: no_such_tool is not installed")

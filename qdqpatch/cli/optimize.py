@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from qdqpatch.checkpoint.companions import Companions
-    from qdqpatch.exporter.result import Export
     from qdqpatch.optimizing.engine import Place
     from qdqpatch.optimizing.result import Optimization
     from qdqpatch.output.folder import OutputFolder
@@ -139,6 +138,7 @@ def command(
     from qdqpatch.checkpoint.companions import read_companions
     from qdqpatch.checkpoint.sentence_head import load_sentence_head
     from qdqpatch.checkpoint.source import open_checkpoint
+    from qdqpatch.distributed import from_first
     from qdqpatch.engines.device import to_fastest_device
     from qdqpatch.optimizing.engine import Place
     from qdqpatch.optimizing.optimize import divide, search_best
@@ -187,7 +187,8 @@ def command(
     for warning in found.warnings:
         console.print(f"Warning: {warning}")
     if found.met or keep_best:
-        print_export(_write(found, place, ckpt, output, companions, data, seed, console), console)
+        # The others wait: a launcher ends all processes when one fails, as all do if the budget is missed.
+        from_first(lambda: _write(found, place, ckpt, output, companions, data, seed, console), model.device)
     if not found.met:
         kept = f"The best one is in {out}." if keep_best else "To have the best one written: --keep-best."
         raise click.ClickException(f"{found.conclusion()} {kept}")
@@ -202,8 +203,8 @@ def _write(
     data: Data,
     seed: int,
     console: Console,
-) -> Export:
-    """Write checkpoint, exported file and record to OUT, all or nothing."""
+) -> None:
+    """Write checkpoint, exported file and record to OUT, all or nothing, and say so."""
     from qdqpatch.exporter.export import prepare_export
     from qdqpatch.exporter.options import ExportOptions
     from qdqpatch.output.record import data_record, write_record
@@ -222,7 +223,8 @@ def _write(
             data=data_record(data.source.name),
             optimization=found.to_dict(),
         )
-        return write(folder, output.given)
+        exported = write(folder, output.given)
+    print_export(exported, console)
 
 
 def _print(found: Optimization, shape: Shape) -> None:

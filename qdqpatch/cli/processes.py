@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 
 import click
 
-TOGETHER = ("convert", "eval", "sensitivity", "train")
+TOGETHER = ("convert", "eval", "optimize", "sensitivity", "train")
 """The commands whose data several processes can share."""
 
 FAILED = "qdqpatch/failed"

@@ -146,11 +146,21 @@ class Inputs:
             yield self.batch(shape, seed, words, full=self.fixed is None or seed == 0)
 
     def check(self) -> None:
-        """Find out whether the model can run the fixed shape.
+        """Find out whether there are inputs for the model, and whether it can run the fixed shape.
 
         Raises:
-            ExportError: If it is longer than the model's positions, or empty.
+            ExportError: If it takes neither texts nor images of a size that its config says; if the shape is
+                longer than the model's positions, or empty.
         """
+        vision = getattr(self.model.config, "vision_config", self.model.config)
+        takes = inspect.signature(self.model.forward).parameters
+        has_size = hasattr(vision, "image_size") or hasattr(vision, "input_size")
+        if "input_ids" not in takes and not (IMAGE in takes and has_size):
+            raise ExportError(
+                "Models of texts (input_ids) and of images of one size (pixel_values) are exported, and "
+                f"{type(self.model).__name__} takes {self.model.main_input_name}. In torch its checkpoint "
+                "runs as it is."
+            )
         longest = self.longest
         if self.fixed is not None and self.fixed.length > longest:
             raise ExportError(

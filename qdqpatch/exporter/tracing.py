@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch.data.arrays import Array
+from qdqpatch.errors import ExportError, QdqError, one_line
 from qdqpatch.exporter import symbolic_operators as operators
 from qdqpatch.exporter.translations import TABLE
 from qdqpatch.nn.pooling import SentenceHead, mask_of
@@ -59,23 +60,26 @@ class Traces:
             axes: The dynamic axes of each input: number and name.
             opset: Version of the standard operators.
             head: Makes the output `sentence_embedding` of the hidden states; None for no such output.
+
+        Raises:
+            ExportError: If the model cannot be traced, or has an operation that ONNX has not.
         """
         whole = _Outputs(model, head)
         sizes = tuple((name, tensor.shape) for name, tensor in inputs.items())
         named = tuple((name, *sorted(numbers.items())) for name, numbers in axes.items())
         parts = tuple((path, type(part), _is_enabled(part)) for path, part in model.named_modules())
         config = {name: value for name, value in model.config.to_dict().items() if name not in FREE}
+        said = json.dumps(config, sort_keys=True, default=str)
         ends = None if head is None else (str(head), head.pooling.modes)
-        key = (
-            sizes,
-            named,
-            opset,
-            ends,
-            parts,
-            json.dumps(config, sort_keys=True, default=str),
-            _hash(whole),
-        )
-        graph = self._graphs.pop(key, None) or _traced(whole, inputs, axes, opset)
+        key = (sizes, named, opset, ends, parts, said, _hash(whole))
+        graph = self._graphs.pop(key, None)
+        if graph is None:
+            try:
+                graph = _traced(whole, inputs, axes, opset)
+            except (QdqError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # whatever a model's own code raises, and torch of it
+                raise ExportError(_cannot_be_traced(model, inputs, axes, error)) from error
         self._graphs[key] = graph
         if self._kept is not None and len(self._graphs) > self._kept:
             del self._graphs[next(iter(self._graphs))]
@@ -117,6 +121,20 @@ def _traced(whole: _Outputs, inputs: Batch, axes: Mapping[str, Mapping[int, str]
     graph: ir.Model = exported.model
     _name_axes(graph, axes)
     return graph
+
+
+def _cannot_be_traced(
+    model: nn.Module, inputs: Batch, axes: Mapping[str, Mapping[int, str]], error: Exception
+) -> str:
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
+    sizes = "of any batch and length " if axes else ""
+    return (
+        f"{type(model).__name__} cannot be traced with inputs {sizes}({given}), and nothing was written: "
+        f"{one_line(first)}. In torch its checkpoint runs as it is."
+    )
 
 
 def named_outputs(result: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""Climbing the ladder: rung by rung, each judged in the engine, until one meets the budget or time is up."""
+"""Climbing the ladder: rung by rung, each judged in the engine, until one meets the budget or time is up.
+
+Several processes climb together: they share the texts, and go by the clock of the first, which also times.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from qdqpatch.calibration.observing import HELD_BACK
 from qdqpatch.calibration.ptq import ptq
 from qdqpatch.config.config import QDQConfig
+from qdqpatch.distributed import from_first, share
 from qdqpatch.engines.sessions import Session
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, TrainingError
@@ -115,43 +120,48 @@ def climb(
         ExportError: If a model cannot be exported.
         EngineError: If the engine refuses a file.
     """
-    started = clock()
+
+    def now() -> float:
+        """Return the time, in all processes the same, so that all decide alike."""
+        return from_first(clock, material.model.device)
+
+    started = now()
     switches = possible(material.model, material.config, rungs)
     found = Climb()
     with tempfile.TemporaryDirectory() as folder:
         listener.say("Exporting the float model")
         float_session = place.write(material.model, Path(folder) / "float", True) if place.is_timed else None
-        found.rungs.append(RungResult("float", clock() - started))
-        overhead, slower = clock() - started, 1.0
+        found.rungs.append(RungResult("float", now() - started))
+        overhead, slower = now() - started, 1.0
         for rung in rungs:
             own = {name: value for name, value in rung.switches.items() if name in switches}
             if reason := _unfit(rung, own, found, material):
                 found.rungs.append(RungResult(rung.name, 0.0, note=reason))
                 continue
             expected = overhead + slower * rung.passes * material.float_pass
-            left = None if seconds is None else seconds - (clock() - started)
+            left = None if seconds is None else seconds - (now() - started)
             if found.best is not None and left is not None and expected > left:
                 note = f"not begun: takes about {expected:.0f} s, and {max(left, 0):.0f} s are left"
                 found.rungs.append(RungResult(rung.name, 0.0, note=note))
                 continue
-            begun = clock()
+            begun = now()
             settings = {**found.settings, **own}
             try:
                 model = STEPS[rung.kind](material, found.best, settings, listener)
             except (ConfigError, TrainingError) as error:
                 if found.best is None:  # without ranges there is nothing to go on with
                     raise
-                found.rungs.append(RungResult(rung.name, clock() - begun, note=str(error)))
+                found.rungs.append(RungResult(rung.name, now() - begun, note=str(error)))
                 continue
-            made = clock()
+            made = now()
             slower = max(slower, (made - begun) / max(rung.passes * material.float_pass, 1e-9))
             listener.say(f"Judging in {place.engine.name}: {rung.name}")
             session = place.write(model, Path(folder) / f"{len(found.rungs)}")
             outputs = outputs_in(session, material.task, material.held.features, material.batch_size)
             judged = material.held.judge(outputs)
             speed = _timed(float_session, session, material.model, shape)
-            overhead = clock() - made
-            found.take(RungResult(rung.name, clock() - begun, judged, *speed), model, settings)
+            overhead = max(overhead, now() - made)  # most have a trace that was made before
+            found.take(RungResult(rung.name, now() - begun, judged, *speed), model, settings)
             del session
             if found.met:
                 break
@@ -179,8 +189,8 @@ def _timed(
     """Return speed-up and latency in ms; None where the engine is not the target's."""
     if float_session is None:
         return None, None
-    before, now = latencies([float_session, session], model, shape)
-    return before / now, 1000 * now
+    before, own = from_first(lambda: latencies([float_session, session], model, shape), model.device)
+    return before / own, 1000 * own
 
 
 def _time_float(found: Climb) -> None:
@@ -198,7 +208,8 @@ def _calibrated(
     listener: CalibrationListener,
 ) -> PreTrainedModel:
     model = copy.deepcopy(material.model)
-    data = batches(material.task, material.calibration, material.batch_size)
+    own = share(material.calibration, HELD_BACK * material.batch_size)
+    data = batches(material.task, own, material.batch_size)
     return ptq(model, data, material.config, head=material.head, listener=listener, **settings)
 
 

@@ -16,6 +16,7 @@ from qdqpatch.checkpoint.companions import companions_of
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.choices import TARGETS, Cpu
 from qdqpatch.config.config import QDQConfig
+from qdqpatch.distributed import from_first
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import BudgetError, CalibrationError, ConfigError, QuantizedError, UnsupportedModelError
 from qdqpatch.evaluation.predicting import predict, torch_run
@@ -171,7 +172,10 @@ def search_best(
     features, own = task.features(held), task.features(calibration)
     begun = time.monotonic()
     expected = predict(torch_run(model), task, features, batch_size)
-    per_sequence = (time.monotonic() - begun) / len(features)
+    # That of the first process, for all have to decide alike what fits into the time.
+    per_sequence, spent = from_first(
+        lambda: ((time.monotonic() - begun) / len(features), time.monotonic() - started), model.device
+    )
     first = task.logits[0]
     outcomes = expected[0][first].shape[-1] if first in expected[0] else 2
     meaning = task.meaning(first, outcomes)
@@ -182,7 +186,7 @@ def search_best(
     if math.isinf(judge.judge(expected).shortfall):
         raise ConfigError("The float model gives NaN for the texts held back: check its weights.")
     material = Material(model, task, own, judge, chosen, batch_size, per_sequence * len(own), head)
-    left = None if seconds is None else seconds - (time.monotonic() - started)
+    left = None if seconds is None else seconds - spent
     found = climb(material, place, left, shape, listener)
     name = str(placement) if config is None else "given"
     return _result(found, place, name, budget, len(held), len(calibration))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,8 +36,11 @@ def apply_plan(model: PreTrainedModel, plan: Plan) -> None:
             matmuls. The model is then as it was.
     """
     changes = [(model.get_submodule(site.path), site, _quantizers(site)) for site in plan.sites]
-    if any(GUARD in getattr(site.becomes, "changes", ()) for site in plan.sites):
-        _set_attention(model)
+    guarded = [
+        module for module, site, _ in changes if GUARD in getattr(site.becomes, "changes", frozenset())
+    ]
+    if guarded:
+        _set_attention(model, guarded)
     for module, site, quantizers in changes:
         for name, quantizer in quantizers.items():
             module.add_module(name, quantizer.train(module.training))
@@ -55,6 +58,9 @@ def revert(model: PreTrainedModel, attn_implementation: str | None) -> None:
         if isinstance(part, PreTrainedModel) and part.config._attn_implementation == IMPLEMENTATION:
             part.set_attn_implementation(attn_implementation or "sdpa")
     for module in model.modules():
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig) and config._attn_implementation == IMPLEMENTATION:
+            config._attn_implementation = attn_implementation or "sdpa"
         if isinstance(module, QuantLinear) and module.input_scale is not None:
             module.scale_input(None)
         module.__class__ = getattr(module, "float_class", type(module))
@@ -172,7 +178,8 @@ def make_quantizer(
     return quantizer
 
 
-def _set_attention(model: PreTrainedModel) -> None:
+def _set_attention(model: PreTrainedModel, attention: Iterable[nn.Module]) -> None:
+    """Let attention modules ask for the implementation that quantizes."""
     before = model.config._attn_implementation
     model.set_attn_implementation(IMPLEMENTATION)
     if not uses_qdq_attention(model):
@@ -181,3 +188,7 @@ def _set_attention(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not compute attention through transformers' AttentionInterface, "
             f"so its matmuls cannot be quantized. To leave them float, {float_matmuls()}."
         )
+    for module in attention:  # some have a config of their own, as those of ViT-MAE's decoder
+        config = vars(module).get("config")
+        if isinstance(config, PreTrainedConfig) and config._attn_implementation != IMPLEMENTATION:
+            config._attn_implementation = IMPLEMENTATION

@@ -23,6 +23,9 @@ IDS, EMBEDDED, MASK = "input_ids", "inputs_embeds", "attention_mask"
 TABLES = {"token_type_ids": "token_type_embeddings", "position_ids": "position_embeddings"}
 """What transformers calls the modules that look numbers of tokens up, by the argument."""
 
+POSITIONS = ("position_embeddings", "position_embedding", "wpe")
+"""What transformers calls the modules that look positions up."""
+
 HANDED_ON = (*HARMLESS, "cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 """Tensors that every model of transformers takes, whether its `forward` names them or not."""
 
@@ -84,13 +87,19 @@ def check_arguments(model: nn.Module, batch: Mapping[str, Any], where: str = "Th
 
 
 def position_limit(model: nn.Module | None) -> int:
-    """Return the longest sequence for which a model has position embeddings; `sys.maxsize` if unknown."""
+    """Return the longest sequence of tokens for which a model has positions; `sys.maxsize` if unknown.
+
+    The positions of tokens stand beside the table of tokens; those of an image's pieces, of words on a page
+    and of what a detector asks for do not.
+    """
     limits = [sys.maxsize]
-    for name, module in model.named_modules() if model is not None else ():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin count from the position after that of padding.
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            limits.append(module.num_embeddings - unused)
+    for parent in model.modules() if model is not None else ():
+        tables = {name: child for name, child in parent.named_children() if isinstance(child, nn.Embedding)}
+        for name in POSITIONS if len(tables) > 1 else ():
+            if (table := tables.get(name)) is not None:
+                # RoBERTa and its kin count from the position after that of padding.
+                unused = 0 if table.padding_idx is None else table.padding_idx + 1
+                limits.append(table.num_embeddings - unused)
     return min(limits)
 
 

@@ -10,7 +10,7 @@ from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.patching.wrapped import refusal
 from qdqpatch.rules import has_rules
 from qdqpatch.rules.base import Miss
-from qdqpatch.rules.structural import multiplies
+from qdqpatch.rules.reading import multiplies
 
 UNCOVERED: tuple[tuple[type[nn.Module], str, str], ...] = (
     (nn.Linear, "linear", "it is outside the parts that there are rules for"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -77,7 +77,7 @@ class Plan:
 
     def miss_rows(self) -> list[Row]:
         """Return path, operation and reason of what stays float, equal ones of all layers in one row."""
-        return fold([(miss.path, miss.operation, miss.reason) for miss in self.misses])
+        return _folded(self.misses)
 
     def shortfall(self) -> str:
         """Return what stays float though the configuration turns it on, in one line; empty if nothing."""
@@ -102,8 +102,7 @@ class Plan:
 
     def wanted_rows(self) -> list[Row]:
         """Return `miss_rows` of what the configuration turns on."""
-        wanted = [miss for miss in self.misses if miss.wanted]
-        return fold([(miss.path or "the model itself", miss.operation, miss.reason) for miss in wanted])
+        return _folded([miss for miss in self.misses if miss.wanted])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
@@ -140,6 +139,10 @@ class Plan:
             for path, operation, detail in rows:
                 lines.append(f"  {path:<{widths[0]}}  {operation:<{widths[1]}}  {detail}")
         return "\n".join(lines)
+
+
+def _folded(misses: Sequence[Miss]) -> list[Row]:
+    return fold([(miss.path or "the model itself", miss.operation, miss.reason) for miss in misses])
 
 
 def _table(title: str, columns: tuple[str, ...], rows: list[Row]) -> str:

@@ -18,7 +18,7 @@ from qdqpatch.patching.positions import check_positions
 from qdqpatch.patching.recorded import HEAD, KEY, Recorded, describe, recorded_rules
 from qdqpatch.rules import has_rules, rules_of
 from qdqpatch.rules.base import Match, Miss, Rule
-from qdqpatch.rules.structural import Unreached
+from qdqpatch.rules.unreached import MATRIX_PRODUCT
 from qdqpatch.spelling import spelled
 
 
@@ -114,7 +114,7 @@ def _matches(model: nn.Module, rules: tuple[Rule, ...]) -> Iterator[tuple[Rule, 
         for found in rule.match(model):
             if isinstance(found, Match) and rule.part == "matmuls":
                 reached.add(found.path)
-            if isinstance(rule, Unreached) and found.path in reached:
+            if found.operation == MATRIX_PRODUCT and found.path in reached:
                 continue
             if (found.path, found.operation) not in claimed:
                 claimed.add((found.path, found.operation))

@@ -8,6 +8,7 @@ which they run: `add1_local_input_quantizer`, `add2_local_input_quantizer`, ...
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,11 +16,13 @@ from torch import nn
 
 from qdqpatch.nn.names import LOCAL, RESIDUAL
 from qdqpatch.rules.base import Match, Miss
+from qdqpatch.rules.branches import turned_off
 from qdqpatch.rules.flow import residual_adds
 from qdqpatch.rules.rewriting import Wrap, rewritten
 from qdqpatch.rules.source import Method, SourceError
+from qdqpatch.rules.values import Add
 
-_COUNTED: dict[tuple[type[nn.Module], str], int] = {}
+_FOUND: dict[tuple[type[nn.Module], str], tuple[ast.FunctionDef, list[Add]]] = {}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class ResidualAdds:
     part: str = "residual_adds"
 
     def match(self, model: nn.Module) -> Iterator[Match | Miss]:
-        """Yield a `Match` for each add of a block, or a `Miss` with the reason for the block."""
+        """Yield a `Match` for each add of a block, or a `Miss` with the reason for the block.
+
+        Adds in a branch that the block's own settings turn off are left out.
+        """
         for path, block in model.named_modules():
             if not isinstance(block, self.inside):
                 continue
@@ -51,9 +57,12 @@ class ResidualAdds:
                 yield Miss(path, "residual add", str(error))
                 continue
             last = first + self.count - 1
+            running = _running(block, self.method)
             for number, (names, cls) in enumerate(
                 zip(add_names(last)[first - 1 :], becomes, strict=True), first
             ):
+                if number - first + 1 not in running:
+                    continue
                 operation = "residual add" if last == 1 else f"residual add {number}"
                 yield Match(path, operation, dict.fromkeys(names, "activation"), cls)
 
@@ -101,7 +110,18 @@ def adds_of(float_class: type[nn.Module], method: str = "forward") -> int:
     Raises:
         SourceError: If its source cannot be read.
     """
-    if (float_class, method) not in _COUNTED:
-        adds = residual_adds(Method(float_class, method).tree)
-        _COUNTED[float_class, method] = max((add.number for add in adds), default=0)
-    return _COUNTED[float_class, method]
+    return max((add.number for add in _found(float_class, method)[1]), default=0)
+
+
+def _running(block: nn.Module, method: str) -> set[int]:
+    """Return the numbers of those adds that a block's settings do not turn off."""
+    function, adds = _found(type(block), method)
+    off = turned_off(function, block)
+    return {add.number for add in adds if add.node not in off}
+
+
+def _found(float_class: type[nn.Module], method: str) -> tuple[ast.FunctionDef, list[Add]]:
+    if (float_class, method) not in _FOUND:
+        tree = Method(float_class, method).tree
+        _FOUND[float_class, method] = tree, residual_adds(tree)
+    return _FOUND[float_class, method]

@@ -2,113 +2,106 @@
 
 Read from the source in the order in which it runs, both ways of a branch. An add counts if one operand was
 computed from the other, as in `x + f(x)`, or if one is an argument of the method and the other was computed,
-as in BERT's `output(hidden, residual)`. Adds of numbers, of tuples, and of a module's own tensors do not.
+as in BERT's `output(hidden, residual)`. Adds of numbers, of tuples, of a module's own tensors, of masks and
+of positions do not, and none that a softmax reads: what is added to scores is no residual, and masked scores
+have no range.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-FUNCTION_OWNERS = ("torch",)
-NO_TENSORS = ("shape", "dtype", "device", "ndim", "is_cuda")
-NO_TENSOR_CALLS = (
-    "size",
-    "dim",
-    "numel",
-    "len",
-    "int",
-    "float",
-    "range",
-    "bool",
-    "isinstance",
-    "getattr",
-    "tuple",
+from qdqpatch.rules.values import (
+    ASIDE,
+    MODULE_NAMES,
+    NO_TENSOR_CALLS,
+    NO_TENSOR_METHODS,
+    NO_TENSORS,
+    NUMBER_CALLS,
+    PRODUCT,
+    SOFTMAX,
+    UNCHANGING,
+    Add,
+    Value,
+    is_product,
+    operands,
 )
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a name or an expression stands for.
-
-    Attributes:
-        number: Tells values apart.
-        sources: The numbers of all values that it was computed from.
-        is_argument: Whether it is an argument of the method as it was given.
-        is_tensor: False for what is certainly none.
-        one_of: The numbers of the values of which it is one, where it depends on a branch; else its own.
-    """
-
-    number: int
-    sources: frozenset[int] = frozenset()
-    is_argument: bool = False
-    is_tensor: bool = True
-    one_of: frozenset[int] = frozenset()
-
-    def is_from(self, other: Value) -> bool:
-        """Whether it was computed from another one, whichever that is."""
-        return (other.one_of or {other.number}) <= self.sources
-
-
-@dataclass(frozen=True)
-class Add:
-    """A residual add.
-
-    Attributes:
-        node: The operation in the tree.
-        number: Its place along the way that the method runs, from 1; adds of two branches of which one
-            runs have the same.
-        residual_first: Whether the residual is the first operand.
-    """
-
-    node: ast.AST
-    number: int
-    residual_first: bool
 
 
 def residual_adds(function: ast.FunctionDef) -> list[Add]:
     """Return the residual adds of a method."""
-    return _Flow(function).adds
+    return [add for add in possible_adds(function) if add.is_certain]
 
 
-def operands(node: ast.AST) -> list[ast.expr]:
-    """Return the two operands of an add or of a matrix product, in order; nothing of other operations."""
-    if isinstance(node, ast.BinOp):
-        return [node.left, node.right]
-    if isinstance(node, ast.AugAssign):
-        return [node.target, node.value]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        named = {keyword.arg: keyword.value for keyword in node.keywords}
-        given = list(node.args)
-        if isinstance(node.func.value, ast.Name) and node.func.value.id in FUNCTION_OWNERS:
-            given += [named[name] for name in ("input",) if name in named and not given]
-        else:
-            given.insert(0, node.func.value)
-        given += [named[name] for name in ("other", "mat2", "tensor2") if name in named and len(given) == 1]
-        return given[:2]
-    return []
+def possible_adds(function: ast.FunctionDef) -> list[Add]:
+    """Return the residual adds of a method, and adds beside products that could be some."""
+    flow = _Flow(function)
+    return _Flow(function, flow.scored).adds if flow.scored else flow.adds
+
+
+def merged(function: ast.FunctionDef) -> dict[str, frozenset[str]]:
+    """Return the functions that a method gives several tensors, by name, with what lies between those."""
+    return _Flow(function).merged
+
+
+def products_of_data(function: ast.FunctionDef) -> list[ast.AST]:
+    """Return the products of what a method was given, masks and positions apart, with whatever it may be."""
+    return _Flow(function).products
 
 
 class _Flow:
-    """Follows values through the statements of a method."""
+    """Follows values through the statements of a method, or of a function.
 
-    def __init__(self, function: ast.FunctionDef) -> None:
+    Args:
+        function: Its definition.
+        scored: Adds that are no residual ones.
+
+    Attributes:
+        adds: The residual adds.
+        scored: Adds that a softmax reads.
+        products: The products of what the method was given, be it with a weight of the module's own.
+        merged: The functions that are given several tensors, by name, with what lies between those.
+    """
+
+    def __init__(self, function: ast.FunctionDef, scored: Collection[ast.AST] = ()) -> None:
         self.adds: list[Add] = []
-        self.passed = 0
-        self.numbers = 0
+        self.scored: set[ast.AST] = set()
+        self.products: list[ast.AST] = []
+        self.merged: dict[str, frozenset[str]] = {}
+        self.ignored = scored
+        self.multiplies = any(map(is_product, ast.walk(function)))
+        self.passed = self.numbers = self.loops = 0
         arguments = function.args
         names = [
             argument.arg for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
         ]
-        self.values = {name: self.new(is_argument=True) for name in names[1:]}
-        self.values[names[0]] = self.new(is_tensor=False)
+        self.values: dict[str, Value] = {}
+        self.own = names[0] if names and names[0] in MODULE_NAMES else ""
+        for name in names:
+            is_data = name != self.own and not any(word in name for word in ASIDE)
+            self.values[name] = self.new(is_argument=is_data, is_tensor=is_data)
         self.run(function.body)
 
     def new(self, *parts: Value, is_argument: bool = False, is_tensor: bool = True) -> Value:
         self.numbers += 1
         sources = frozenset[int]().union(*(part.sources | {part.number} for part in parts))
-        return Value(self.numbers, sources, is_argument, is_tensor)
+        sums = frozenset[ast.AST]().union(*(part.sums for part in parts))
+        through = frozenset[str]().union(*(part.through for part in parts))
+        is_number = bool(parts) and all(part.is_number for part in parts)
+        return Value(
+            self.numbers,
+            sources,
+            is_argument,
+            is_tensor and not is_number,
+            sums=sums,
+            through=through,
+            is_number=is_number,
+        )
+
+    def number(self) -> Value:
+        return replace(self.new(is_tensor=False), is_number=True)
 
     def run(self, statements: Sequence[ast.stmt]) -> bool:
         """Follow statements; return whether they leave the method."""
@@ -129,7 +122,13 @@ class _Flow:
                 self.assign(node.target, self.value(node.iter))
             elif isinstance(node, ast.While):
                 self.value(node.test)
+            elif isinstance(node, ast.With):
+                for item in node.items:
+                    self.value(item.context_expr)
+            is_loop = isinstance(node, (ast.For, ast.While))
+            self.loops += is_loop
             self.run([*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])])
+            self.loops -= is_loop
         elif isinstance(node, (ast.Return, ast.Expr)) and node.value is not None:
             self.value(node.value)
         return isinstance(node, (ast.Return, ast.Raise))
@@ -186,12 +185,21 @@ class _Flow:
         """Follow an operation of two operands, which may be a residual add."""
         first, second = operands(node)
         left, right = self.value(first), self.value(second)
+        made = self.new(left, right, is_tensor=left.is_tensor or right.is_tensor)
+        if is_product(node):
+            return self.product(node, made)
         if is_add and not isinstance(first, ast.Tuple) and not isinstance(second, ast.Tuple):
             self.add(node, left, right)
-        return self.new(left, right, is_tensor=left.is_tensor or right.is_tensor)
+            return replace(made, sums=made.sums | {node})
+        return made
+
+    def product(self, node: ast.AST, made: Value) -> Value:
+        if made.is_tensor:
+            self.products.append(node)
+        return replace(made, sums=frozenset(), through=made.through | {PRODUCT})
 
     def add(self, node: ast.AST, left: Value, right: Value) -> None:
-        if not (left.is_tensor and right.is_tensor) or left.number == right.number:
+        if node in self.ignored or not (left.is_tensor and right.is_tensor) or left.number == right.number:
             return
         if right.is_from(left) or left.is_from(right):
             residual_first = right.is_from(left)
@@ -199,8 +207,13 @@ class _Flow:
             residual_first = left.is_argument
         else:
             return
-        self.passed += 1
-        self.adds.append(Add(node, self.passed, residual_first))
+        is_derived = right.is_from(left) or left.is_from(right)
+        is_certain = is_derived or not self.multiplies
+        self.passed += is_certain
+        through = left.through ^ right.through
+        self.adds.append(
+            Add(node, self.passed, residual_first, self.loops > 0, through, is_derived, is_certain)
+        )
 
     def value(self, node: ast.expr) -> Value:
         if isinstance(node, ast.Name):
@@ -210,23 +223,50 @@ class _Flow:
             self.assign(node.target, value)
             return value
         if isinstance(node, (ast.Constant, ast.Lambda, ast.Compare, ast.JoinedStr)):
-            return self.new(is_tensor=False)
+            return self.number()
         if isinstance(node, ast.BinOp):
             return self.operation(node, isinstance(node.op, ast.Add))
         if isinstance(node, ast.Call):
             return self.call(node)
         parts = [self.value(part) for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
-        is_tensor = any(part.is_tensor for part in parts)
-        if isinstance(node, (ast.Tuple, ast.List)) or (
-            isinstance(node, ast.Attribute) and node.attr in NO_TENSORS
-        ):
-            is_tensor = False
+        if isinstance(node, ast.Attribute):
+            if node.attr in NO_TENSORS:
+                return self.number()  # which says nothing of its values
+            if isinstance(node.value, ast.Name) and node.value.id == self.own:
+                return replace(self.new(*parts, is_tensor=False), through=frozenset({node.attr}))
+        if isinstance(node, ast.Subscript) and parts[0].is_number:
+            return self.number()
+        is_tensor = not isinstance(node, (ast.Tuple, ast.List)) and any(part.is_tensor for part in parts)
         return self.new(*parts, is_tensor=is_tensor)
 
     def call(self, node: ast.Call) -> Value:
+        is_method = isinstance(node.func, ast.Attribute)
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name in ("add", "add_") and len(operands(node)) == 2:
             return self.operation(node, True)
-        parts = [self.value(node.func), *map(self.value, node.args)]
-        parts += [self.value(keyword.value) for keyword in node.keywords]
-        return self.new(*parts, is_tensor=name not in NO_TENSOR_CALLS)
+        function = self.value(node.func)
+        given = [*map(self.value, node.args), *(self.value(keyword.value) for keyword in node.keywords)]
+        if name in (NO_TENSOR_METHODS if is_method else NO_TENSOR_CALLS) or (
+            name in NUMBER_CALLS and given and all(part.is_number for part in given)
+        ):
+            return self.number() if name != "tuple" else self.new(*given, is_tensor=False)
+        if is_method and name in UNCHANGING:
+            return self.value(node.func.value)  # type: ignore[attr-defined]  # it is an attribute
+        made = replace(self.new(function, *given), is_tensor=True, is_number=False)
+        tensors = [part for part in given if part.is_tensor]
+        if not is_method and len(tensors) > 1:
+            self.merged[name] = (
+                frozenset[str]()
+                .union(*(part.through for part in tensors))
+                .difference(frozenset[str].intersection(*(part.through for part in tensors)))
+            )
+        if is_product(node):
+            return self.product(
+                node, replace(made, is_tensor=any(part.is_tensor for part in (function, *given)))
+            )
+        called = ast.unparse(node.func)
+        if SOFTMAX in called.lower():
+            self.scored |= made.sums
+        if self.own and called.startswith(f"{self.own}."):
+            return made if "drop" in name else replace(made, sums=frozenset())
+        return made

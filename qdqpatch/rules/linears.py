@@ -44,14 +44,19 @@ class Embeddings:
     Attributes:
         inside: Classes whose instances are searched, themselves included.
         part: The field of `QDQConfig` that turns this on.
+        besides: Classes whose instances are not searched.
     """
 
     inside: tuple[type[nn.Module], ...]
     part: str = "embeddings"
+    besides: tuple[type[nn.Module], ...] = ()
 
     def match(self, model: nn.Module) -> Iterator[Match | Miss]:
         """Yield a `Match` for each plain `nn.Embedding`, a `Miss` for each subclass of it."""
+        left_out = {path for path, _ in modules_inside(model, self.besides)}
         for path, module in modules_inside(model, self.inside):
+            if path in left_out:
+                continue
             if type(module) is nn.Embedding:
                 yield Match(path, "embedding", {WEIGHT: "weight"}, QuantEmbedding)
             elif isinstance(module, nn.Embedding):

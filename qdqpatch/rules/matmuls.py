@@ -84,7 +84,8 @@ class AttentionMatmuls:
             if found != len(pairs):
                 return (
                     f"{cls.__name__}.{method} does not call transformers' attention interface, and has "
-                    f"{found} matrix products where the rule needs {len(pairs)}"
+                    f"{found} matrix {'product' if found == 1 else 'products'} where the rule needs "
+                    f"{len(pairs)}"
                 )
         return ""
 

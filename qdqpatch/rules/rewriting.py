@@ -18,9 +18,10 @@ from torch import nn
 
 from qdqpatch.errors import QuantizedError
 from qdqpatch.nn.attention import IMPLEMENTATION, float_matmuls
-from qdqpatch.rules.flow import operands, residual_adds
+from qdqpatch.rules.flow import residual_adds
 from qdqpatch.rules.products import products
 from qdqpatch.rules.source import Method, SourceError, function_beside
+from qdqpatch.rules.values import operands
 
 
 @dataclass(frozen=True, order=True)

@@ -46,7 +46,7 @@ class Method:
         self.plain = inspect.unwrap(getattr(cls, name, None) or function_beside(cls, name))  # type: ignore[arg-type]  # None has no code
         if not isinstance(self.plain, types.FunctionType):
             raise SourceError(f"{cls.__name__} has no method {name} that is written in Python")
-        self.tree = self._read()
+        self.tree = definition(self.plain)
         if _instructions(self._code()) != _instructions(self.plain.__code__):
             file = self.plain.__code__.co_filename
             raise SourceError(f"the file {file} is not what {cls.__name__}.{name} was compiled from")
@@ -79,17 +79,6 @@ class Method:
             except NameError as error:
                 raise SourceError(f"a decorator of {plain.__qualname__} cannot be found: {error}") from error
         return outermost
-
-    def _read(self) -> ast.FunctionDef:
-        try:
-            lines, start = inspect.getsourcelines(self.plain)
-            tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
-        except (OSError, TypeError, SyntaxError) as error:
-            raise SourceError(f"the source of {self.plain.__qualname__} cannot be read ({error})") from error
-        if not isinstance(tree, ast.FunctionDef):
-            raise SourceError(f"{self.plain.__qualname__} is not a plain function")
-        ast.increment_lineno(tree, start - 1)
-        return tree
 
     def _code(self) -> types.CodeType:
         """Compile the bare function: without decorators, annotations and defaults, which it takes over."""
@@ -129,6 +118,23 @@ class Method:
         if hasattr(code, "co_qualname"):  # Python 3.11
             changes["co_qualname"] = plain.__code__.co_qualname
         return code.replace(**changes)
+
+
+def definition(function: types.FunctionType) -> ast.FunctionDef:
+    """Return the tree of a function's source; line numbers are those of the file.
+
+    Raises:
+        SourceError: If the source cannot be read.
+    """
+    try:
+        lines, start = inspect.getsourcelines(function)
+        tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    except (OSError, TypeError, SyntaxError) as error:
+        raise SourceError(f"the source of {function.__qualname__} cannot be read ({error})") from error
+    if not isinstance(tree, ast.FunctionDef):
+        raise SourceError(f"{function.__qualname__} is not a plain function")
+    ast.increment_lineno(tree, start - 1)
+    return tree
 
 
 def function_beside(cls: type, name: str) -> types.FunctionType | None:

@@ -25,12 +25,14 @@ from qdqpatch.errors import DataError
 CONVERT = ("--calib", "texts.txt", "--batch-size", 2, "--samples", 64)
 TRAIN = ("--data", "dev.tsv", "--epochs", 2, "--batch-size", 4, "--refine", 0, "--max-length", 16)
 SENSITIVITY = ("--data", "dev.tsv", "--json", "--max-drop", 50, "--batch-size", 4, "--samples", 30)
+OPTIMIZE = ("--data", "texts.txt", "--max-drop", 50, "--batch-size", 2, "--shape", "1x8", "--json")
 
 COMMANDS: dict[str, tuple[object, ...]] = {
     "convert": ("convert", "float", "both", *CONVERT),
     "eval": ("eval", "float", "one", "--data", "dev.tsv", "--json", "--batch-size", 5),
     "sensitivity": ("sensitivity", "one", *SENSITIVITY),
     "train": ("train", "float", "trained", *TRAIN),
+    "optimize": ("optimize", "float", "best", *OPTIMIZE),
     "one fails": ("convert", "float", "failed", *CONVERT),
     "all fail": ("convert", "nowhere", "failed", *CONVERT),
     "alone": ("inspect", "float"),
@@ -135,6 +137,20 @@ def test_train_writes_once(folder: Path) -> None:
     assert not (folder / "trained.training").exists()
     stages = json.loads((folder / "trained" / "training.json").read_text(encoding="utf-8"))["stages"]
     assert [stage["name"] for stage in stages] == ["float", "calibrated", "trained"]
+
+
+def test_optimize_finds_the_same_model(folder: Path) -> None:
+    found = json.loads(succeeded(folder, "optimize"))
+    arguments = at(folder, ("float", *OPTIMIZE))
+    alone = invoke("optimize", arguments[0], folder / "alone", *arguments[1:])
+    expected = json.loads(alone.stdout)
+    for report in (found, expected):
+        for rung in report["rungs"]:
+            del rung["seconds"], rung["speedup"], rung["latency_ms"]
+    assert found == expected
+    written, other = (load_file(folder / name / "model.safetensors") for name in ("best", "alone"))
+    models.assert_equal(written, other)
+    assert (folder / "best" / "onnx" / "model.onnx").is_file()
 
 
 def test_one_that_fails_ends_all_and_says_why(folder: Path) -> None:

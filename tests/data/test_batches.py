@@ -4,11 +4,13 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import family_models as families
 import models
 import pytest
 import torch
 from checkpoints import write_checkpoint
 from texts import rows
+from torch import nn
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -72,10 +74,16 @@ def test_batches_fit_the_model(tokenizer: PreTrainedTokenizerBase) -> None:
         text_batches(texts, tokenizer, model=models.build("BertModel", vocab_size=10))
 
 
+def test_positions_of_tokens_alone_limit_a_sequence() -> None:
+    assert position_limit(families.build("clip")) == 40  # its images have 5 pieces
+    assert position_limit(families.build("layoutlm", max_2d_position_embeddings=30)) == 40
+    assert position_limit(families.build("dinov2")) == sys.maxsize
+
+
 def test_positions_that_roberta_leaves_for_padding_do_not_count() -> None:
     assert position_limit(models.build("BertModel", max_position_embeddings=20)) == 20
-    embeddings = torch.nn.ModuleDict({"position_embeddings": torch.nn.Embedding(514, 4, padding_idx=1)})
-    assert position_limit(embeddings) == 512
+    tables = {"words": nn.Embedding(9, 4), "position_embeddings": nn.Embedding(514, 4, padding_idx=1)}
+    assert position_limit(nn.ModuleDict(tables)) == 512
     assert position_limit(None) == sys.maxsize
 
 

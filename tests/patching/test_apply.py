@@ -1,3 +1,5 @@
+import copy
+
 import models
 import pytest
 import torch
@@ -5,7 +7,7 @@ from torch import nn
 from transformers import BertModel
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from qdqpatch import QDQConfig, plan, quantize
+from qdqpatch import QDQConfig, dequantize, plan, quantize
 from qdqpatch.errors import UnsupportedModelError
 from qdqpatch.nn.attention import IMPLEMENTATION
 from qdqpatch.nn.linear import QuantLinear
@@ -173,3 +175,18 @@ def test_weights_are_shared_with_quantlinear_not_copied(float_model) -> None:
         assert type(module) is QuantLinear
         assert module.weight is weight
         assert module.weight.data_ptr() == address
+
+
+def test_an_attention_with_a_config_of_its_own_asks_for_the_implementation_too(float_model) -> None:
+    model = float_model()
+    own = copy.deepcopy(model.config)
+    attention = model.encoder.layer[1].attention.self
+    attention.config = own
+    expected = models.outputs(model)
+    quantize(model)
+    assert attention.config._attn_implementation == IMPLEMENTATION
+    assert own._attn_implementation != IMPLEMENTATION
+    models.outputs(model)
+    dequantize(model)
+    assert attention.config._attn_implementation == own._attn_implementation
+    models.assert_equal(models.outputs(model), expected)

@@ -25,7 +25,7 @@ ROUNDS = 3
 def nothing_made_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the threads find no class that another test has made, so that they race for it."""
     monkeypatch.setattr("qdqpatch.rules.rewriting._MADE", {})
-    monkeypatch.setattr("qdqpatch.rules.adds._COUNTED", {})
+    monkeypatch.setattr("qdqpatch.rules.adds._FOUND", {})
 
 
 def test_threads_serve_quantize_plan_load_copy_and_pickle_at_once(tmp_path: Path, calibrated) -> None:
