@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from qdqpatch.data.arrays import Array
 from qdqpatch.errors import ExportError, QdqError, one_line
 from qdqpatch.exporter import symbolic_operators as operators
+from qdqpatch.exporter.epsilons import keep_epsilons
 from qdqpatch.exporter.translations import TABLE
 from qdqpatch.nn.pooling import SentenceHead, mask_of
 from qdqpatch.nn.quantizer import TensorQuantizer
@@ -117,6 +118,7 @@ def _traced(whole: _Outputs, inputs: Batch, axes: Mapping[str, Mapping[int, str]
                 custom_translation_table=TABLE,
             )
             assert exported is not None  # the old exporter returns None
+            keep_epsilons(exported.model.graph)
             exported.optimize()
     graph: ir.Model = exported.model
     _name_axes(graph, axes)
