@@ -27,6 +27,8 @@ import qdqpatch.training
 from qdqpatch.calibration import collect
 from qdqpatch.cli import main
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [module.name for module in pkgutil.walk_packages(qdqpatch.__path__, "qdqpatch.")]
