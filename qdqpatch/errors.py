@@ -1,8 +1,11 @@
 """What can go wrong, each with the built-in exception a caller would expect it to be."""
 
+import re
 from collections.abc import Sequence
 
 from qdqpatch.spelling import spelled
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class QdqError(Exception):
@@ -102,5 +105,5 @@ def no_range(paths: Sequence[str], remedy: str | None = None) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return an error's message, which engines spread over several lines, as one."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(_COLOURS.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= 400 else f"{text[:400]}..."

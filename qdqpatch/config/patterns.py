@@ -38,7 +38,7 @@ def matches(pattern: str, path: str) -> bool:
     `*`, `?` and `[...]` are those of `fnmatch`; `*` also matches dots. `{0..11}` matches each whole number
     from 0 to 11, and `{0..2,5}` those from 0 to 2 and 5.
 
-    Example:
+    Examples:
         >>> matches("*.layer.{0..11}.output", "encoder.layer.10.output")
         True
     """

@@ -40,6 +40,7 @@ def qdq_attention(
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Compute softmax(Q(q) Q(k)^T / sqrt(d) + bias + mask), then Q(probabilities) Q(v).
@@ -58,6 +59,8 @@ def qdq_attention(
         dropout: Probability of dropping a probability, before its quantizer as in QDQBERT.
         position_bias: Added to the scores too, broadcast like the mask; T5's relative positions.
         softcap: Scores are bounded smoothly by this, Gemma's `tanh(scores / softcap) * softcap`.
+        s_aux: A further score for every head, of shape `(heads,)`, that takes its share of the probabilities
+            and has no value; gpt-oss's sinks.
         **kwargs: What other implementations need.
 
     Returns:
@@ -83,7 +86,12 @@ def qdq_attention(
         scores = scores + position_bias
     if attention_mask is not None:
         scores = scores + attention_mask
+    if s_aux is not None:
+        sinks = s_aux.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
     probabilities = nn.functional.softmax(scores, dim=-1)
+    if s_aux is not None:
+        probabilities = probabilities[..., :-1]
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     quantized_value = for_all_heads(_quantized(module, "v", value), query)
     context = torch.matmul(_quantized(module, "a", probabilities), quantized_value)

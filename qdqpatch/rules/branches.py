@@ -37,6 +37,9 @@ def _value(node: ast.expr, own: str, module: nn.Module) -> Any:
     """Return the value of an expression of a module's settings, or `_UNKNOWN`."""
     if isinstance(node, ast.Constant):
         return node.value
+    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
+        values = [_value(part, own, module) for part in node.elts]
+        return _UNKNOWN if _UNKNOWN in values else values
     if isinstance(node, ast.Attribute):
         return _setting(node, own, module)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
@@ -79,6 +82,8 @@ def _compared(left: Any, operation: ast.cmpop, right: Any) -> Any:
         return left == right
     if isinstance(operation, (ast.IsNot, ast.NotEq)):
         return left != right
+    if isinstance(operation, (ast.In, ast.NotIn)) and isinstance(right, (list, str)):
+        return (left in right) is isinstance(operation, ast.In)
     if isinstance(left, (int, float)) and isinstance(right, (int, float)):
         if isinstance(operation, ast.Gt):
             return left > right

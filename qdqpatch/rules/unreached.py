@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from transformers import PreTrainedModel
 
 from qdqpatch.rules.adds import adds_of
 from qdqpatch.rules.base import Match, Miss
@@ -122,12 +121,12 @@ def _is_residual(add: Add, part: Part, module: nn.Module) -> bool:
 def _is_multiplied(through: frozenset[str], module: nn.Module) -> bool:
     """Whether there is a product on a way through children of a module.
 
-    A child that is a whole model gives outputs, which are no tensors.
+    A child that has layers of its own gives outputs, which are no tensors.
     """
     return PRODUCT in through or any(
         isinstance(below, (nn.Linear, _ConvNd)) or multiplies(type(below))
         for child in _children(through, module)
-        if not isinstance(child, PreTrainedModel)
+        if not any(isinstance(below, nn.ModuleList) for below in child.children())
         for below in child.modules()
     )
 

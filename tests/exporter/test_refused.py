@@ -14,7 +14,8 @@ import pytest
 import torch
 from exports import calibrated
 from exports import export as export_again
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import BertModel, PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig
@@ -95,6 +96,39 @@ def test_what_cannot_be_exported(
         export(model, tmp_path / "new" / "out", **options)
     assert list(tmp_path.iterdir()) == []
     models.assert_unchanged(model, before)
+
+
+class Branching(BertModel):
+    """Goes by the values of its inputs."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+        if int(input_ids.sum()) > 5:
+            input_ids = input_ids.flip(1)
+        return super().forward(input_ids, attention_mask)
+
+
+class Listening(BertModel):
+    """Takes sounds."""
+
+    main_input_name = "input_values"
+
+    def forward(self, input_values: Tensor) -> Any:
+        return super().forward(input_values.long())
+
+
+def test_models_that_cannot_be_traced_or_take_something_else_are_refused_in_one_line(tmp_path: Path) -> None:
+    for kind, message in (
+        (
+            Branching,
+            r"^Branching cannot be traced with inputs of any batch and length \(input_ids \(2, 8\), "
+            r"attention_mask \(2, 8\)\), and nothing was written: [^\n]*guard[^\n]*In torch its checkpoint "
+            r"runs as it is\.$",
+        ),
+        (Listening, r"^Models of texts \(input_ids\) and of .* Listening takes input_values\. In torch"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export(kind(models.config()), tmp_path / "out", as_float=True)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:

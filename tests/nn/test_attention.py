@@ -143,10 +143,21 @@ def test_heads_of_keys_and_values_that_queries_share_are_quantized_once(operands
     assert torch.equal(context, expected)
 
 
+def test_sinks_take_their_share_of_the_probabilities(operands) -> None:
+    query, key, value = operands
+    sinks = torch.tensor([0.5, -1.0, 40.0])
+    context, probabilities = qdq_attention(module(), query, key, value, mask(), s_aux=sinks)
+    scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1]) + mask()
+    weights = torch.cat([scores.exp(), sinks.exp().view(1, 3, 1, 1).expand(*scores.shape[:-1], 1)], -1)
+    # Both ways of a softmax, in fp32.
+    torch.testing.assert_close(probabilities, (weights / weights.sum(-1, keepdim=True))[..., :-1])
+    assert torch.equal(context, (probabilities @ value).transpose(1, 2))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"s_aux": torch.zeros(3)},
+        {"sinks": torch.zeros(3)},
         {"is_causal": True},
         {"sliding_window": 2},
         {"cu_seq_lens_q": torch.arange(3)},
