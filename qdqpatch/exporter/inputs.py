@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.shapes import Shape
-from qdqpatch.errors import ExportError
+from qdqpatch.errors import ExportError, one_line
 from qdqpatch.patching.arguments import position_limit
 
 Batch = dict[str, Tensor]
@@ -162,6 +162,13 @@ class Inputs:
                 "runs as it is."
             )
         longest = self.longest
+        try:
+            self.example()
+        except AttributeError as error:
+            raise ExportError(
+                f"{type(self.model).__name__} takes what no example can be made of ({one_line(error)}), and "
+                "is not exported. In torch its checkpoint runs as it is."
+            ) from error
         if self.fixed is not None and self.fixed.length > longest:
             raise ExportError(
                 f"The model has {longest} positions; sequences of {self.fixed.length} do not fit."
