@@ -128,8 +128,8 @@ def test_models_that_cannot_be_traced_or_take_something_else_are_refused_in_one_
         (
             Branching,
             r"^Branching cannot be traced with inputs of any batch and length \(input_ids \(2, 8\), "
-            r"attention_mask \(2, 8\)\), and nothing was written: [^\n]*guard[^\n]*\. See whether one shape is "
-            r"possible \(shape=\(1, 128\)\)\. In torch its checkpoint runs as it is\.$",
+            r"attention_mask \(2, 8\)\), and nothing was written: [^\n]*guard[^\n]*\. See whether one "
+            r"shape is possible \(shape=\(1, 128\)\)\. In torch its checkpoint runs as it is\.$",
         ),
         (Boxed, "^Boxed takes what no example can be made of .*max_2d_position_embeddings.*, and is not exp"),
         (Listening, r"^Models of texts \(input_ids\) and of .* Listening takes input_values\. In torch"),
