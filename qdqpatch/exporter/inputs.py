@@ -164,6 +164,12 @@ class Inputs:
                 f"{type(self.model).__name__} takes {what}. In torch its checkpoint runs as it is."
             )
         longest = self.longest
+        if self.fixed is not None and self.fixed.length > longest:
+            raise ExportError(
+                f"The model has {longest} positions; sequences of {self.fixed.length} do not fit."
+            )
+        if self.fixed is not None and min(self.fixed.batch, self.fixed.length) < 1:
+            raise ExportError("A batch and a sequence have at least 1.")
         try:
             self.example()
         except AttributeError as error:
@@ -171,12 +177,6 @@ class Inputs:
                 f"{type(self.model).__name__} takes what no example can be made of ({one_line(error)}), and "
                 "is not exported. In torch its checkpoint runs as it is."
             ) from error
-        if self.fixed is not None and self.fixed.length > longest:
-            raise ExportError(
-                f"The model has {longest} positions; sequences of {self.fixed.length} do not fit."
-            )
-        if self.fixed is not None and min(self.fixed.batch, self.fixed.length) < 1:
-            raise ExportError("A batch and a sequence have at least 1.")
 
     @property
     def longest(self) -> int:

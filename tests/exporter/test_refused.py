@@ -26,6 +26,7 @@ from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.rules import integer_linear
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
+from qdqpatch.exporter.symbolic_operators import symbolic_attention
 from qdqpatch.exporter.targets import onnxruntime
 from qdqpatch.output.folder import OutputFolder
 
@@ -137,6 +138,13 @@ def test_models_that_cannot_be_traced_or_take_something_else_are_refused_in_one_
         with pytest.raises(ExportError, match=message):
             export(kind(models.config()), tmp_path / "out", as_float=True)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("argument", [{"softcap": 2.0}, {"s_aux": torch.zeros(1)}])
+def test_attention_that_the_operator_does_not_say_is_refused(argument: dict[str, Any]) -> None:
+    operands = [torch.zeros(1, 1, 2, 4)] * 3
+    with pytest.raises(ExportError, match=r"^Identity .*, which cannot be exported yet\.$"):
+        symbolic_attention(torch.nn.Identity(), *operands, None, **argument)
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
