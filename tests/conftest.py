@@ -31,7 +31,7 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("models", "adjusted", "processes")
+pytest.register_assert_rewrite("models", "adjusted", "commands", "processes", "saved")
 
 HERE = Path(__file__).parent
 

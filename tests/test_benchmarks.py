@@ -18,6 +18,8 @@ from transformers import BertModel
 
 from qdqpatch.engines.shapes import Shape
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 

@@ -27,6 +27,8 @@ import qdqpatch.training
 from qdqpatch.calibration import collect
 from qdqpatch.cli import main
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [module.name for module in pkgutil.walk_packages(qdqpatch.__path__, "qdqpatch.")]
@@ -100,7 +102,7 @@ def test_what_a_page_shows_runs_from_top_to_bottom(page: Path, folder: Path) -> 
         if language == "python":
             exec(compile(block, page.name, "exec"), {})
         else:
-            for line in re.findall(r"^\$ (.*(?:\\\n.*)*)", block, re.MULTILINE):
+            for line in re.findall(r"^\$ ((?:.*\\\n)*.*)", block, re.MULTILINE):
                 run_command(line.replace("\\\n", " "))
 
 

@@ -20,6 +20,8 @@ import transformers
 
 nbformat = pytest.importorskip("nbformat")
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

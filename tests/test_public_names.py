@@ -30,7 +30,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FORKING = """
 import gc, json, os, sys
 gc.disable()  # which only looks through what is imported
-import numpy, scipy.optimize, scipy.stats, torch._dynamo, torch.distributed.checkpoint
+import accelerate, huggingface_hub, jinja2, numpy, PIL.Image, scipy.optimize, scipy.stats, tokenizers
+import safetensors.torch, torch._dynamo, torch.distributed.checkpoint, wrapt, yaml
 import torch.distributed.fsdp, torch.distributed.tensor, torch.export
 for name, code in json.load(sys.stdin).items():
     child = os.fork()
@@ -50,7 +51,7 @@ for name, code in json.load(sys.stdin).items():
 
 @pytest.fixture(scope="module")
 def printed(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What Python code prints in a process of its own, a fork of one that has imported torch and SciPy."""
+    """What Python code prints in a process of its own, a fork of one that has what transformers needs."""
     folder = tmp_path_factory.mktemp("printed")
     codes = {name: code.replace("SAVED", repr(str(saved))) for name, code in CODES.items()}
     done = subprocess.run(

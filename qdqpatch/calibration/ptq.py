@@ -126,7 +126,7 @@ def ptq(
 
     Whatever is raised, the model is as it was: a float model is float again.
 
-    Example:
+    Examples:
         >>> model = ptq(AutoModelForMaskedLM.from_pretrained("ckpt"), batches, shift=True, refine=4)
     """
     method = method_for(method, percentile)

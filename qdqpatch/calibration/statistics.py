@@ -114,7 +114,7 @@ def least_error(errors: Mapping[float, float]) -> float:
 class Statistics(Mapping[str, TensorStatistics]):
     """What every activation quantizer of a model saw, by the quantizer's path.
 
-    Example:
+    Examples:
         >>> statistics = collect(model, batches)
         >>> statistics.save("statistics.safetensors")
         >>> model = calibrate(model, statistics, method="entropy")

@@ -50,7 +50,7 @@ class QDQConfig(QuantizationConfigMixin):
     Raises:
         ConfigError: If a key is unknown or a value out of range.
 
-    Example:
+    Examples:
         >>> QDQConfig(head=True, overrides={"*.layer.0.*": False, "*_weight_quantizer": {"num_bits": 4}})
         QDQConfig(head=True, overrides=2)
     """

@@ -32,6 +32,12 @@ CHOICES = 3
 COUNT_OF_REGIONS = 5
 """In the batches for a model that reads regions of images."""
 
+COUNT_OF_PHRASES = 4
+"""In the batches for a model that says which region a phrase is of."""
+
+COUNT_OF_DECODED = 7
+"""Tokens that a model which generates has written, in batches for any shape; in short ones fewer."""
+
 LONGEST = 512
 """A model that takes longer sequences is compared on such as these."""
 
@@ -39,7 +45,15 @@ IMAGE = "pixel_values"
 BOXES = "bbox"
 REGIONS = "visual_embeds"
 
-SEQUENCES = {"encoder_": "encoder_sequence", "visual_": "regions"}
+PHRASES = "region_to_phrase_position"
+DECODED = "decoder_input_ids"
+
+SEQUENCES = {
+    "decoder_": "decoder_sequence",
+    "encoder_": "encoder_sequence",
+    "region_": "phrases",
+    "visual_": "regions",
+}
 """What the second axis of inputs is called, by the beginning of their names."""
 
 
@@ -103,6 +117,9 @@ class Inputs:
         else:
             ids = words[torch.arange(rows * shape.length) % len(words)].view(rows, shape.length)
         padding = getattr(config, "pad_token_id", None) or 0
+        if self._reads_the_end:
+            ids = ids.where(ids != config.eos_token_id, (config.eos_token_id + 1) % config.vocab_size)
+            ids = ids.where(positions != lengths[:, None] - 1, config.eos_token_id)
         batch = {"input_ids": ids.where(mask.bool(), padding), "attention_mask": mask}
         if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
             batch["token_type_ids"] = (positions >= lengths[:, None] // 2).long() * mask
@@ -116,6 +133,11 @@ class Inputs:
             batch[IMAGE] = _images(config, shape.batch, generator)
         if REGIONS in accepted:
             batch |= _regions(config.visual_embedding_dim, size[:-1], generator)
+        if PHRASES in accepted:
+            batch[PHRASES] = torch.randint(shape.length, (shape.batch, COUNT_OF_PHRASES), generator=generator)
+        if self._takes_decoded:
+            count = shape.length if self.fixed else min(COUNT_OF_DECODED, shape.length)
+            batch[DECODED] = torch.randint(config.vocab_size, (shape.batch, count), generator=generator)
         if BOXES in accepted:
             batch[BOXES] = _boxes(config.max_2d_position_embeddings, size, generator)
         if getattr(config, "add_cross_attention", False):
@@ -182,6 +204,18 @@ class Inputs:
     def longest(self) -> int:
         """The longest sequence that the model takes."""
         return min(config_limit(self.model.config), position_limit(self.model))
+
+    @property
+    def _reads_the_end(self) -> bool:
+        """Whether the head looks for the token that ends a text, of which all rows need as many."""
+        name = type(self.model).__name__
+        return self.model.config.is_encoder_decoder and name.endswith("ForSequenceClassification")
+
+    @property
+    def _takes_decoded(self) -> bool:
+        """Whether the model is told what it has written; others make that of what they read."""
+        name = type(self.model).__name__
+        return self.model.config.is_encoder_decoder and name.endswith(("ForConditionalGeneration", "T5Model"))
 
     @property
     def _has_choices(self) -> bool:

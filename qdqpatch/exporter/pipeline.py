@@ -18,7 +18,7 @@ from qdqpatch.engines.sessions import ONNX_RUNTIME, Engine
 from qdqpatch.engines.shapes import cut
 from qdqpatch.engines.tensorrt.build import SHAPE, Build, build_all
 from qdqpatch.errors import EngineError, ExportError
-from qdqpatch.exporter.check import OutputComparison, compare, own_noise, require_equal
+from qdqpatch.exporter.check import OutputComparison, compare, own_noise, remembered, require_equal
 from qdqpatch.exporter.graph import Rewriter
 from qdqpatch.exporter.grids import check_grids, has_float8
 from qdqpatch.exporter.inputs import Inputs
@@ -219,6 +219,7 @@ class Pipeline:
             reason = str(error).replace(str(file), str(place))
             raise ExportError(f"The engine refuses the file, and nothing was written: {reason}") from error
         reference = outputs_of(self.model, self.head)
+        expected = remembered(reference)
         classifier = classifier_of(self.model)
         given = {value.name: value.dtype for value in session.inputs}
 
@@ -227,10 +228,10 @@ class Pipeline:
                 {name: tensor.numpy().astype(given.get(name)) for name, tensor in batch.items()}
             )
 
-        comparisons = compare(reference, run, batches, classifier)
+        comparisons = compare(expected, run, batches, classifier)
         float_matmuls = session.float_matmuls
         require_equal(
             comparisons,
-            lambda: own_noise(self.model, reference, batches, classifier, self.precision.rounding),
+            lambda: own_noise(self.model, reference, batches, classifier, self.precision.rounding, expected),
         )
         return comparisons, float_matmuls

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers import PreTrainedModel
 from qdqpatch.data.arrays import Array
 from qdqpatch.errors import ExportError, QdqError, one_line
 from qdqpatch.exporter import symbolic_operators as operators
+from qdqpatch.exporter.epsilons import keep_epsilons
 from qdqpatch.exporter.translations import TABLE
 from qdqpatch.nn.pooling import SentenceHead, mask_of
 from qdqpatch.nn.quantizer import TensorQuantizer
@@ -25,10 +28,22 @@ Batch = dict[str, Tensor]
 HIDDEN, LOGITS, SENTENCE = "last_hidden_state", "logits", "sentence_embedding"
 
 
-class Traces:
-    """The graphs of a model that stays as it is meanwhile: one trace serves every target."""
+FREE = ("_name_or_path", "quantization_config", "transformers_version")
+"""What a configuration says that no trace depends on."""
 
-    def __init__(self) -> None:
+
+class Traces:
+    """The graphs of models: one trace serves every target, and other models that it would be the same of.
+
+    In a graph, quantized layers and quantizers stand by their paths alone, so that their weights and ranges
+    may be others; the float layers' tensors are in it by value.
+
+    Args:
+        kept: How many graphs are kept, the last ones used; None for all.
+    """
+
+    def __init__(self, kept: int | None = 2) -> None:
+        self._kept = kept
         self._graphs: dict[Hashable, ir.Model] = {}
 
     def trace(
@@ -51,18 +66,38 @@ class Traces:
         Raises:
             ExportError: If the model cannot be traced, or has an operation that ONNX has not.
         """
+        whole = _Outputs(model, head)
         sizes = tuple((name, tensor.shape) for name, tensor in inputs.items())
         named = tuple((name, *sorted(numbers.items())) for name, numbers in axes.items())
         parts = tuple((path, type(part), _is_enabled(part)) for path, part in model.named_modules())
-        key = (sizes, named, opset, head is None, parts)
-        if key not in self._graphs:
+        config = {name: value for name, value in model.config.to_dict().items() if name not in FREE}
+        said = json.dumps(config, sort_keys=True, default=str)
+        ends = None if head is None else (str(head), head.pooling.modes)
+        key = (sizes, named, opset, ends, parts, said, _hash(whole))
+        graph = self._graphs.pop(key, None)
+        if graph is None:
             try:
-                self._graphs[key] = _traced(_Outputs(model, head), inputs, axes, opset)
+                graph = _traced(whole, inputs, axes, opset)
             except (QdqError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # whatever a model's own code raises, and torch of it
                 raise ExportError(_cannot_be_traced(model, inputs, axes, error)) from error
-        return self._graphs[key].clone()
+        self._graphs[key] = graph
+        if self._kept is not None and len(self._graphs) > self._kept:
+            del self._graphs[next(iter(self._graphs))]
+        return graph.clone()
+
+
+def _hash(whole: nn.Module) -> bytes:
+    """Return what tells tensors apart that a trace has by value."""
+    found = hashlib.blake2b()
+    for path, part in whole.named_modules():
+        if not isinstance(part, tuple(operators.SYMBOLIC)):
+            tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+            for name, tensor in tensors:
+                found.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.digest()
 
 
 def _traced(whole: _Outputs, inputs: Batch, axes: Mapping[str, Mapping[int, str]], opset: int) -> ir.Model:
@@ -84,6 +119,7 @@ def _traced(whole: _Outputs, inputs: Batch, axes: Mapping[str, Mapping[int, str]
                 custom_translation_table=TABLE,
             )
             assert exported is not None  # the old exporter returns None
+            keep_epsilons(exported.model.graph)
             exported.optimize()
     graph: ir.Model = exported.model
     _name_axes(graph, axes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -25,6 +25,9 @@ from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.packages import require
 from qdqpatch.tasks.base import Feature, Task
 
+if TYPE_CHECKING:  # this needs packages that are not always installed
+    from qdqpatch.exporter.tracing import Traces
+
 SHAPE = Shape(1, 128)
 """What is timed unless told otherwise."""
 
@@ -40,12 +43,14 @@ class Place:
         engine: What runs them: the target's own, or ONNX Runtime for TensorRT.
         threads: That a run may use; None for the engine's own choice.
         options: Further arguments of `export`.
+        traces: Of the models so far, most of which differ in ranges alone.
     """
 
     target: str
     engine: Engine
     threads: int | None
     options: dict[str, Any]
+    traces: Traces
 
     @classmethod
     def of(cls, target: str, threads: int | None = None, **options: Any) -> Place:
@@ -59,7 +64,9 @@ class Place:
         require_packages(target, check=False)
         are_exact(target, options.get("cpu"), None)
         require(f"Judging models for {target}", engine.package, error=EngineError)
-        return cls(target, engine, threads, options)
+        from qdqpatch.exporter.tracing import Traces
+
+        return cls(target, engine, threads, options, Traces())
 
     @property
     def is_timed(self) -> bool:
@@ -71,7 +78,8 @@ class Place:
         given = {name: value for name, value in self.options.items() if not as_float or name == "cpu"}
         if self.target == "tensorrt":  # of which ONNX Runtime computes the numbers, in fp32
             given["dtype"] = "float32"
-        write = prepare_export(model, self.target, ExportOptions(as_float=as_float, check=False, **given))
+        options = ExportOptions(as_float=as_float, check=False, **given)
+        write = prepare_export(model, self.target, options, self.traces)
         return self.engine.load(write(folder, folder).file, self.threads, exact=not self.is_timed)
 
 

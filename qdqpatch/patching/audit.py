@@ -97,7 +97,7 @@ def audit(model: PreTrainedModel, batch: Mapping[str, Any]) -> Audit:
         ConfigError: If the batch holds no tensor.
         DataError: If the model does not take what it holds.
 
-    Example:
+    Examples:
         >>> batch = {"input_ids": torch.tensor([[2, 6, 8, 3]])}
         >>> any(miss.path.startswith("bert.") for miss in audit(model, batch).misses)
         False

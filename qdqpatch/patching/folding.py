@@ -16,7 +16,7 @@ def fold(rows: Iterable[Row]) -> list[Row]:
 
     The joined path is a pattern of `qdqpatch.config.patterns`: an override with it matches all of them.
 
-    Example:
+    Examples:
         >>> fold([("layer.0.query", "linear", "int8"), ("layer.1.query", "linear", "int8")])
         [('layer.{0..1}.query', 'linear', 'int8')]
     """

@@ -77,7 +77,7 @@ def quantize(model: Model, config: QDQConfig | None = None, rules: Sequence[Rule
     Warns:
         QuantizationWarning: If something that the configuration turns on stays float all the same.
 
-    Example:
+    Examples:
         >>> model = quantize(AutoModelForMaskedLM.from_pretrained("ckpt"))
         >>> type(model).__name__, type(model.bert.encoder.layer[0].output.dense).__name__
         ('BertForMaskedLM', 'QuantLinear')

@@ -66,6 +66,7 @@ class Part:
         except SourceError:
             return None
 
+    @functools.cached_property
     def multiplies(self) -> bool:
         """Whether it has a product of what it was given."""
         if self.names.isdisjoint((*PRODUCT_CALLS, *AT_ONCE)) and not _has_operator(self.function.__code__):
@@ -124,7 +125,7 @@ def _followed(cls: type) -> Iterable[Part]:
 
 def multiplies(cls: type) -> bool:
     """Whether a class itself computes a product of what it is given."""
-    return not cls.__module__.startswith("torch.") and any(part.multiplies() for part in parts_of(cls))
+    return not cls.__module__.startswith("torch.") and any(part.multiplies for part in parts_of(cls))
 
 
 def uses(cls: type, names: tuple[str, ...]) -> bool:

@@ -22,6 +22,8 @@ from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.metrics import mean
 from qdqpatch.tasks.text_classification import TextClassification
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 Eval = Callable[..., Result]
 DATA = ("--data", "dev.tsv")
 

@@ -15,7 +15,7 @@ from click.testing import Result
 from commands import invoke
 from transformers import AutoTokenizer
 
-from qdqpatch.exporter.tracing import Traces
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 Export = Callable[..., Result]
 
@@ -37,15 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-TRACES = Traces()
-"""Shared by all exports here: the float weights of the checkpoints are the same."""
-
-
 @pytest.fixture
 def export(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     """Export one of the checkpoints in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("qdqpatch.exporter.tracing.Traces", lambda: TRACES)
     return lambda name, *options: invoke("export", folder / name, *options)
 
 

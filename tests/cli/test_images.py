@@ -19,7 +19,10 @@ from qdqpatch.optimizing.rungs import Rung
 
 images = pytest.importorskip("PIL.Image")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning"),
+    pytest.mark.usefixtures("traced_once"),
+]
 
 LABELS = ("cat", "dog")
 ENGINES = ("--engine", "torch", "--engine", "onnxruntime")

@@ -72,7 +72,7 @@ def assume(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def linears_alone(folder: Path, target: str = "onnxruntime", **options: bool) -> Export:
     """Export a model whose int8 is in constants alone."""
-    return export(NAME, calibrated(NAME, QDQConfig.preset("linear-only")), folder, target, **options)
+    return export(calibrated(NAME, QDQConfig.preset("linear-only")), folder, target, **options)
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_what_cannot_be_compared_here_is_refused(tmp_path: Path, monkeypatch: py
         r"export unchecked: check=False\.$"
     )
     with pytest.raises(ExportError, match=message):
-        export(NAME, models.calibrated(), tmp_path / "out", vnni=True)
+        export(models.calibrated(), tmp_path / "out", vnni=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,7 +142,7 @@ def test_whoever_measures_a_file_for_vnni_in_onnx_runtime_is_told(
     vnni: bool, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = calibrated(NAME, QDQConfig.preset(preset))
-    file = export(NAME, model, tmp_path / "out", "onnxruntime", vnni=vnni, check=False).file
+    file = export(model, tmp_path / "out", "onnxruntime", vnni=vnni, check=False).file
     for wrong in (True, False):
         monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda wrong=wrong: wrong)
         for exact in (True, False):

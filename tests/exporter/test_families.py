@@ -20,8 +20,10 @@ from transformers.utils import logging
 
 import qdqpatch
 from qdqpatch.choices import TARGETS
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import QdqError, QuantizationWarning
 from qdqpatch.exporter.export import prepare_export
+from qdqpatch.exporter.inputs import Inputs
 from qdqpatch.exporter.kernels import AGAIN, product_name
 from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.tracing import Traces
@@ -53,6 +55,36 @@ ALIKE = {
 }
 """What another type is exported like, which is exported every time; these are with QDQPATCH_LEVELS=all."""
 
+HEADS = {
+    "albert": "AlbertForPreTraining",
+    "bart": "BartForSequenceClassification",
+    "camembert": "CamembertForMultipleChoice",
+    "clip_text_model": "CLIPTextModelWithProjection",
+    "clip_vision_model": "CLIPVisionModelWithProjection",
+    "convbert": "ConvBertForQuestionAnswering",
+    "data2vec-text": "Data2VecTextForTokenClassification",
+    "deberta": "DebertaForMaskedLM",
+    "deberta-v2": "DebertaV2ForSequenceClassification",
+    "deit": "DeiTForImageClassificationWithTeacher",
+    "dinov2": "Dinov2ForImageClassification",
+    "electra": "ElectraForPreTraining",
+    "ernie": "ErnieForNextSentencePrediction",
+    "layoutlm": "LayoutLMForQuestionAnswering",
+    "lilt": "LiltForTokenClassification",
+    "megatron-bert": "MegatronBertForCausalLM",
+    "rembert": "RemBertForCausalLM",
+    "vit": "ViTForMaskedImageModeling",
+}
+"""Heads that are exported in place of base models: one of each kind, behind the same layers."""
+
+OTHERS = {
+    "qwen3": "Qwen3ForSequenceClassification",
+    "t5": "T5ForConditionalGeneration",
+    "tapas": "TapasForQuestionAnswering",
+    "visual_bert": "VisualBertForRegionToPhraseAlignment",
+}
+"""Of these kinds too, whose layers are exported as of other types or as the base model."""
+
 EVERY = os.environ.get("QDQPATCH_LEVELS") == "all"
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -79,13 +111,16 @@ def matmuls(model: PreTrainedModel) -> set[str]:
 def test_it_is_exported_as_its_level_says(family: str, tmp_path: Path) -> None:
     logging.disable_progress_bar()
     level = LEVELS[family].get("5.0.0", LEVELS[family]) if OLDEST else LEVELS[family]
-    source = families.build(family, **({} if family in LAYERS_DIFFER else families.one_layer(family)))
+    changes = {} if family in LAYERS_DIFFER else families.one_layer(family)
+    head = families.heads(family)[HEADS[family]] if family in HEADS else None
+    source = families.build(family, head, **changes)
     wanted, traces = matmuls(source), Traces()
+    inside = f"{source.base_model_prefix}." if head is not None else ""
     shape = (2, 8) if family in COPIES or level.get("shape") == "one" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", QuantizationWarning)
         model = qdqpatch.quantize(source)
-    qdqpatch.calibrate(model, [families.inputs(model)], method="max")
+    qdqpatch.calibrate(model, [Inputs(model).batch(Shape(3, 9))], method="max")
     for target in TARGETS:
         if reason := level.get("refused", {}).get(target):
             with pytest.raises(QdqError, match=re.escape(reason)):
@@ -102,12 +137,25 @@ def test_it_is_exported_as_its_level_says(family: str, tmp_path: Path) -> None:
             name = operation.name.partition(AGAIN)[0]
             integer[name] = integer.get(name, True) and operation.integer
         missing = {NUMBER.sub("#", name) for name in wanted - {*integer}}
-        unread = {name for name in missing if name.rpartition(".")[2] not in CONSTANT}
+        unread = {name.removeprefix(inside) for name in missing if name.rpartition(".")[2] not in CONSTANT}
         assert unread == {*level.get("unread", ())}, target
         floats = {
             NUMBER.sub("#", name) for name, is_integer in integer.items() if name in wanted and not is_integer
         }
         assert floats == {*level.get("float", {}).get(target, {})}, target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_kinds_of_heads(family: str, tmp_path: Path) -> None:
+    source = families.build(family, families.heads(family)[OTHERS[family]], **families.one_layer(family))
+    wanted = matmuls(source)
+    model = qdqpatch.quantize(source)
+    qdqpatch.calibrate(model, [Inputs(model).batch(Shape(3, 9))], method="max")
+    result = prepare_export(model, "onnxruntime", ExportOptions(shape=(2, 8)))(tmp_path, tmp_path)
+    assert result.comparisons
+    assert result.operations is not None
+    assert wanted == {operation.name for operation in result.operations if operation.integer}
 
 
 def test_every_level_is_of_an_architecture() -> None:

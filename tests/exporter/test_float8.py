@@ -17,6 +17,8 @@ from qdqpatch.errors import ConfigError, ExportError
 from qdqpatch.exporter.result import Export
 from qdqpatch.lint import check_file
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 TOKENS = "BertForTokenClassification"
 FP8 = QDQConfig.preset("fp8")
 IS_INSTALLED = importlib.util.find_spec("tensorrt_rtx_bindings") is not None

@@ -59,14 +59,14 @@ def test_opsets() -> None:
 @pytest.mark.parametrize("opset", [17, 19])
 def test_the_opset_asked_for_is_written(opset: int, tmp_path: Path) -> None:
     model = models.calibrated(TOKENS)
-    result = export(TOKENS, model, tmp_path / "out", "tensorrt", opset=opset, shape=(1, 8), dtype="float32")
+    result = export(model, tmp_path / "out", "tensorrt", opset=opset, shape=(1, 8), dtype="float32")
     assert ir.load(result.file).opset_imports[""] == opset
     onnx.checker.check_model(result.file)
     assert check_file(result.file, "tensorrt").findings == ()
 
 
 def test_an_older_opset_keeps_the_names(tmp_path: Path) -> None:
-    result = export(TOKENS, models.calibrated(TOKENS), tmp_path / "out", opset=17, shape=(1, 8))
+    result = export(models.calibrated(TOKENS), tmp_path / "out", opset=17, shape=(1, 8))
     assert {operation.name for operation in result.operations} >= set(linears())
 
 

@@ -4,7 +4,7 @@ import family_models as families
 import models
 import pytest
 import torch
-from transformers import RobertaModel
+import transformers
 
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ExportError
@@ -137,13 +137,38 @@ def test_inputs_are_those_of_the_models_own_forward(family: str, names: set[str]
         assert model(**batch)[0].isfinite().all()
 
 
+def test_the_token_that_ends_a_text_is_where_it_ends() -> None:
+    model = families.build("bart", transformers.BartForSequenceClassification, **families.one_layer("bart"))
+    for batch in Inputs(model).batches(lambda text: {"input_ids": [5, 2, 40, 3]}):
+        ends = batch["input_ids"] == model.config.eos_token_id
+        assert (ends.sum(1) == 1).all()
+        assert (ends.int().argmax(1) == batch["attention_mask"].sum(1) - 1).all()
+
+
+@pytest.mark.parametrize("name", ["T5Model", "T5ForConditionalGeneration"])
+def test_a_model_that_generates_is_told_what_it_has_written(name: str) -> None:
+    model = families.build("t5", getattr(transformers, name), **families.one_layer("t5"))
+    assert Inputs(model).axes()["decoder_input_ids"] == {0: "batch", 1: "decoder_sequence"}
+    assert Inputs(model, Shape(2, 12)).example()["decoder_input_ids"].shape == (2, 12)
+    for batch in Inputs(model).batches():
+        assert model(**batch)[0].isfinite().all()
+
+
+def test_phrases_stand_in_the_text() -> None:
+    name = transformers.VisualBertForRegionToPhraseAlignment
+    model = families.build("visual_bert", name, **families.one_layer("visual_bert"))
+    assert Inputs(model).axes()["region_to_phrase_position"] == {0: "batch", 1: "phrases"}
+    for batch in Inputs(model).batches():
+        assert model(**batch).logits.isfinite().all()
+
+
 def test_padding_is_the_models_and_its_positions_are_left_for_it() -> None:
     model = families.float_model("roberta")
     assert Inputs(model).longest == 40 - model.config.pad_token_id - 1
     assert model.config.pad_token_id == 1
     batch = Inputs(model).batch(Shape(4, 8), full=False)
     assert (batch["input_ids"][batch["attention_mask"] == 0] == 1).all()
-    one_segment = RobertaModel(families.config("roberta", type_vocab_size=1))
+    one_segment = transformers.RobertaModel(families.config("roberta", type_vocab_size=1))
     assert "token_type_ids" not in Inputs(one_segment).batch(Shape(2, 8))
 
 

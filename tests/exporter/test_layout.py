@@ -26,7 +26,7 @@ from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 from qdqpatch.output.manifest import MANIFEST
 from qdqpatch.patching.apply import is_quantized
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("traced_once")]
 
 
 @pytest.fixture(scope="module")

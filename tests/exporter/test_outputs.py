@@ -25,6 +25,8 @@ from qdqpatch.nn.names import OUTPUT
 TOKENS = "BertForTokenClassification"
 OUTPUTS = QDQConfig.preset("outputs")
 IS_INSTALLED = importlib.util.find_spec("tensorrt_rtx_bindings") is not None
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 LINEAR = "bert.encoder.layer.0.output.dense"
 
 

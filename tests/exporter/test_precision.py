@@ -25,19 +25,19 @@ def types(file: Path) -> set[str]:
 
 def test_all_that_stays_float_is_fp16_by_default(tmp_path: Path) -> None:
     model = models.calibrated(TOKENS)
-    result = export(TOKENS, model, tmp_path / "out", "tensorrt")
+    result = export(model, tmp_path / "out", "tensorrt")
     assert types(result.file) == {"FLOAT16"}
     onnx.checker.check_model(result.file)
     assert ir.load(result.file).opset_imports[""] == 20
     assert all(comparison.mean < 1 for comparison in result.comparisons)
     assert next(model.parameters()).dtype == torch.float32
-    single = export(TOKENS, model, tmp_path / "single", "tensorrt", dtype="float32")
+    single = export(model, tmp_path / "single", "tensorrt", dtype="float32")
     assert types(single.file) == {"FLOAT"}
     assert single.size > result.size
 
 
 def test_bf16_is_compared_in_fp32(tmp_path: Path) -> None:
-    result = export(TOKENS, models.calibrated(TOKENS), tmp_path / "out", "tensorrt", dtype="bfloat16")
+    result = export(models.calibrated(TOKENS), tmp_path / "out", "tensorrt", dtype="bfloat16")
     assert types(result.file) == {"BFLOAT16"}
     assert result.comparisons is not None
     assert sorted(path.name for path in result.folder.iterdir() if path.is_dir()) == ["onnx"]
@@ -45,7 +45,7 @@ def test_bf16_is_compared_in_fp32(tmp_path: Path) -> None:
 
 def test_inputs_of_int32_and_outputs_of_fp32(tmp_path: Path) -> None:
     model = models.calibrated(TOKENS)
-    result = export(TOKENS, model, tmp_path / "out", "tensorrt", int32_inputs=True, float32_outputs=True)
+    result = export(model, tmp_path / "out", "tensorrt", int32_inputs=True, float32_outputs=True)
     graph = ir.load(result.file).graph
     assert {value.dtype for value in graph.inputs} == {ir.DataType.INT32}
     assert [(value.name, value.dtype) for value in graph.outputs] == [("logits", ir.DataType.FLOAT)]
@@ -60,7 +60,7 @@ def test_what_does_not_fit_into_fp16_is_named(tmp_path: Path) -> None:
         norm.weight.mul_(1e5)
     message = r"bert.embeddings.LayerNorm\S* reaches \d+, and float16 ends at 65504.*bfloat16"
     with pytest.raises(ExportError, match=message):
-        export(TOKENS, model, tmp_path / "out", "tensorrt")
+        export(model, tmp_path / "out", "tensorrt")
     assert list(tmp_path.iterdir()) == []
     assert not norm._forward_hooks
 
@@ -77,5 +77,5 @@ def test_what_does_not_fit_into_fp16_is_named(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_said_before_the_work(tmp_path: Path, arguments: dict, message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        export(TOKENS, models.calibrated(TOKENS), tmp_path / "out", **arguments)
+        export(models.calibrated(TOKENS), tmp_path / "out", **arguments)
     assert list(tmp_path.iterdir()) == []

@@ -130,7 +130,7 @@ def test_the_other_arithmetic(tmp_path) -> None:
     config = QDQConfig(overrides=("*_input_quantizer=narrow_range:true",))  # native: always the full range
     name = "BertForTokenClassification"
     model = calibrated(name, config)
-    result = export(name, model, tmp_path / "out", shape=(2, 8))
+    result = export(model, tmp_path / "out", shape=(2, 8))
     inputs = models.inputs(name, seed=5)
     found = ONNX_RUNTIME.load(result.file, threads=1).run_tensors(inputs)
     with torch.no_grad():

@@ -26,6 +26,8 @@ from qdqpatch.optimizing.rungs import Rung
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.tasks.metrics import mean
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 HEAD = "BertForSequenceClassification"
 
 

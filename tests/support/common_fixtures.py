@@ -82,6 +82,17 @@ def page(calibrated_folder: Path) -> str:
     return render_page("calibrated", reports.HEAD, reports.reports_of(calibrated_folder))
 
 
+@pytest.fixture(scope="module")
+def traced_once() -> Iterator[None]:
+    """Let exports take what was traced of an equal model, as `exporter/test_tracing.py` tells of which."""
+    from traces import all_traces
+
+    kept = all_traces()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qdqpatch.exporter.tracing.Traces", lambda: kept)
+        yield
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, which is the current one."""

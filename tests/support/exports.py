@@ -1,6 +1,5 @@
 """Exported tiny models, each made once, and single operators of a trace to try rules on."""
 
-import collections
 import functools
 import tempfile
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 import transformers
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
+from traces import all_traces
 from transformers import PreTrainedModel
 
 import qdqpatch
@@ -29,7 +29,6 @@ from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.result import Export
 from qdqpatch.exporter.rules.base import RewriteRule, apply
 from qdqpatch.exporter.symbolic_operators import DOMAIN
-from qdqpatch.exporter.tracing import Traces
 from qdqpatch.output.folder import OutputFolder
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="qdqpatch-exports-")
@@ -163,22 +162,15 @@ def made(variant: str, target: str = "onnxruntime") -> Made:
     return _made(variant, target)
 
 
-_TRACES: dict[str, Traces] = collections.defaultdict(Traces)
-
-
 def export(
-    name: str,
     model: PreTrainedModel,
     out: Path,
     target: str = "onnxruntime",
     force: bool = False,
     **options: Any,
 ) -> Export:
-    """Do what `qdqpatch.export` does, with what was traced already of a head with the same float weights.
-
-    Ranges, and weights of quantized Linears, are no part of a trace, and may be others.
-    """
-    write = prepare_export(model, target, ExportOptions(**options), _TRACES[name])
+    """Do what `qdqpatch.export` does, with what was traced already of a model that is alike."""
+    write = prepare_export(model, target, ExportOptions(**options), all_traces())
     output = OutputFolder.open(out, force=force)
     with output.staged() as folder:
         return write(folder, output.given)
@@ -192,7 +184,7 @@ def _made(variant: str, target: str) -> Made:
     before = models.snapshot(model)
     folder = Path(_FOLDER.name) / f"{variant}-{target}".replace(" ", "-")
     exact = {"dtype": "float32"} if target == "tensorrt" else {}
-    return Made(name, model, before, export(name, model, folder, target, **exact, **options))
+    return Made(name, model, before, export(model, folder, target, **exact, **options))
 
 
 def assert_close(expected: models.Tensors, found: dict[str, Array]) -> None:
