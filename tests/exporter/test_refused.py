@@ -215,7 +215,7 @@ def small(path: Path, **options: Any) -> Any:
     model = models.calibrated(TOKENS)
     before = models.snapshot(model)
     try:
-        return export_again(TOKENS, model, path, shape=(2, 8), **options)
+        return export_again(model, path, shape=(2, 8), **options)
     finally:
         models.assert_unchanged(model, before)
 
