@@ -7,6 +7,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from pytorch_quantization.nn import TensorQuantizer as ToolkitQuantizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
@@ -65,7 +66,7 @@ def test_a_compiled_training_step_gives_the_same_gradients() -> None:
 
 
 def test_native_arithmetic_compiles() -> None:
-    TensorQuantizer.use_fb_fake_quant = True
+    ToolkitQuantizer.use_fb_fake_quant = True
     model, batch = prepared("calibrated", "BertModel", layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
@@ -109,7 +110,7 @@ def test_an_exported_model_gives_the_same_outputs(state: str, name: str, gradien
 
 @pytest.mark.parametrize("state", STATES)
 def test_native_arithmetic_exports(state: str) -> None:
-    TensorQuantizer.use_fb_fake_quant = True
+    ToolkitQuantizer.use_fb_fake_quant = True
     model, batch = prepared(state, "BertModel")
     with torch.no_grad():
         exported = torch.export.export(model, (), batch)
