@@ -152,9 +152,10 @@ def not_called(cls: type) -> dict[str, str]:
             elif isinstance(node, ast.Call):  # it may be called there
                 on_data.update(_child(argument, own) for argument in node.args)
     reasons = dict.fromkeys(
-        read - on_data - on_own - {""}, "its weight is read by the module that has it, which does not call it"
+        sorted(read - on_data - on_own - {""}),
+        "its weight is read by the module that has it, which does not call it",
     )
-    reasons |= dict.fromkeys(on_own - on_data, "it computes from the model's own tensors alone")
+    reasons |= dict.fromkeys(sorted(on_own - on_data), "it computes from the model's own tensors alone")
     return reasons
 
 
