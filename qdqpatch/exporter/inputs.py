@@ -182,8 +182,8 @@ class Inputs:
                 f"{self.model.main_input_name}{', of a size that its config does not say' * (IMAGE in takes)}"
             )
             raise ExportError(
-                "Models of texts (input_ids) and of images (pixel_values) are exported, and "
-                f"{type(self.model).__name__} takes {what}. In torch its checkpoint runs as it is."
+                "There are examples to trace models of texts (input_ids) and of images (pixel_values) with, "
+                f"and {type(self.model).__name__} takes {what}. In torch its checkpoint runs as it is."
             )
         longest = self.longest
         if self.fixed is not None and self.fixed.length > longest:
@@ -196,8 +196,8 @@ class Inputs:
             self.example()
         except AttributeError as error:
             raise ExportError(
-                f"{type(self.model).__name__} takes what no example can be made of ({one_line(error)}), and "
-                "is not exported. In torch its checkpoint runs as it is."
+                f"{type(self.model).__name__} takes what no example to trace it with can be made of "
+                f"({one_line(error)}). In torch its checkpoint runs as it is."
             ) from error
 
     @property
