@@ -1,12 +1,13 @@
 """Write which model types there are rules for: `python docs/models.py` writes models.md.
 
 The model types are those of the code; what is quantized in a layer and what stays float is what the tests
-hold them to, in their tables of sites and of audits.
+hold them to, in their tables of sites, of audits and of other types.
 """
 
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "models.md"
 TESTS = DOCS.parent / "tests"
 LEVELS = TESTS / "exporter" / "levels.json"
+OLDEST = "5.0.0"
+WIDTH = 110
 LAYERS = 2
 """So many layers the tables' models have; those of ALBERT are one and the same."""
 
@@ -48,12 +51,32 @@ folder with a subfolder for each class, or on a table of paths and labels (`qdqp
 images/`); `qdqpatch train`, `qdqpatch sensitivity` and `qdqpatch optimize` take such folders too,
 and `qdqpatch bench` gives them random ones. This needs Pillow: `pip install "qdqpatch[images]"`.
 
+{oldest}
+
 A model type that is not here is quantized by [what its structure shows](adding-an-architecture.md), with a
-warning.
+warning; see [below](#beyond-the-table).
 
 | model type | in a layer | float | quantize, save, train | export |
 | --- | --- | --- | --- | --- |
 {rows}
+
+## Beyond the table
+
+These types have no table, and the tests hold what their structure shows of them. Small models of all of them
+with random weights were also quantized, calibrated, compared with the float model, audited where they can be
+traced, saved, loaded and trained for a step; that is not tested with every release. What of yours is float is
+shown by `qdqpatch.audit(model, batch)`, and `export` refuses in one line what no file can be made of: models
+of sounds, and such as branch on values.
+
+{whole}
+
+Of {partial_count} others the plan names what stays float in the layers:
+
+| model type | float |
+| --- | --- |
+{partial}
+
+{refused}
 """
 
 
@@ -63,7 +86,59 @@ def write() -> str:
     audits = _read(TESTS / "patching" / "audits.json")
     levels = _read(LEVELS)
     rows = [_row(name, sites.get(name), audits.get(name), levels.get(name)) for name in sorted(ARCHITECTURES)]
-    return TEXT.format(count=len(rows), rows="\n".join(rows))
+    return TEXT.format(count=len(rows), rows="\n".join(rows), oldest=_oldest(levels), **_others())
+
+
+def _oldest(levels: dict[str, Any]) -> str:
+    """Return which types the oldest transformers lacks, and which are at another level there."""
+    by_level: dict[str, list[str]] = {}
+    for name, level in sorted(levels.items()):
+        by_level.setdefault(level.get(OLDEST, {}).get("level", "same"), []).append(f"`{name}`")
+    texts = {
+        "absent": "{} are not there yet.",
+        "partial": "{} is exported for one shape alone (`--shape`).",
+        "refused": "{} is quantized, saved and trained, and no file is made of it.",
+        "same": "All others are at the same level.",
+    }
+    parts = [text.format(_listed(by_level[level])) for level, text in texts.items() if level in by_level]
+    return _wrapped(f"With transformers {OLDEST}, the lowest version that is supported, {' '.join(parts)}")
+
+
+def _others() -> dict[str, str]:
+    """Return what the tests have of the types without a table."""
+    found = _read(TESTS / "rules" / "others.json")
+    whole = [f"`{name}`" for name, row in found.items() if row.get("float") == []]
+    partial = [_partial(name, row["float"]) for name, row in found.items() if row.get("float")]
+    refused = [f"`{name}` ({row['refused']})" for name, row in found.items() if "refused" in row]
+    return {
+        "whole": _wrapped(
+            f"In {len(whole)} of them nothing of the layers stays float that the configuration turns on: "
+            f"{_listed(whole)}."
+        ),
+        "partial": "\n".join(partial),
+        "partial_count": str(len(partial)),
+        "refused": _wrapped(
+            f"In the rest nothing would be quantized, and `quantize` refuses them: {', '.join(refused)}. "
+            "Rules of your own may reach what they compute with."
+        ),
+    }
+
+
+def _partial(name: str, misses: list[list[str]]) -> str:
+    operations = dict.fromkeys(operation for _, operation in misses)
+    cells = (
+        f"{operation} of " + ", ".join(f"`{path}`" for path, other in misses if other == operation)
+        for operation in operations
+    )
+    return f"| {name} | {'; '.join(cells)} |"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _row(name: str, sites: Any, audit: Any, level: Any) -> str:

@@ -25,13 +25,13 @@ gc.disable()
 # Tables are as wide as where there is no terminal; a worker of xdist would set the width of its own.
 os.environ.pop("COLUMNS", None)
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("models", "adjusted", "processes")
+pytest.register_assert_rewrite("models", "adjusted", "commands", "processes", "saved")
 
 HERE = Path(__file__).parent
 
@@ -56,13 +56,30 @@ LONGEST = (
     "exporter/test_families.py",
     "exports",
     "test_docs.py",
-    "test_verbs.py",
-    "test_public_names.py",
-    "test_benchmarks.py",
     "test_notebooks.py",
-    "patching/test_audit.py",
-    "checkpoint/test_save_and_load.py",
+    "test_verbs.py",
+    "test_benchmarks.py",
+    "test_compile_export.py",
     "cli/test_heads.py",
+    "patching/test_audit.py",
+    "optimizing/test_optimize.py",
+    "checkpoint/test_save_and_load.py",
+    "calibration/test_calibrate.py",
+    "cli/test_cli.py",
+    "calibration/test_families.py",
+    "cli/test_processes.py",
+    "test_public_names.py",
+    "training/test_resume.py",
+    "training/test_job.py",
+    "bench/test_measure.py",
+    "cli/test_images.py",
+    "cli/test_sensitivity.py",
+    "exporter/test_layout.py",
+    "rules/test_heads.py",
+    "rules/test_families.py",
+    "training/test_distributed.py",
+    "calibration/test_distributed.py",
+    "checkpoint/test_qdqbert.py",
 )
 """The groups that take longest, first to last, so that two workers end at about the same time."""
 
@@ -97,6 +114,19 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """Leave alone from the next file on what the files before it imported and keep.
+
+    The trainer of transformers collects all garbage there is several times in a run. Looking through what
+    had come together until then took longer than the run.
+    """
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 def with_room(call: Callable[[], Any]) -> Any:

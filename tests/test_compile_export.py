@@ -7,6 +7,7 @@ from typing import Any
 import models
 import pytest
 import torch
+from pytorch_quantization.nn import TensorQuantizer as ToolkitQuantizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
@@ -17,10 +18,11 @@ from qdqpatch.patching.apply import named_quantizers
 
 STATES = ["uncalibrated", "calibrated"]
 # Heads add float Linears alone: a training step has one, and `exporter/test_heads.py` traces all of them.
+# Layers are alike: two are traced once, and one elsewhere.
 CASES = [
-    ("calibrated", "BertModel"),
-    ("uncalibrated", "BertModel"),
-    pytest.param("calibrated", models.CROSS, marks=pytest.mark.slow),
+    ("calibrated", "BertModel", 2),
+    ("uncalibrated", "BertModel", 1),
+    pytest.param("calibrated", models.CROSS, 1, marks=pytest.mark.slow),
 ]
 
 
@@ -31,15 +33,16 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def prepared(state: str, name: str) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return a fresh model and its keyword arguments."""
+def prepared(state: str, name: str, layers: int = 2) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return a fresh model, which may have its first layer alone, and its keyword arguments."""
     model = getattr(models, state)(name)
+    del getattr(model, "bert", model).encoder.layer[layers:]
     return model, models.inputs(name) | ({"use_cache": False} if model.config.is_decoder else {})
 
 
-@pytest.mark.parametrize(("state", "name"), CASES)
-def test_a_compiled_model_gives_the_same_outputs(state: str, name: str) -> None:
-    model, batch = prepared(state, name)
+@pytest.mark.parametrize(("state", "name", "layers"), CASES)
+def test_a_compiled_model_gives_the_same_outputs(state: str, name: str, layers: int) -> None:
+    model, batch = prepared(state, name, layers)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         models.assert_equal(models.flatten(compiled(**batch)), models.flatten(model(**batch)))
@@ -49,7 +52,7 @@ def test_a_compiled_model_gives_the_same_outputs(state: str, name: str) -> None:
 # dynamo makes an instance of `Function` to trace `apply`, which torch itself deprecated.
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be instantiated")
 def test_a_compiled_training_step_gives_the_same_gradients() -> None:
-    model, batch = prepared("calibrated", "BertForMaskedLM")
+    model, batch = prepared("calibrated", "BertForMaskedLM", layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     results = []
     for called in (model, compiled):
@@ -63,8 +66,8 @@ def test_a_compiled_training_step_gives_the_same_gradients() -> None:
 
 
 def test_native_arithmetic_compiles() -> None:
-    TensorQuantizer.use_fb_fake_quant = True
-    model, batch = prepared("calibrated", "BertModel")
+    ToolkitQuantizer.use_fb_fake_quant = True
+    model, batch = prepared("calibrated", "BertModel", layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         models.assert_equal(models.flatten(compiled(**batch)), models.flatten(model(**batch)))
@@ -107,7 +110,7 @@ def test_an_exported_model_gives_the_same_outputs(state: str, name: str, gradien
 
 @pytest.mark.parametrize("state", STATES)
 def test_native_arithmetic_exports(state: str) -> None:
-    TensorQuantizer.use_fb_fake_quant = True
+    ToolkitQuantizer.use_fb_fake_quant = True
     model, batch = prepared(state, "BertModel")
     with torch.no_grad():
         exported = torch.export.export(model, (), batch)

@@ -1,11 +1,13 @@
 """The notebooks run from top to bottom, and what they show was made that way."""
 
 import ast
+import contextlib
 import importlib
 import io
 import logging
 import re
 import shutil
+import subprocess
 import sys
 import types
 import warnings
@@ -17,6 +19,7 @@ import models
 import pytest
 import sentence_folders
 import transformers
+from commands import invoke
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -95,7 +98,7 @@ def test_runs_on_a_small_model(path: Path, shown: list[str], capsys: pytest.Capt
     if path.stem == "05_tensorrt":
         pytest.importorskip("tensorrt_rtx_bindings")
     notebook, names = nbformat.read(path, as_version=4), {"__name__": "__main__"}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), commands_in_this_process():
         warnings.simplefilter("default")  # as Python has them: printed, but for these
         for category in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)
@@ -104,6 +107,25 @@ def test_runs_on_a_small_model(path: Path, shown: list[str], capsys: pytest.Capt
     printed, errors = capsys.readouterr()
     assert errors == ""
     assert {*shown, *(["stream"] if printed else [])} == kinds(notebook)
+
+
+@contextlib.contextmanager
+def commands_in_this_process() -> Iterator[None]:
+    """Run `python -m qdqpatch` here, where all is imported; `cli/test_cli.py` has it in a process."""
+    start = subprocess.run
+
+    def run(command: list[str], cwd: str | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+        if command[1:3] != ["-m", "qdqpatch"]:
+            return start(command, cwd=cwd, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(cwd or ".")
+            result = invoke(*command[3:])
+        assert result.exit_code == 0, result.output
+        return subprocess.CompletedProcess(command, 0, result.stdout, result.stderr)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", run)
+        yield
 
 
 def run(source: str, file: str, names: dict[str, Any]) -> None:

@@ -107,6 +107,8 @@ def command(
     output = OutputFolder.open(out, inputs(), force)
     plan = source.plan(config)
     source.check_weights()
+    if source.quantization is None and (shortfall := plan.shortfall()):
+        console.print(f"Warning: {shortfall}")
     set_ranges = None if calibration is None else calibration.prepare(ckpt, companions, console)
     with console.status(f"Loading {ckpt}"):
         model, missing = source.load(fresh_head=True)

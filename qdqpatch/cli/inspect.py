@@ -110,6 +110,8 @@ def command(
         click.echo(json.dumps(data if audited is None else {**data, "audit": audited.to_dict()}, indent=2))
         return
     print_plan(plan)
+    if plan.unknown:
+        print_text(plan.notice())
     if audited is not None:
         print_table(audited.title(), ["Module", "Operation", "Float operands"], audited.rows())
     _print_quantizers(reports, quantized, show_ranges)
@@ -135,7 +137,9 @@ def _audit(source: Checkpoint, config: QDQConfig | None) -> Audit:
     model, _ = source.load()
     if source.quantization is None:
         quantize(model, config)
-    return audit(model, Inputs(model).example())
+    inputs = Inputs(model)
+    inputs.check()
+    return audit(model, inputs.example())
 
 
 def print_plan(plan: Plan) -> None:

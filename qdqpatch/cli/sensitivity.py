@@ -144,7 +144,7 @@ def command(
         chosen = draw(everything, CALIBRATION, seed)
         with console.status(f"Calibrating with {len(chosen)} of {len(everything)} examples"):
             features = share(task.features(chosen), HELD_BACK * batch_size)
-            ptq(model, batches(task, features, batch_size), config)
+            ptq(model, batches(task, features, batch_size, model), config)
         console.print(f"Calibrated with {len(chosen)} of {len(everything)} examples of the data.")
     _check_calibrated(ckpt, model)
     with progress_bar(console) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from fnmatch import fnmatchcase, translate
 
@@ -44,21 +45,26 @@ def matches(pattern: str, path: str) -> bool:
     """
     if "{" not in pattern:
         return fnmatchcase(path, pattern)
-    texts = _BRACES.split(pattern)  # glob, inside of braces, glob, ...
-    expression = _expression(texts[0])
-    for inside, glob in zip(texts[1::2], texts[2::2], strict=True):
-        ranges = _ranges(inside, pattern)
-        numbers = set(_NUMBERS.findall(path))
-        found = [text for text in numbers if any(low <= int(text) <= high for low, high in ranges)]
+    globs, ranges, with_any_numbers = _read(pattern)
+    if with_any_numbers.fullmatch(path) is None:
+        return False
+    numbers = set(_NUMBERS.findall(path))
+    expression = globs[0]
+    for allowed, glob in zip(ranges, globs[1:], strict=True):
+        found = [text for text in numbers if any(low <= int(text) <= high for low, high in allowed)]
         if not found:
             return False
-        expression += rf"(?<!\d)(?:{'|'.join(found)})(?!\d)" + _expression(glob)
+        expression += rf"(?<!\d)(?:{'|'.join(found)})(?!\d)" + glob
     return re.fullmatch(expression, path, re.DOTALL) is not None
 
 
-def _expression(glob: str) -> str:
-    """Return a glob as a regular expression that need not end where it does."""
-    return translate(glob)[: -len(r"\Z")]
+@functools.lru_cache(maxsize=1024)
+def _read(pattern: str) -> tuple[list[str], list[list[tuple[int, int]]], re.Pattern[str]]:
+    """Return what is around braces, as regular expressions, what is in them, and all with any numbers."""
+    texts = _BRACES.split(pattern)  # glob, inside of braces, glob, ...
+    globs = [translate(glob)[: -len(r"\Z")] for glob in texts[::2]]  # which need not end there
+    ranges = [_ranges(inside, pattern) for inside in texts[1::2]]
+    return globs, ranges, re.compile(r"(?<!\d)\d+(?!\d)".join(globs), re.DOTALL)
 
 
 def _ranges(inside: str, pattern: str) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from qdqpatch.data.lengths import served_length, shortness
 from qdqpatch.data.texts import read_texts
 from qdqpatch.data.vocabulary import vocabulary_problem
 from qdqpatch.errors import CalibrationError, CalibrationWarning, ConfigError
-from qdqpatch.patching.arguments import position_limit
+from qdqpatch.patching.arguments import position_limit, taken_by
 from qdqpatch.spelling import spelled
 
 MAX_LENGTH = 512
@@ -52,7 +52,7 @@ class TextBatches:
         batch_size: int = 16,
         max_length: int = 128,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._model = tokenizer, model
         pair = bool(texts) and texts[0][1] is not None
         special = tokenizer.num_special_tokens_to_add(pair=pair)
         if batch_size < 1:
@@ -88,6 +88,8 @@ class TextBatches:
             batch = dict(self._tokenize(part, padding=True, return_tensors="pt"))
             if self._last_kind is not None and "token_type_ids" in batch:
                 batch["token_type_ids"] = batch["token_type_ids"].clamp(max=self._last_kind)
+            if self._model is not None:
+                batch = taken_by(self._model, batch)
             yield {name: tensor.unsqueeze(1) if self._choices else tensor for name, tensor in batch.items()}
 
     def _tokenize(self, part: Sequence[Text], **options: Any) -> Any:

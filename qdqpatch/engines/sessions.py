@@ -93,7 +93,7 @@ class Session:
         try:
             return self._run({name: inputs[name] for name in self.input_names})
         except Exception as error:  # engines raise types of their own
-            raise EngineError(f"The engine failed to run the model: {error}") from error
+            raise EngineError(f"The engine failed to run the model: {one_line(error)}") from error
 
     def run_tensors(self, inputs: Mapping[str, Tensor]) -> dict[str, Array]:
         """Return the outputs for torch's tensors, on the CPU."""

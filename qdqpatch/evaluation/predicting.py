@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.distributed import gather, share
 from qdqpatch.engines.sessions import Session
 from qdqpatch.patching.arguments import run as run_model
+from qdqpatch.patching.arguments import taken_by
 from qdqpatch.tasks.base import MODEL_INPUTS, Batch, Feature, Task
 
 Run = Callable[[Batch], Mapping[str, Any]]
@@ -60,21 +60,30 @@ def predict(
     return [gathered[number] for number in range(len(features))]
 
 
-def batches(task: Task[Any], features: Sequence[Feature], batch_size: int) -> list[Batch]:
-    """Return features without labels as batches, in their order: what a model is calibrated with."""
-    return [
+def batches(
+    task: Task[Any], features: Sequence[Feature], batch_size: int, model: PreTrainedModel | None = None
+) -> list[Batch]:
+    """Return features without labels as batches, in their order: what a model is calibrated with.
+
+    Args:
+        task: Makes batches of them.
+        features: Of all examples.
+        batch_size: How many make a batch.
+        model: The model, for what it takes alone; None for all that the tokenizer makes.
+    """
+    made = [
         task.collate([_inputs(feature) for feature in features[start : start + batch_size]])
         for start in range(0, len(features), batch_size)
     ]
+    return made if model is None else [taken_by(model, batch) for batch in made]
 
 
 def torch_run(model: PreTrainedModel) -> Run:
     """Return a run of a model in torch, which must be in eval mode; it gets the tensors that it takes."""
-    taken = inspect.signature(model.forward).parameters
 
     def run(batch: Batch) -> Mapping[str, Any]:
         with torch.inference_mode():
-            given = {name: tensor.to(model.device) for name, tensor in batch.items() if name in taken}
+            given = {name: tensor.to(model.device) for name, tensor in taken_by(model, batch).items()}
             outputs: Mapping[str, Any] = run_model(model, given)
         return outputs
 

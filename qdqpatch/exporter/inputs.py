@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.shapes import Shape
-from qdqpatch.errors import ExportError
+from qdqpatch.errors import ExportError, one_line
 from qdqpatch.patching.arguments import position_limit
 
 Batch = dict[str, Tensor]
@@ -178,10 +178,12 @@ class Inputs:
         takes = inspect.signature(self.model.forward).parameters
         has_size = hasattr(vision, "image_size") or hasattr(vision, "input_size")
         if "input_ids" not in takes and not (IMAGE in takes and has_size):
+            what = (
+                f"{self.model.main_input_name}{', of a size that its config does not say' * (IMAGE in takes)}"
+            )
             raise ExportError(
-                "Models of texts (input_ids) and of images of one size (pixel_values) are exported, and "
-                f"{type(self.model).__name__} takes {self.model.main_input_name}. In torch its checkpoint "
-                "runs as it is."
+                "There are examples to trace models of texts (input_ids) and of images (pixel_values) with, "
+                f"and {type(self.model).__name__} takes {what}. In torch its checkpoint runs as it is."
             )
         longest = self.longest
         if self.fixed is not None and self.fixed.length > longest:
@@ -190,6 +192,13 @@ class Inputs:
             )
         if self.fixed is not None and min(self.fixed.batch, self.fixed.length) < 1:
             raise ExportError("A batch and a sequence have at least 1.")
+        try:
+            self.example()
+        except AttributeError as error:
+            raise ExportError(
+                f"{type(self.model).__name__} takes what no example to trace it with can be made of "
+                f"({one_line(error)}). In torch its checkpoint runs as it is."
+            ) from error
 
     @property
     def longest(self) -> int:
@@ -217,7 +226,8 @@ def _images(config: Any, count: int, generator: torch.Generator) -> Tensor:
     """Draw images of the size that a config says, shape `(count, channels, height, width)`."""
     config = getattr(config, "vision_config", config)
     size = config.image_size if hasattr(config, "image_size") else config.input_size
-    return torch.randn((count, config.num_channels, *_pair(size)), generator=generator)
+    channels = getattr(config, "num_channels", 3)
+    return torch.randn((count, channels, *_pair(size)), generator=generator)
 
 
 def _columns(sizes: Sequence[int], mask: Tensor, generator: torch.Generator) -> Tensor:

@@ -123,15 +123,18 @@ def symbolic_attention(
     scaling: float | None = None,
     position_bias: Tensor | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Record `ATTENTION`; shapes as in `qdqpatch.nn.attention.qdq_attention`.
 
     Raises:
-        ExportError: If the attention caps its scores, which the operator does not say.
+        ExportError: If the attention caps its scores or has sinks, which the operator does not say.
     """
     if softcap is not None:
         raise ExportError(f"{type(module).__name__} caps its attention scores, which cannot be exported yet.")
+    if s_aux is not None:
+        raise ExportError(f"{type(module).__name__} has sinks, which cannot be exported yet.")
     if position_bias is not None:
         attention_mask = position_bias if attention_mask is None else attention_mask + position_bias
     key, value = for_all_heads(key, query), for_all_heads(value, query)

@@ -21,6 +21,7 @@ from qdqpatch.exporter.translations import TABLE
 from qdqpatch.nn.pooling import SentenceHead, mask_of
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.quiet import quiet_export
+from qdqpatch.spelling import spelled
 
 Batch = dict[str, Tensor]
 
@@ -132,10 +133,13 @@ def _cannot_be_traced(
     while first.__cause__ is not None:
         first = first.__cause__
     given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
-    sizes = "of any batch and length " if axes else ""
+    sizes, fix = "", ""
+    if axes:
+        sizes = "of any batch and length "
+        fix = f"See whether one shape is possible ({spelled('shape=(1, 128)', '--shape 1x128')}). "
     return (
         f"{type(model).__name__} cannot be traced with inputs {sizes}({given}), and nothing was written: "
-        f"{one_line(first)}. In torch its checkpoint runs as it is."
+        f"{one_line(first).rstrip('.')}. {fix}In torch its checkpoint runs as it is."
     )
 
 

@@ -26,7 +26,8 @@ IMPLEMENTATION = "qdqpatch"
 HARMLESS = ("position_ids", "cache_position", "num_items_in_batch")
 """Tensors that models hand on to all modules: their effect is in query and key already, or in the loss."""
 
-BY_MASK = ("is_causal", "sliding_window")
+WINDOW = "sliding_window"
+BY_MASK = ("is_causal", WINDOW)
 """What transformers' masks for this implementation express, and other implementations do without a mask."""
 
 
@@ -71,7 +72,7 @@ def qdq_attention(
         UnsupportedModelError: If the model passes something that would change the result and is not
             known here.
     """
-    require_known(module, attention_mask, kwargs)
+    require_known(module, attention_mask, kwargs, key.shape[2])
     # Quantized after the transpose, as in QDQBERT: the strides decide which GEMM kernel runs.
     quantized_key = for_all_heads(_quantized(module, "k", key.transpose(2, 3)), query)
     scores = torch.matmul(_quantized(module, "q", query), quantized_key)
@@ -98,8 +99,13 @@ def qdq_attention(
     return context.transpose(1, 2).contiguous(), probabilities
 
 
-def require_known(module: nn.Module, attention_mask: Tensor | None, arguments: Mapping[str, Any]) -> None:
+def require_known(
+    module: nn.Module, attention_mask: Tensor | None, arguments: Mapping[str, Any], keys: int
+) -> None:
     """Refuse arguments that another implementation would heed.
+
+    Without a mask a window counts where there are more keys than it has; transformers leaves out masks that
+    hide nothing.
 
     Raises:
         UnsupportedModelError: If there is a tensor of another name than `HARMLESS`, or what only the mask
@@ -109,7 +115,12 @@ def require_known(module: nn.Module, attention_mask: Tensor | None, arguments: M
         name for name, value in arguments.items() if isinstance(value, Tensor) and name not in HARMLESS
     ]
     if attention_mask is None:
-        unknown += [name for name in BY_MASK if arguments.get(name)]
+        window = arguments.get(WINDOW)
+        unknown += [
+            name
+            for name in BY_MASK
+            if arguments.get(name) and not (name == WINDOW and isinstance(window, int) and keys <= window)
+        ]
     if unknown:
         raise UnsupportedModelError(
             f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the quantized one "

@@ -209,7 +209,7 @@ def _calibrated(
 ) -> PreTrainedModel:
     model = copy.deepcopy(material.model)
     own = share(material.calibration, HELD_BACK * material.batch_size)
-    data = batches(material.task, own, material.batch_size)
+    data = batches(material.task, own, material.batch_size, model)
     return ptq(model, data, material.config, head=material.head, listener=listener, **settings)
 
 

@@ -103,6 +103,16 @@ def position_limit(model: nn.Module | None) -> int:
     return min(limits)
 
 
+def taken_by(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what of a batch a model's `forward` names: many take no segments. All if it names nothing."""
+    named = {
+        name
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if parameter.kind in _NAMED
+    }
+    return {name: tensor for name, tensor in batch.items() if not named or name in named}
+
+
 def _check_names(model: nn.Module, batch: Mapping[str, Any], where: str) -> None:
     parameters = inspect.signature(model.forward).parameters.values()
     taken = [parameter.name for parameter in parameters if parameter.kind in _NAMED]

@@ -76,15 +76,16 @@ def uncovered(model: nn.Module, covered: set[str]) -> list[Miss]:
     Such are a composite model's Linears between its parts, and in embeddings and heads convolutions, torch's
     own attention, and products of tensors.
     """
+    modules = list(model.named_modules())
     found = [
         Miss(path, operation, reason)
         for kind, operation, reason in UNCOVERED
-        for path, module in model.named_modules()
+        for path, module in modules
         if isinstance(module, kind) and path not in covered
     ]
     covered = covered | {miss.path for miss in found}
     return found + [
         Miss(path, "matrix product", f"no rule knows the products in the methods of {type(module).__name__}")
-        for path, module in model.named_modules()
+        for path, module in modules
         if path not in covered and multiplies(type(module))
     ]

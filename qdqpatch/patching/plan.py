@@ -79,17 +79,21 @@ class Plan:
         """Return path, operation and reason of what stays float, equal ones of all layers in one row."""
         return _folded(self.misses)
 
+    def notice(self) -> str:
+        """Return that there are no rules for a part of the model, in one line; empty if there are."""
+        if not self.unknown:
+            return ""
+        return (
+            f"There are no rules for {', '.join(self.unknown)} made of these classes: what is quantized "
+            f"in {self.model} was found by its structure. "
+            f"{spelled('qdqpatch.audit(model, batch)', '`qdqpatch inspect --audit`')} lists what of its "
+            "products and residual adds no quantizer feeds. "
+        )
+
     def shortfall(self) -> str:
         """Return what stays float though the configuration turns it on, in one line; empty if nothing."""
         rows = [f"{operation} of {path} ({reason})" for path, operation, reason in self.wanted_rows()]
-        text = ""
-        if self.unknown:
-            text = (
-                f"There are no rules for {', '.join(self.unknown)} made of these classes: what is quantized "
-                f"in {self.model} was found by its structure. "
-                f"{spelled('qdqpatch.audit(model, batch)', '`qdqpatch inspect --audit`')} lists what of its "
-                "products and residual adds no quantizer feeds. "
-            )
+        text = self.notice()
         if rows:
             more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
             text += (

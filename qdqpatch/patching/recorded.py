@@ -74,8 +74,9 @@ class Recorded:
     def match(self, model: nn.Module) -> Iterator[Match | Miss]:
         """Yield a match for each place that the model has, or a miss if it can no longer be rewritten."""
         for path, module in model.named_modules():
+            names = self.names(path)
             for row in self.rows:
-                if any(matches(row["path"], name) for name in self.names(path)):
+                if any(matches(row["path"], name) for name in names):
                     yield self._at(path, module, row)
 
     def _at(self, path: str, module: nn.Module, row: Row) -> Match | Miss:

@@ -66,6 +66,7 @@ class Part:
         except SourceError:
             return None
 
+    @functools.cached_property
     def multiplies(self) -> bool:
         """Whether it has a product of what it was given."""
         if self.names.isdisjoint((*PRODUCT_CALLS, *AT_ONCE)) and not _has_operator(self.function.__code__):
@@ -124,7 +125,7 @@ def _followed(cls: type) -> Iterable[Part]:
 
 def multiplies(cls: type) -> bool:
     """Whether a class itself computes a product of what it is given."""
-    return not cls.__module__.startswith("torch.") and any(part.multiplies() for part in parts_of(cls))
+    return not cls.__module__.startswith("torch.") and any(part.multiplies for part in parts_of(cls))
 
 
 def uses(cls: type, names: tuple[str, ...]) -> bool:
@@ -151,9 +152,10 @@ def not_called(cls: type) -> dict[str, str]:
             elif isinstance(node, ast.Call):  # it may be called there
                 on_data.update(_child(argument, own) for argument in node.args)
     reasons = dict.fromkeys(
-        read - on_data - on_own - {""}, "its weight is read by the module that has it, which does not call it"
+        sorted(read - on_data - on_own - {""}),
+        "its weight is read by the module that has it, which does not call it",
     )
-    reasons |= dict.fromkeys(on_own - on_data, "it computes from the model's own tensors alone")
+    reasons |= dict.fromkeys(sorted(on_own - on_data), "it computes from the model's own tensors alone")
     return reasons
 
 

@@ -153,7 +153,7 @@ def _has_further_products(kind: type) -> bool:
         is_forward = part.name == "forward" and not through_interface
         if is_forward and not part.names.isdisjoint({*PRODUCT_CALLS} - {*CALLS}):
             return True
-        if not is_forward and part.multiplies():
+        if not is_forward and part.multiplies:
             return True
     return False
 

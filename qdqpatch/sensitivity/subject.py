@@ -78,7 +78,8 @@ class Subject:
 
     def batches(self) -> list[Batch]:
         """Return the features as padded batches, those of like length together; labels are left out."""
-        return batches(self.task, sorted(self.features, key=self.task.length), self.batch_size)
+        features = sorted(self.features, key=self.task.length)
+        return batches(self.task, features, self.batch_size, self.model)
 
 
 class Progress:

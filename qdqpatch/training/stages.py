@@ -76,7 +76,12 @@ class Run:
         chosen = draw(self._data.features, CALIBRATION, job.schedule.seed)
         ptq(
             self.model,
-            batches(self._task, share(chosen, HELD_BACK * job.schedule.batch_size), job.schedule.batch_size),
+            batches(
+                self._task,
+                share(chosen, HELD_BACK * job.schedule.batch_size),
+                job.schedule.batch_size,
+                self.model,
+            ),
             method=job.method,
             shift=job.shift and bool(find_shifts(self.model)),
             smooth_inputs=smooth_inputs and can_smooth_inputs(self.model),

@@ -1,9 +1,6 @@
 """Everything in which a quantized model is kept: transformers' checkpoints, pickles, copies, state dicts."""
 
-import copy
-import io
 import json
-import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,63 +11,22 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from saved import STATES, assert_same, auto, in_state, load
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, dequantize, load_qdqbert, quantize
-from qdqpatch.errors import ConfigError, OverrideError, QuantizationWarning
+from qdqpatch.errors import ConfigError, QuantizationWarning
 from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.guard import FIELD as GUARD
 from qdqpatch.patching.recorded import KEY
 
-AUTO = {
-    "BertModel": "AutoModel",
-    "BertLMHeadModel": "AutoModelForCausalLM",
-    "BertForPreTraining": "AutoModelForPreTraining",
-    "BertForMaskedLM": "AutoModelForMaskedLM",
-    "BertForSequenceClassification": "AutoModelForSequenceClassification",
-    "BertForNextSentencePrediction": "AutoModelForNextSentencePrediction",
-    "BertForMultipleChoice": "AutoModelForMultipleChoice",
-    "BertForTokenClassification": "AutoModelForTokenClassification",
-    "BertForQuestionAnswering": "AutoModelForQuestionAnswering",
-}
 pytestmark = pytest.mark.filterwarnings("ignore:The checkpoint has ranges for only some")
 """Models of which every other quantizer has a range are among the states."""
-
-STATES = ["uncalibrated", "half-calibrated", "calibrated"]
-
-
-def auto(name: str) -> Any:
-    return getattr(transformers, AUTO[name.split()[0]])
-
-
-def in_state(state: str, name: str) -> PreTrainedModel:
-    """Return a fresh quantized model of which all, every other or no quantizer has a range."""
-    model = models.uncalibrated(name) if state == "uncalibrated" else models.calibrated(name)
-    if state == "half-calibrated":
-        for _, quantizer in list(named_quantizers(model))[::2]:
-            del quantizer._amax
-    return model
-
-
-def load(model_class: Any, folder: Path, **options: Any) -> PreTrainedModel:
-    """Load a model and see that the checkpoint had exactly its keys."""
-    model, info = model_class.from_pretrained(folder, output_loading_info=True, **options)
-    assert {kind: set(keys) for kind, keys in info.items() if keys} == {}
-    return model
-
-
-def assert_same(actual: PreTrainedModel, expected: PreTrainedModel, name: str) -> None:
-    """Compare class, state, recipe and outputs, bit for bit."""
-    assert type(actual) is type(expected)
-    models.assert_equal(dict(actual.state_dict()), dict(expected.state_dict()))
-    models.assert_equal(models.ranges(actual), models.ranges(expected))
-    assert actual.config.quantization_config == expected.config.quantization_config
-    models.assert_equal(models.outputs(actual, name), models.outputs(expected, name))
 
 
 def save_as_bin(model: PreTrainedModel, folder: Path) -> None:
@@ -238,100 +194,6 @@ def test_a_loaded_model_can_be_trained_calibrated_and_dequantized(
     models.assert_equal(models.outputs(dequantize(model.eval()), name), expected)
 
 
-# Another head.
-
-
-HEADLESS = ("cls.", "classifier.", "qa_outputs.", "bert.pooler.", "pooler.")
-
-
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        ("BertForMaskedLM", "BertForSequenceClassification"),
-        ("BertForMaskedLM", "BertModel"),
-        ("BertModel", "BertForMaskedLM"),
-        ("BertModel", "BertForTokenClassification"),
-        ("BertForSequenceClassification", "BertForQuestionAnswering"),
-        ("BertForPreTraining", "BertForMaskedLM"),
-        ("BertForPreTraining", "BertForNextSentencePrediction"),
-    ],
-)
-def test_a_head_is_swapped_by_loading_with_another_class(
-    source: str, target: str, state: str, tmp_path: Path
-) -> None:
-    model = in_state(state, source)
-    model.save_pretrained(tmp_path)
-    loaded, info = auto(target).from_pretrained(tmp_path, output_loading_info=True)
-    assert all(key.startswith(HEADLESS) for kind in info.values() for key in kind)
-    assert type(loaded) is models.model_class(target)
-    models.assert_equal(models.ranges(loaded.base_model), models.ranges(model.base_model))
-    actual, expected = (
-        models.outputs(candidate.base_model)["last_hidden_state"] for candidate in (loaded, model)
-    )
-    assert torch.equal(actual, expected)
-
-
-@pytest.mark.parametrize("pattern", ["bert.encoder.layer.0.*", "encoder.layer.0.*"])
-@pytest.mark.parametrize(
-    ("source", "target"), [("BertForMaskedLM", "BertModel"), ("BertModel", "BertForMaskedLM")]
-)
-def test_overrides_survive_a_swap_of_the_head(
-    pattern: str, source: str, target: str, float_model, tmp_path: Path
-) -> None:
-    model = quantize(float_model(source), QDQConfig(overrides=[f"{pattern}=num_bits:4"]))
-    model.save_pretrained(tmp_path)
-    loaded = auto(target).from_pretrained(tmp_path)
-    bits = [
-        {path: quantizer.num_bits for path, quantizer in named_quantizers(candidate.base_model)}
-        for candidate in (loaded, model)
-    ]
-    assert bits[0] == bits[1]
-    assert set(bits[0].values()) == {4, 8}
-
-
-def test_an_override_of_the_head_that_was_left_behind_is_no_error(float_model, tmp_path: Path) -> None:
-    config = QDQConfig(overrides=["cls.predictions.decoder.*=on", "*.query.*=num_bits:4"])
-    quantize(float_model("BertForMaskedLM"), config).save_pretrained(tmp_path)
-    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert loaded.bert.encoder.layer[0].attention.self.query._weight_quantizer.num_bits == 4
-    loaded.save_pretrained(tmp_path / "again")
-    back = AutoModelForMaskedLM.from_pretrained(tmp_path / "again")
-    assert isinstance(back.cls.predictions.decoder._weight_quantizer, nn.Module)
-
-
-# Quantizing while loading.
-
-
-@pytest.mark.parametrize(
-    "config", [QDQConfig(), QDQConfig(**models.PARTS_ON, weight={"num_bits": 4})], ids=str
-)
-def test_quantizing_while_loading_is_quantizing_after(
-    config: QDQConfig, any_head: str, float_model, tmp_path: Path
-) -> None:
-    model = float_model(any_head)
-    model.save_pretrained(tmp_path)
-    loaded = load(auto(any_head), tmp_path, quantization_config=config)
-    assert_same(loaded, quantize(auto(any_head).from_pretrained(tmp_path), config), any_head)
-
-
-def test_a_fixed_range_is_set_while_loading(float_model, tmp_path: Path) -> None:
-    config = QDQConfig(activation={"amax": 2.0}, overrides={"*.query._weight_quantizer": {"amax": 0.5}})
-    float_model().save_pretrained(tmp_path / "float")
-    loaded = load(AutoModel, tmp_path / "float", quantization_config=config)
-    assert_same(loaded, quantize(float_model(), config), "BertModel")
-    assert loaded.encoder.layer[0].output.dense._input_quantizer.amax.item() == 2
-    loaded.encoder.layer[0].output.dense._input_quantizer.amax = 3.0
-    loaded.save_pretrained(tmp_path / "quantized")
-    assert_same(load(AutoModel, tmp_path / "quantized"), loaded, "BertModel")
-
-
-def test_a_bad_recipe_fails_while_loading(float_model, tmp_path: Path) -> None:
-    float_model().save_pretrained(tmp_path)
-    with pytest.raises(OverrideError, match=r"'\*\.qurey\.\*'"):
-        AutoModel.from_pretrained(tmp_path, quantization_config=QDQConfig(overrides=["*.qurey.*=off"]))
-
-
 def test_an_unknown_key_in_a_checkpoint_is_named(calibrated, tmp_path: Path) -> None:
     calibrated().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
@@ -364,56 +226,6 @@ def test_output_attentions_in_the_config_fails_before_anything_is_written(tmp_pa
     model.config.output_attentions = False
     model.save_pretrained(tmp_path / "new")
     assert_same(load(AutoModel, tmp_path / "new"), model, "BertModel")
-
-
-# Other ways to keep a model.
-
-
-def through_pickle(model: PreTrainedModel) -> PreTrainedModel:
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_torch(model: PreTrainedModel) -> PreTrainedModel:
-    stream = io.BytesIO()
-    torch.save(model, stream)
-    stream.seek(0)
-    return torch.load(stream, weights_only=False)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_torch])
-@pytest.mark.parametrize("state", STATES)
-def test_a_copy_is_the_same_and_apart(duplicate: Any, state: str, any_head: str) -> None:
-    model = in_state(state, any_head)
-    twin = duplicate(model)
-    assert_same(twin, model, any_head)
-    expected = models.outputs(model, any_head)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter += 1
-        for _, quantizer in named_quantizers(twin):
-            quantizer.load_range(torch.ones(()))
-    models.assert_equal(models.outputs(model, any_head), expected)
-    assert is_quantized(twin)
-    assert not is_quantized(dequantize(twin))
-    assert is_quantized(model)
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_a_state_dict_brings_the_ranges_to_an_uncalibrated_model(
-    state: str, any_head: str, uncalibrated
-) -> None:
-    model, other = in_state(state, any_head), uncalibrated(any_head)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.zero_()
-    other.load_state_dict(model.state_dict())
-    assert_same(other, model, any_head)
-
-
-def test_a_copy_can_be_saved(calibrated, tmp_path: Path) -> None:
-    model = copy.deepcopy(calibrated("BertForMaskedLM"))
-    model.save_pretrained(tmp_path)
-    assert_same(load(AutoModelForMaskedLM, tmp_path), model, "BertForMaskedLM")
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -1,11 +1,15 @@
 """What tests of the commands share: tiny checkpoints and data, made once and only read."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import models
 import pytest
-from checkpoints import SENTENCES, write_tokenizer
+from checkpoints import SENTENCES, write_checkpoint, write_tokenizer
+from click.testing import CliRunner, Result
 from commands import invoke
+
+from qdqpatch.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +26,25 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = invoke("convert", folder / "float", folder / "int8", "--calib", folder / "texts.txt", "-q")
     assert result.exit_code == 0, result.output
     return folder
+
+
+@pytest.fixture(scope="session")
+def float_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float BERT with a masked-LM head and its tokenizer; to be read only."""
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "float")
+
+
+@pytest.fixture
+def sentences(tmp_path: Path) -> Path:
+    """A file of texts."""
+    file = tmp_path / "sentences.txt"
+    file.write_text(SENTENCES, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command line in an empty folder, inside this process."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])

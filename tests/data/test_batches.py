@@ -22,11 +22,15 @@ from transformers import (
     T5Config,
 )
 
+from qdqpatch import calibrate, quantize
 from qdqpatch.calibration import text_batches
 from qdqpatch.data.batches import TextBatches
 from qdqpatch.data.lengths import config_limit, shortness
 from qdqpatch.errors import CalibrationError, CalibrationWarning, ConfigError
+from qdqpatch.evaluation.predicting import batches
 from qdqpatch.patching.arguments import position_limit
+from qdqpatch.tasks import make_task
+from qdqpatch.tasks.unlabelled import Text
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,18 @@ def test_batches_fit_the_model(tokenizer: PreTrainedTokenizerBase) -> None:
     assert next(iter(text_batches(texts, tokenizer, max_length=40)))["input_ids"].shape == (2, 40)
     with pytest.raises(CalibrationError, match="16 tokens and the model only 10: they do not belong"):
         text_batches(texts, tokenizer, model=models.build("BertModel", vocab_size=10))
+
+
+def test_a_model_that_takes_no_segments_gets_none(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = families.float_model("distilbert")
+    (batch,) = text_batches(["the cat", "a dog sat"], tokenizer, model=model, max_length=16)
+    assert list(batch) == ["input_ids", "attention_mask"]
+    task = make_task("feature-extraction", tokenizer, model.config)
+    features = task.features([Text("the cat"), Text("a dog sat")])
+    assert "token_type_ids" in batches(task, features, 2)[0]
+    (batch,) = batches(task, features, 2, model)
+    assert list(batch) == ["input_ids", "attention_mask"]
+    calibrate(quantize(model), [batch], method="max")
 
 
 def test_positions_of_tokens_alone_limit_a_sequence() -> None:

@@ -26,6 +26,7 @@ from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.rules import integer_linear
 from qdqpatch.exporter.rules.integer_attention import IntegerAttention
 from qdqpatch.exporter.rules.integer_linear import IntegerLinear
+from qdqpatch.exporter.symbolic_operators import symbolic_attention
 from qdqpatch.exporter.targets import onnxruntime
 from qdqpatch.output.folder import OutputFolder
 
@@ -116,19 +117,37 @@ class Listening(BertModel):
         return super().forward(input_values.long())
 
 
+class Boxed(BertModel):
+    """Takes boxes, and its config does not say how large they are."""
+
+    def forward(self, input_ids: Tensor, bbox: Tensor) -> Any:
+        return super().forward(input_ids)
+
+
 def test_models_that_cannot_be_traced_or_take_something_else_are_refused_in_one_line(tmp_path: Path) -> None:
     for kind, message in (
         (
             Branching,
             r"^Branching cannot be traced with inputs of any batch and length \(input_ids \(2, 8\), "
-            r"attention_mask \(2, 8\)\), and nothing was written: [^\n]*guard[^\n]*In torch its checkpoint "
-            r"runs as it is\.$",
+            r"attention_mask \(2, 8\)\), and nothing was written: [^\n]*guard[^\n]*\. See whether one "
+            r"shape is possible \(shape=\(1, 128\)\)\. In torch its checkpoint runs as it is\.$",
         ),
-        (Listening, r"^Models of texts \(input_ids\) and of .* Listening takes input_values\. In torch"),
+        (Boxed, r"^Boxed takes what no example .*max_2d_position_embeddings.*\)\. In torch its checkpoint"),
+        (
+            Listening,
+            r"^There are examples .* texts \(input_ids\) and .* Listening takes input_values\. In torch",
+        ),
     ):
         with pytest.raises(ExportError, match=message):
             export(kind(models.config()), tmp_path / "out", as_float=True)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("argument", [{"softcap": 2.0}, {"s_aux": torch.zeros(1)}])
+def test_attention_that_the_operator_does_not_say_is_refused(argument: dict[str, Any]) -> None:
+    operands = [torch.zeros(1, 1, 2, 4)] * 3
+    with pytest.raises(ExportError, match=r"^Identity .*, which cannot be exported yet\.$"):
+        symbolic_attention(torch.nn.Identity(), *operands, None, **argument)
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
@@ -199,7 +218,7 @@ def small(path: Path, **options: Any) -> Any:
     model = models.calibrated(TOKENS)
     before = models.snapshot(model)
     try:
-        return export_again(TOKENS, model, path, shape=(2, 8), **options)
+        return export_again(model, path, shape=(2, 8), **options)
     finally:
         models.assert_unchanged(model, before)
 

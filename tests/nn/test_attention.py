@@ -143,6 +143,13 @@ def test_heads_of_keys_and_values_that_queries_share_are_quantized_once(operands
     assert torch.equal(context, expected)
 
 
+def test_a_window_as_long_as_the_keys_needs_no_mask(operands) -> None:
+    expected, _ = qdq_attention(module(), *operands, None)
+    assert torch.equal(qdq_attention(module(), *operands, None, sliding_window=5)[0], expected)
+    with pytest.raises(UnsupportedModelError, match="passes sliding_window"):
+        qdq_attention(module(), *operands, None, sliding_window=4)
+
+
 def test_sinks_take_their_share_of_the_probabilities(operands) -> None:
     query, key, value = operands
     sinks = torch.tensor([0.5, -1.0, 40.0])

@@ -12,7 +12,7 @@ import transformers
 from commands import invoke
 from family_models import family as family  # a fixture
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, SplinterConfig, SplinterModel
 
 import qdqpatch
 from qdqpatch.errors import ConfigError, DataError, UnsupportedModelError
@@ -152,3 +152,13 @@ def test_the_command_lists_the_audit(here: Path) -> None:
     assert "pooler.dense" in result.stdout
     data = json.loads(invoke("inspect", "ckpt", "--audit", "--json").stdout)
     assert len(data["audit"]["operations"]) == 21
+
+
+def test_the_commands_say_that_a_model_type_has_no_rules(here: Path) -> None:
+    SplinterModel(SplinterConfig(**models.CONFIG)).save_pretrained("ckpt")
+    for command in (("convert", "ckpt", "out"), ("inspect", "ckpt")):
+        result = invoke(*command)
+        assert result.exit_code == 0, result.output
+        text = " ".join(result.output.split())
+        assert "There are no rules for splinter made of these classes" in text
+        assert "`qdqpatch inspect --audit` lists what of its products" in text

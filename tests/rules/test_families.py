@@ -158,3 +158,10 @@ def test_dequantized_it_is_the_float_model_and_saved_as_one(family: str, tmp_pat
 
 def test_every_table_has_a_model_here() -> None:
     assert {*families.CONFIGS} == {*ARCHITECTURES}
+
+
+@pytest.mark.skipif(not OLDEST, reason="asks what the oldest transformers has")
+def test_what_the_oldest_transformers_lacks_is_said_to_be_absent() -> None:
+    levels = json.loads((Path(__file__).parents[1] / "exporter" / "levels.json").read_text())
+    absent = {name for name, level in levels.items() if level.get("5.0.0") == {"level": "absent"}}
+    assert absent == {*families.CONFIGS} - {*families.FAMILIES}

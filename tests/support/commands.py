@@ -1,5 +1,7 @@
 """The command line, called from tests."""
 
+from pathlib import Path
+
 from click.testing import CliRunner, Result
 
 from qdqpatch.cli import main
@@ -20,3 +22,8 @@ def assert_fails(result: Result, *fragments: str, code: int = 1, at_once: bool =
     for fragment in fragments:
         assert fragment in error[-1]
     assert len(error) == 1 or code == 2 or not at_once  # click shows the usage before
+
+
+def left_behind() -> list[str]:
+    """Return the names of what is in the current folder."""
+    return sorted(path.name for path in Path().iterdir())

@@ -13,6 +13,7 @@ from pytorch_quantization.nn import QuantLinear, TensorQuantizer
 from texts import Write
 from transformers import PreTrainedModel
 
+from qdqpatch.nn.quantizer import TensorQuantizer as OurQuantizer
 from qdqpatch.report.page import render_page
 
 torch.set_num_threads(1)
@@ -28,6 +29,9 @@ def global_settings() -> Iterator[None]:
     native = TensorQuantizer.use_fb_fake_quant
     descriptors = QuantLinear.default_quant_desc_input, QuantLinear.default_quant_desc_weight
     yield
+    assert "use_fb_fake_quant" not in vars(OurQuantizer), (
+        "to be set on the toolkit's class, which is put back"
+    )
     TensorQuantizer.use_fb_fake_quant = native
     QuantLinear.set_default_quant_desc_input(descriptors[0])
     QuantLinear.set_default_quant_desc_weight(descriptors[1])
