@@ -195,6 +195,7 @@ def nothing_seen(path: str, was_reached: bool, batches: int) -> CalibrationError
         )
     return CalibrationError(
         f"{path} saw no tensor in {batches} batches: their inputs do not reach it. Add the inputs it needs "
-        "(encoder_hidden_states for cross-attention), or turn it off with "
+        "(encoder_hidden_states for cross-attention, global_attention_mask for Longformer, entity_ids for "
+        "LUKE), or turn it off with "
         f"{spelled('an override', '--override')}."
     )
