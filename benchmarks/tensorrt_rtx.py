@@ -1,6 +1,6 @@
 """What TensorRT makes of our files and of others': kernels, fused attentions, and the memory that moves.
 
-    python benchmarks/tensorrt_rtx.py [--capability SM89] [--heads 12]
+    python benchmarks/tensorrt_rtx.py [--capability SM89] [--heads 12] [--shapes 1x128 32x128 8x384]
 
 Two layers of BERT-base with random weights are written by every tool and compiled by TensorRT for RTX, which
 needs no GPU. A tool that is not installed is left out (`benchmarks/peers.txt`), and so is the original
@@ -56,6 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--capability", choices=CAPABILITIES, default="SM89")
     parser.add_argument("--heads", type=int, default=BERT_BASE.num_attention_heads)
+    parser.add_argument("--shapes", nargs="+", type=Shape.parse, default=SHAPES)
     arguments = parser.parse_args()
     try:
         require([arguments.capability])
@@ -68,10 +69,10 @@ def main() -> None:
     moved: dict[Shape, int] = {}
     with tempfile.TemporaryDirectory() as name:
         for title, file in files(config, Path(name)):
-            cells = [cell(file, arguments.capability, shape, moved) for shape in SHAPES]
+            cells = [cell(file, arguments.capability, shape, moved) for shape in arguments.shapes]
             rows.append((title, *cells))
             print(rows[-1], file=sys.stderr, flush=True)
-    columns = ("", *(f"{shape}" for shape in SHAPES))
+    columns = ("", *(f"{shape}" for shape in arguments.shapes))
     show(f"{arguments.capability}: kernels (fused attentions), MiB moved (to fp16)", columns, rows)
     print(surroundings())
 
