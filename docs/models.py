@@ -37,7 +37,8 @@ tests see that the sites are these, that the calibrated model is close to the fl
 and loaded bit for bit, that a training step trains it, and that it can be dequantized. **Export** is `full`
 where files for any batch and length were written for ONNX Runtime, OpenVINO and TensorRT (in fp16), run, and
 compared with the model, and the first two engines computed all products of the layers with integer kernels;
-what nothing reads is in no file. (The tests leave out a few types that are exported like another one, unless
+what nothing reads is in no file. Of many types it is a model with a task head that is exported, each kind of
+head once. (The tests leave out a few types that are exported like another one, unless
 `QDQPATCH_LEVELS=all` is set.) `open` is what no test has exported.
 
 Files take what the model takes: LayoutLM, LayoutLMv3 and LiLT the boxes of the words (and LayoutLMv3 the
