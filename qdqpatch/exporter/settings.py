@@ -14,7 +14,15 @@ from transformers import PreTrainedConfig
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
 from qdqpatch.nn.quantizer import TensorQuantizer
 
-FREE = ("_name_or_path", "name_or_path", "quantization_config", "transformers_version")
+SAID_OF_ORIGIN = ("_name_or_path", "name_or_path", "quantization_config", "transformers_version")
+LEFT_BY_LOADING = (
+    "hf_quantizer",
+    "is_quantized",
+    "quantization_method",
+    "_weight_conversions",
+    "_use_kernels",
+)
+FREE = frozenset({*SAID_OF_ORIGIN, *LEFT_BY_LOADING})
 """What a model or its configuration says that no trace depends on."""
 
 OWN = frozenset({*vars(nn.Module()), "_is_hf_initialized", "_is_initialized", "warnings_issued"}) - {
