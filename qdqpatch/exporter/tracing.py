@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -17,6 +16,7 @@ from qdqpatch.data.arrays import Array
 from qdqpatch.errors import ExportError, QdqError, one_line
 from qdqpatch.exporter import symbolic_operators as operators
 from qdqpatch.exporter.epsilons import keep_epsilons
+from qdqpatch.exporter.settings import settings_of
 from qdqpatch.exporter.translations import TABLE
 from qdqpatch.nn.pooling import SentenceHead, mask_of
 from qdqpatch.nn.quantizer import TensorQuantizer
@@ -28,15 +28,12 @@ Batch = dict[str, Tensor]
 HIDDEN, LOGITS, SENTENCE = "last_hidden_state", "logits", "sentence_embedding"
 
 
-FREE = ("_name_or_path", "quantization_config", "transformers_version")
-"""What a configuration says that no trace depends on."""
-
-
 class Traces:
     """The graphs of models: one trace serves every target, and other models that it would be the same of.
 
     In a graph, quantized layers and quantizers stand by their paths alone, so that their weights and ranges
-    may be others; the float layers' tensors are in it by value.
+    may be others. The float layers' tensors are in it themselves, not copied: a graph of which some were
+    changed since, as training does, is not used again.
 
     Args:
         kept: How many graphs are kept, the last ones used; None for all.
@@ -44,7 +41,7 @@ class Traces:
 
     def __init__(self, kept: int | None = 2) -> None:
         self._kept = kept
-        self._graphs: dict[Hashable, ir.Model] = {}
+        self._graphs: dict[Hashable, tuple[ir.Model, dict[str, Tensor]]] = {}
 
     def trace(
         self,
@@ -67,36 +64,44 @@ class Traces:
             ExportError: If the model cannot be traced, or has an operation that ONNX has not.
         """
         whole = _Outputs(model, head)
-        sizes = tuple((name, tensor.shape) for name, tensor in inputs.items())
+        sizes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in inputs.items())
         named = tuple((name, *sorted(numbers.items())) for name, numbers in axes.items())
-        parts = tuple((path, type(part), _is_enabled(part)) for path, part in model.named_modules())
-        config = {name: value for name, value in model.config.to_dict().items() if name not in FREE}
-        said = json.dumps(config, sort_keys=True, default=str)
+        parts = tuple((path, type(part), settings_of(part)) for path, part in whole.named_modules())
         ends = None if head is None else (str(head), head.pooling.modes)
-        key = (sizes, named, opset, ends, parts, said, _hash(whole))
-        graph = self._graphs.pop(key, None)
-        if graph is None:
+        tensors = dict(_tensors(whole))
+        hashed = _hash(tensors)
+        key = (sizes, named, opset, ends, parts, hashed)
+        graph, traced_with = self._graphs.pop(key, (None, tensors))
+        if graph is None or (traced_with is not tensors and _hash(traced_with) != hashed):
+            traced_with = tensors
             try:
                 graph = _traced(whole, inputs, axes, opset)
             except (QdqError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # whatever a model's own code raises, and torch of it
                 raise ExportError(_cannot_be_traced(model, inputs, axes, error)) from error
-        self._graphs[key] = graph
+        self._graphs[key] = graph, traced_with
         if self._kept is not None and len(self._graphs) > self._kept:
             del self._graphs[next(iter(self._graphs))]
         return graph.clone()
 
 
-def _hash(whole: nn.Module) -> bytes:
-    """Return what tells tensors apart that a trace has by value."""
-    found = hashlib.blake2b()
+def _tensors(whole: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that a trace has in it, by their paths."""
     for path, part in whole.named_modules():
         if not isinstance(part, tuple(operators.SYMBOLIC)):
-            tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
-            for name, tensor in tensors:
-                found.update(f"{path}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            own = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+            others = ((name, value) for name, value in vars(part).items() if isinstance(value, Tensor))
+            for name, tensor in (*own, *others):
+                yield f"{path}.{name}", tensor
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return what tells tensors apart."""
+    found = hashlib.blake2b()
+    for path, tensor in tensors.items():
+        found.update(f"{path} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.digest()
 
 

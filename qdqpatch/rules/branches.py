@@ -69,9 +69,10 @@ def _setting(node: ast.Attribute, own: str, module: nn.Module) -> Any:
         return _UNKNOWN
     value: Any = module
     for name in reversed(names):
-        if not hasattr(value, name):
+        try:
+            value = getattr(value, name)
+        except Exception:  # whatever a property's own code raises
             return _UNKNOWN
-        value = getattr(value, name)
     if isinstance(value, nn.Module):
         return True
     return value if value is None or isinstance(value, (bool, int, float, str)) else _UNKNOWN

@@ -35,10 +35,15 @@ def residual_adds(function: ast.FunctionDef) -> list[Add]:
     return [add for add in possible_adds(function) if add.is_certain]
 
 
-def possible_adds(function: ast.FunctionDef) -> list[Add]:
-    """Return the residual adds of a method, and adds beside products that could be some."""
-    flow = _Flow(function)
-    return _Flow(function, flow.scored).adds if flow.scored else flow.adds
+def possible_adds(function: ast.FunctionDef, of_given: bool = False) -> list[Add]:
+    """Return the residual adds of a method, and adds beside products that could be some.
+
+    Args:
+        function: The method, or a function.
+        of_given: Whether adds of two of its arguments are among them, as in a function for the purpose.
+    """
+    flow = _Flow(function, of_given=of_given)
+    return _Flow(function, flow.scored, of_given).adds if flow.scored else flow.adds
 
 
 def merged(function: ast.FunctionDef) -> dict[str, frozenset[str]]:
@@ -57,6 +62,7 @@ class _Flow:
     Args:
         function: Its definition.
         scored: Adds that are no residual ones.
+        of_given: Whether adds of two arguments may be some.
 
     Attributes:
         adds: The residual adds.
@@ -65,12 +71,14 @@ class _Flow:
         merged: The functions that are given several tensors, by name, with what lies between those.
     """
 
-    def __init__(self, function: ast.FunctionDef, scored: Collection[ast.AST] = ()) -> None:
+    def __init__(
+        self, function: ast.FunctionDef, scored: Collection[ast.AST] = (), of_given: bool = False
+    ) -> None:
         self.adds: list[Add] = []
         self.scored: set[ast.AST] = set()
         self.products: list[ast.AST] = []
         self.merged: dict[str, frozenset[str]] = {}
-        self.ignored = scored
+        self.ignored, self.of_given = scored, of_given
         self.multiplies = any(map(is_product, ast.walk(function)))
         self.passed = self.numbers = self.loops = 0
         arguments = function.args
@@ -82,6 +90,8 @@ class _Flow:
         for name in names:
             is_data = name != self.own and not any(word in name for word in ASIDE)
             self.values[name] = self.new(is_argument=is_data, is_tensor=is_data)
+        if arguments.vararg is not None:
+            self.values[arguments.vararg.arg] = self.new(is_argument=True)
         self.run(function.body)
 
     def new(self, *parts: Value, is_argument: bool = False, is_tensor: bool = True) -> Value:
@@ -117,6 +127,9 @@ class _Flow:
         elif isinstance(node, ast.If):
             self.value(node.test)
             return self.branches(node.body, node.orelse)
+        elif isinstance(node, ast.Match):
+            self.value(node.subject)
+            return self.cases(node.cases)
         elif isinstance(node, (ast.For, ast.While, ast.With, ast.Try)):
             if isinstance(node, ast.For):
                 self.assign(node.target, self.value(node.iter))
@@ -150,6 +163,10 @@ class _Flow:
             for name in self.values.keys() | values.keys():
                 self.values[name] = self.either(self.values.get(name), values.get(name))
         return False
+
+    def cases(self, cases: Sequence[ast.match_case]) -> bool:
+        """Follow the cases of a `match` of which one runs, or none."""
+        return bool(cases) and self.branches(cases[0].body, [ast.Match(ast.Constant(None), [*cases[1:]])])
 
     def either(self, one: Value | None, other: Value | None) -> Value:
         known = [value for value in (one, other) if value is not None]
@@ -205,10 +222,12 @@ class _Flow:
             residual_first = right.is_from(left)
         elif left.is_argument != right.is_argument:
             residual_first = left.is_argument
+        elif left.is_argument and self.of_given:
+            residual_first = True
         else:
             return
         is_derived = right.is_from(left) or left.is_from(right)
-        is_certain = is_derived or not self.multiplies
+        is_certain = is_derived or not (self.multiplies or left.is_argument is right.is_argument)
         self.passed += is_certain
         through = left.through ^ right.through
         self.adds.append(
@@ -228,6 +247,9 @@ class _Flow:
             return self.operation(node, isinstance(node.op, ast.Add))
         if isinstance(node, ast.Call):
             return self.call(node)
+        if isinstance(node, ast.IfExp):
+            self.value(node.test)
+            return self.either(self.value(node.body), self.value(node.orelse))
         parts = [self.value(part) for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
         if isinstance(node, ast.Attribute):
             if node.attr in NO_TENSORS:
@@ -254,17 +276,15 @@ class _Flow:
             return self.value(node.func.value)  # type: ignore[attr-defined]  # it is an attribute
         made = replace(self.new(function, *given), is_tensor=True, is_number=False)
         tensors = [part for part in given if part.is_tensor]
-        if not is_method and len(tensors) > 1:
-            self.merged[name] = (
-                frozenset[str]()
-                .union(*(part.through for part in tensors))
-                .difference(frozenset[str].intersection(*(part.through for part in tensors)))
-            )
+        called = ast.unparse(node.func)
+        if (not is_method or called == f"{self.own}.{name}") and len(tensors) > 1:
+            ways = [part.through for part in tensors]
+            between = frozenset[str]().union(*ways) - frozenset[str].intersection(*ways)
+            self.merged[name] = self.merged.get(name, frozenset()) | between
         if is_product(node):
             return self.product(
                 node, replace(made, is_tensor=any(part.is_tensor for part in (function, *given)))
             )
-        called = ast.unparse(node.func)
         if SOFTMAX in called.lower():
             self.scored |= made.sums
         if self.own and called.startswith(f"{self.own}."):

@@ -44,7 +44,7 @@ class Part:
         function: It.
         is_method: Whether it is a method of the class.
         is_called: Whether it is called, and not only handed on.
-        between: Of a function, what lies between the tensors that it is given, as `flow.Value.through`.
+        between: What lies between the tensors that it is given, as `flow.Value.through`.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Part:
     @functools.cached_property
     def adds(self) -> list[Add]:
         """What its residual adds are, and what could be some."""
-        return [] if self.tree is None else possible_adds(self.tree)
+        return [] if self.tree is None else possible_adds(self.tree, of_given=self.name != "forward")
 
     def function_calls(self) -> dict[str, frozenset[str]]:
         """Return the functions that it calls by their name, with what lies between tensors that they get."""
@@ -111,7 +111,7 @@ def _followed(cls: type) -> Iterable[Part]:
         calls = part.function_calls()
         for used in dict.fromkeys(_names(function.__code__)):
             if part.is_method and callable(getattr(cls, used, None)):
-                waiting.append(Part(used, _function(cls, used), True))
+                waiting.append(Part(used, _function(cls, used), True, between=calls.get(used, frozenset())))
             other = function.__globals__.get(used)
             if isinstance(other, types.FunctionType):
                 between = calls.get(used, frozenset()) if part.is_method else part.between
@@ -120,7 +120,35 @@ def _followed(cls: type) -> Iterable[Part]:
                 )
             elif inspect.isclass(other) and not issubclass(other, nn.Module):
                 waiting.append(Part(used, _function(other, "forward"), False))
+        if part.is_method and "super" in function.__code__.co_names:
+            below = next((base for base in cls.__mro__ if function in map(_plain, vars(base).values())), cls)
+            for base in cls.__mro__[cls.__mro__.index(below) + 1 :]:
+                if part.name in vars(base):
+                    waiting.append(Part(part.name, _plain(vars(base)[part.name]), True))
+                    break
+        for inner in _closed_over(function):
+            waiting.append(Part(inner.__name__, inner, part.is_method, between=part.between))
     return found.values()
+
+
+def why_unread(module: nn.Module) -> str:
+    """Return why nothing is known of what a module computes; empty if its `forward` can be read."""
+    cls = type(module)
+    forward: Any = _function(cls, "forward")
+    own = inspect.unwrap(vars(module).get("forward", forward))
+    if getattr(own, "__func__", own) is not forward:
+        return "its forward was set on the instance, and what that adds is not known"
+    if not isinstance(forward, types.FunctionType):
+        return (
+            f"the forward of {cls.__name__} is no function written in Python, and what it adds is not known"
+        )
+    if (forward.__module__ or "").startswith("torch."):
+        return ""
+    try:
+        definition(forward)
+    except SourceError as error:
+        return f"{error}, and what it adds is not known"
+    return ""
 
 
 def multiplies(cls: type) -> bool:
@@ -162,7 +190,23 @@ def not_called(cls: type) -> dict[str, str]:
 def _function(owner: Any, name: str) -> Any:
     """Return what a class or a namespace has of that name, without decorators."""
     found = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
-    return inspect.unwrap(found) if callable(found) else found
+    found = inspect.unwrap(found) if callable(found) else found
+    return getattr(found, "__func__", found)
+
+
+def _closed_over(function: types.FunctionType) -> Iterator[types.FunctionType]:
+    """Yield the functions that a function has from around it, as decorators have what they wrap."""
+    for cell in function.__closure__ or ():
+        try:
+            found = inspect.unwrap(cell.cell_contents)
+        except ValueError:  # it is empty yet
+            continue
+        if isinstance(found, types.FunctionType):
+            yield found
+
+
+def _plain(found: Any) -> Any:
+    return inspect.unwrap(found) if isinstance(found, types.FunctionType) else found
 
 
 def _calls_name(node: ast.AST) -> bool:

@@ -13,7 +13,16 @@ from qdqpatch.rules.base import Match, Miss
 from qdqpatch.rules.linears import modules_inside
 from qdqpatch.rules.matmuls import calls_interface, products_of
 from qdqpatch.rules.products import CALLS
-from qdqpatch.rules.reading import AT_ONCE, WEIGHED_CALLS, Part, multiplies, not_called, parts_of, uses
+from qdqpatch.rules.reading import (
+    AT_ONCE,
+    WEIGHED_CALLS,
+    Part,
+    multiplies,
+    not_called,
+    parts_of,
+    uses,
+    why_unread,
+)
 from qdqpatch.rules.source import SourceError
 from qdqpatch.rules.values import PRODUCT, PRODUCT_CALLS, Add
 
@@ -38,8 +47,7 @@ class Uncalled:
         """Yield misses only."""
         for path, module in modules_inside(model, self.inside):
             for name, reason in not_called(type(module)).items():
-                child = getattr(module, name, None)
-                if isinstance(child, nn.Module):
+                for child in _children(frozenset({name}), module):
                     for below, linear in child.named_modules(prefix=f"{path}.{name}"):
                         if type(linear) is nn.Linear:
                             yield Miss(below, "linear", reason)
@@ -99,9 +107,10 @@ class FloatAdds:
             kind = type(module)
             if kind.__module__.startswith("torch.") or isinstance(module, nn.Embedding):
                 continue
-            for part in parts_of(kind):
-                if part.name == "forward" and kind in self.blocks:
-                    continue
+            reason = why_unread(module)
+            if reason and kind not in self.blocks and _is_multiplied(frozenset(module._modules), module):
+                yield Miss(path, "residual add", reason)
+            for part in parts_of(kind)[kind in self.blocks :]:
                 adds = [add for add in part.adds if _is_residual(add, part, module)]
                 if adds:
                     where = f"{kind.__name__}.{part.name}" if part.is_method else part.name
@@ -112,8 +121,10 @@ class FloatAdds:
 
 def _is_residual(add: Add, part: Part, module: nn.Module) -> bool:
     """Whether something is multiplied between the operands."""
-    if not part.is_method:  # it adds what it was given
-        return not add.is_derived and _is_multiplied(part.between, module)
+    if part.name != "forward" and not add.is_derived and _is_multiplied(part.between, module):
+        return True  # it adds what it was given
+    if not part.is_method:
+        return False
     from_outside = part.name == "forward" and not add.is_derived and not _children(add.through, module)
     return from_outside or _is_multiplied(add.through, module)
 
@@ -132,7 +143,8 @@ def _is_multiplied(through: frozenset[str], module: nn.Module) -> bool:
 
 
 def _children(names: frozenset[str], module: nn.Module) -> list[nn.Module]:
-    return [child for name in names if isinstance(child := getattr(module, name, None), nn.Module)]
+    children = module._modules  # a property may raise whatever it likes
+    return [child for name in names if (child := children.get(name)) is not None]
 
 
 def _reason(kind: type) -> str:

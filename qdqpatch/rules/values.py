@@ -90,7 +90,8 @@ def operands(node: ast.AST) -> list[ast.expr]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         named = {keyword.arg: keyword.value for keyword in node.keywords}
         given = list(node.args)
-        if isinstance(node.func.value, ast.Name) and node.func.value.id in FUNCTION_OWNERS:
+        owner = node.func.value  # `th.add(a, b)` is a function of whatever `th` is: no method takes two
+        if isinstance(owner, ast.Name) and (owner.id in FUNCTION_OWNERS or len(given) == 2):
             given += [named[name] for name in ("input",) if name in named and not given]
         else:
             given.insert(0, node.func.value)

@@ -69,6 +69,36 @@ def test_all_else_is(traced: list[ir.Model]) -> None:
     assert found == list(range(len(traced))) == list(range(12))
 
 
+def test_settings_of_modules_are() -> None:
+    traces, model = Traces(kept=None), models.calibrated(NAME)
+    found = [number(traces, model)]
+    layer = model.bert.encoder.layer[0]
+
+    def changed(module: torch.nn.Module, name: str, value: object) -> None:
+        setattr(module, name, value)
+        found.append(number(traces, model))
+
+    changed(layer.output.LayerNorm, "eps", 0.5)
+    changed(layer.attention.self, "scaling", 2.0)
+    changed(layer.attention.self, "config", models.config(NAME, layer_norm_eps=0.5))
+    changed(layer, "activation", torch.nn.functional.silu)
+    changed(layer, "forward", lambda *states, **_: states)
+    hook = layer.output.register_forward_hook(lambda *_: None)
+    found.append(number(traces, model))
+    hook.remove()
+    assert found == [*range(7)]
+    assert number(traces, model) == 5
+
+
+def test_a_trace_whose_tensors_changed_since_is_none() -> None:
+    traces, model = Traces(), models.calibrated(NAME)
+    assert number(traces, model) == 0
+    with torch.no_grad():
+        model.bert.embeddings.LayerNorm.weight += 1
+    assert number(traces, models.calibrated(NAME)) == 1
+    assert number(traces, models.calibrated(NAME)) == 1
+
+
 def test_the_last_ones_used_are_kept(traced: list[ir.Model]) -> None:
     traces, model = Traces(kept=2), models.calibrated(NAME)
     assert [number(traces, model, opset=opset) for opset in (18, 19, 18, 20, 18, 19)] == [0, 1, 0, 2, 0, 3]
