@@ -98,14 +98,13 @@ def ours(target: Target, preset: str, symmetric: bool = False) -> Make:
     return make
 
 
-def as_float(target: Target) -> Make:
+def as_float(target: Target, folder: str = "float") -> Make:
     """Return what makes the float file for an engine."""
 
     def make(material: Material) -> Path:
         model = embedders.load(material.checkpoint)
-        return qdqpatch.export(
-            model, material.folder / f"{target.name}-float", target.name, as_float=True
-        ).file
+        out = material.folder / f"{target.name}-{folder}"
+        return qdqpatch.export(model, out, target.name, as_float=True).file
 
     return make
 
@@ -118,7 +117,7 @@ def dynamic(material: Material) -> Path:
 
 def dynamic_of_ours(material: Material) -> Path:
     """The same of our float file, whose graph ONNX Runtime runs faster."""
-    return quantized(as_float(ONNX_RUNTIME)(material))
+    return quantized(as_float(ONNX_RUNTIME, "to-quantize")(material))
 
 
 def quantized(file: Path) -> Path:
