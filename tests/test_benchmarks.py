@@ -2,10 +2,6 @@
 
 import argparse
 import gzip
-import importlib
-import json
-import math
-from pathlib import Path
 
 import models
 import onnx
@@ -19,14 +15,6 @@ from transformers import BertModel
 from qdqpatch.engines.shapes import Shape
 
 pytestmark = pytest.mark.usefixtures("traced_once")
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def benchmark_module(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
 
 
 @pytest.fixture
@@ -293,61 +281,3 @@ def test_what_tensorrt_makes_of_files(benchmark_module, monkeypatch, tmp_path):
     assert float(cells[2].rpartition("(")[2].rstrip(")")) < 1
     (tmp_path / "text.onnx").write_text("no model")
     assert tensorrt.cell(tmp_path / "text.onnx", "SM89", shape, floats).startswith("refused: ")
-
-
-def test_embeddings_are_compared_with_the_first_contender(benchmark_module):
-    embedders = benchmark_module("embedders")
-
-    def tokenizer(texts, **options):
-        assert options["max_length"] == embedders.LENGTH
-        tokens = torch.tensor([[int(text), 0] for text in texts])
-        return {"input_ids": tokens, "attention_mask": torch.tensor([[1, 0]] * len(texts))}
-
-    def encoding(*angles):
-        turned = torch.tensor(angles)
-        hidden = torch.stack([turned.cos(), turned.sin()], -1)
-        return lambda inputs: torch.stack(
-            [hidden[inputs["input_ids"][:, 0]], torch.full((), 9.0).expand(len(inputs["input_ids"]), 2)], 1
-        )
-
-    embedder = embedders.Embedder(tokenizer, ["0", "1"], ["2", "3"])
-    first = embedder.row("float", encoding(0.0, 1.0, 0.1, 0.9))
-    assert first == ("float", "1.0000", "1.0000", "1.0000", "100.0", "100.0", "")
-    row = embedder.row("int8", encoding(0.0, 1.0, 0.1, 0.1), 2.0)
-    lowest = math.cos(0.8)
-    assert row == ("int8", "1.0000", f"{(1 + lowest) / 2:.4f}", f"{lowest:.4f}", "50.0", "100.0", "2 s")
-
-
-@pytest.mark.slow
-def test_embedders_side_by_side(benchmark_module, checkpoint, tmp_path):
-    module = benchmark_module("embedder_peers")
-    write_tokenizer(Path(checkpoint))
-    (data := tmp_path / "data" / "wiki_text").mkdir(parents=True)
-    with gzip.open(data / "train.txt.gz", "wt", encoding="utf-8") as file:
-        file.write("\n".join(f"the cat {word} {'o' * 300}" for word in ("sat", "on", "and", "the")))
-    pairs = [{"context": f"the cat {word} .", "qas": [{"question": word}]} for word in ("sat", "dog")]
-    (data.parent / "squad").mkdir()
-    with gzip.open(data.parent / "squad" / "dev.json.gz", "wt", encoding="utf-8") as file:
-        json.dump({"data": [{"paragraphs": pairs}]}, file)
-    names = ("float", "dynamic int8", "dynamic int8 of our float file", "qdqpatch, linear-only")
-    chosen = [tool for tool in module.TOOLS if tool.name in names]
-    quality, speed = module.measure(checkpoint, data.parent, 2, 1, 1, chosen, [(1, 4)])
-    assert all(len(row) == len(module.QUALITY) for row in quality)
-    floating, *_, own = quality
-    assert (floating[0], *floating[1:4]) == ("float", "1.0000", "1.0000", "1.0000")
-    assert [row[8] for row in quality] == [
-        "0 of 16",
-        "13 of 17",
-        "12 of 16",
-        "12 of 16",
-    ]  # and dynamic int8's pooler
-    assert own[7] == "1.0000"
-    assert [row[0] for row in speed] == [tool.name for tool in chosen]
-    assert speed[0][1].endswith(" (1.00x)")
-
-
-def test_a_tool_that_is_not_installed_is_left_out_and_named(benchmark_module, capsys):
-    module = benchmark_module("embedder_peers")
-    there, absent = module.TOOLS[0], module.Tool("other", module.ONNX_RUNTIME, module.dynamic, "no_such_tool")
-    assert module.installed([there, absent]) == [there]
-    assert capsys.readouterr().out.startswith("other is left out: no_such_tool is not installed")

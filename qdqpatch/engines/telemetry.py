@@ -10,7 +10,7 @@ SWITCH, OFF = "CI", "true"
 
 
 class _Switch:
-    """The variable, set while anyone needs it: threads that overlap leave it as the first of them found it."""
+    """The variable, set while anyone needs it: threads that overlap leave it as the first one found it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

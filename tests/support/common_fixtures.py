@@ -1,9 +1,11 @@
 """What every test needs: global settings put back, models, and an empty folder."""
 
 import gzip
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import models
 import pytest
@@ -35,6 +37,13 @@ def global_settings() -> Iterator[None]:
     TensorQuantizer.use_fb_fake_quant = native
     QuantLinear.set_default_quant_desc_input(descriptors[0])
     QuantLinear.set_default_quant_desc_weight(descriptors[1])
+
+
+@pytest.fixture
+def benchmark_module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import one of the benchmarks, which import each other by name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module
 
 
 @pytest.fixture(params=["toolkit", "fb"])
