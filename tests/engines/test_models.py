@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from exported import write_onnx
 
-from qdqpatch.engines.models import Facts, find_contenders, home_of
+from qdqpatch.engines.homes import home_of
+from qdqpatch.engines.models import Facts, find_contenders
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
 
