@@ -4,7 +4,7 @@
 
 The models and data are those of `tasks.py`. Each model is calibrated on 256 training examples without their
 labels. `auto-shift` shifts channels first; `auto-shift-refine` lets the ranges learn afterwards; `smooth` is
-of what the Linears read, and `round` of weights. With `--peers`, ONNX Runtime's dynamic int8 is among the
+of what the Linears read, `residuals` of what residual adds do, and `round` of weights. With `--peers`, ONNX Runtime's dynamic int8 is among the
 rows, run by ONNX Runtime. `change` is relative to float. Runs on a GPU where there is one.
 """
 
@@ -38,6 +38,7 @@ CONFIGS = {
 METHODS = (
     *("max", "percentile-99.9", "percentile-99.99", "percentile-99.999", "mse", "entropy", "auto"),
     *("auto-shift", "auto-shift-refine", "auto-shift-smooth", "auto-shift-smooth-round"),
+    *("auto-shift-residuals", "auto-shift-smooth-residuals", "auto-shift-smooth-residuals-refine"),
 )
 EXAMPLES = 256
 EPOCHS = 4
@@ -135,7 +136,8 @@ def options(method: str) -> dict[str, Any]:
     """Return what `qdqpatch.ptq` takes for the name of a method, such as `auto-shift-refine`."""
     name, *details = method.split("-")
     found: dict[str, Any] = {"method": name, "shift": "shift" in details}
-    found |= {"smooth_inputs": "smooth" in details, "round_weights": "round" in details}
+    found |= {"smooth_inputs": "smooth" in details, "smooth_residuals": "residuals" in details}
+    found["round_weights"] = "round" in details
     if name == "percentile":
         found["percentile"] = float(details[0])
     if "refine" in details:

@@ -97,7 +97,7 @@ def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]
         model.eval()
         for path, quantizer in enabled_quantizers(model).items():
             one_range = quantizer.is_symmetric and (quantizer.amax is None or quantizer.amax.dim() == 0)
-            if not is_weight(path) and one_range:
+            if not is_weight(path) and one_range and quantizer.input_scale is None:
                 stack.callback(quantizer.register_forward_pre_hook(partial(look, path)).remove)
         device = next(model.parameters()).device
         run(model, {name: _own(value) for name, value in on_device(batch, device).items()})

@@ -51,6 +51,7 @@ class Calibration:
     smooth: bool
     shift: bool
     smooth_inputs: bool
+    smooth_residuals: bool
     refine: int
     tune: int
     round_weights: bool
@@ -135,7 +136,16 @@ class Calibration:
         from qdqpatch.output.record import data_record
 
         names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "smooth_inputs")
-        more = ("refine", "tune", "fuse_inputs", "fuse_qkv", "clip_gelu", "round_weights", "correct_biases")
+        more = (
+            "smooth_residuals",
+            "refine",
+            "tune",
+            "fuse_inputs",
+            "fuse_qkv",
+            "clip_gelu",
+            "round_weights",
+            "correct_biases",
+        )
         settings = {name: getattr(self, name) for name in (*names, *more)}
         return {"calibration": settings, "data": data_record(self.source)}
 
@@ -178,6 +188,7 @@ class Calibration:
                 smooth=self.smooth,
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
+                smooth_residuals=self.smooth_residuals,
                 refine=self.refine,
                 tune=self.tune,
                 head=head,
