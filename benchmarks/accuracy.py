@@ -4,8 +4,9 @@
 
 The models and data are those of `tasks.py`. Each model is calibrated on 256 training examples without their
 labels. `auto-shift` shifts channels first; `auto-shift-refine` lets the ranges learn afterwards; `smooth` is
-of what the Linears read, `residuals` of what residual adds do, and `round` of weights. With `--peers`, ONNX Runtime's dynamic int8 is among the
-rows, run by ONNX Runtime. `change` is relative to float. Runs on a GPU where there is one.
+of what the Linears read, `residuals` of what residual adds do, and `round` of weights. With `--peers`, ONNX
+Runtime's dynamic int8 is among the rows, run by ONNX Runtime. `change` is relative to float. Runs on a GPU
+where there is one.
 """
 
 from __future__ import annotations

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdqpatch.nn.names import INPUT_SCALE
 
 
-class ScalesInput(nn.Module):
-    """A module that may have a factor for each channel of its input: a buffer `_input_scale`, `(channels,)`."""
+class ScalesInput:
+    """A module that may have a factor for each channel of its input: a buffer `_input_scale`."""
+
+    _buffers: dict[str, Tensor | None]
+    parameters: Any
+    register_buffer: Any
 
     @property
     def input_scale(self) -> Tensor | None:
-        """The factors of the input's channels; None if it is taken as it comes."""
-        scale: Tensor | None = self._buffers.get(INPUT_SCALE)
-        return scale
+        """The factors of the input's channels, `(channels,)`; None if it is taken as it comes."""
+        return self._buffers.get(INPUT_SCALE)
 
     def load_input_scale(self, factors: Tensor | None) -> None:
         """Take factors over, as they are; None for no factors."""
         self._buffers.pop(INPUT_SCALE, None)
-        self._non_persistent_buffers_set.discard(INPUT_SCALE)
         if factors is not None:
             self.register_buffer(INPUT_SCALE, factors)
 
