@@ -131,7 +131,7 @@ def command(
         if statistics:
             statistics.write(folder / STATISTICS_FILE)
         companions.copy(folder)
-        write_record(model, folder, **({} if calibration is None else calibration.record()))
+        write_record(model, folder, **({} if set_ranges is None else set_ranges.record(model)))
         exports = [write(folder, out) for write in writers]
     enabled = [quantizer for _, quantizer in named_quantizers(model) if quantizer.is_enabled]
     calibrated = [quantizer.amax is not None for quantizer in enabled]
