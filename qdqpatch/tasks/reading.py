@@ -69,7 +69,8 @@ def read_rows(source: DataSource) -> Iterator[LabelledRow]:
         every = list(rows)
         names: dict[str, None] = {name: None for row in every for name in row.fields}
         rows = (
-            LabelledRow(row.where, names | row.fields if row is every[0] else row.fields) for row in every
+            LabelledRow(row.where, {**names, **row.fields} if row is every[0] else row.fields)
+            for row in every
         )
     first = next(rows, None)
     if first is None:
