@@ -181,7 +181,7 @@ def _print_outcome(
     from qdqpatch.optimizing.budget import Budget
 
     figures = ", ".join(f"{metric.name} {metric}" for metric in reversed(close))
-    which = "held back" if held_back else "that it was calibrated with: there are no others"
+    which = "held back" if held_back else "that it was calibrated with, for lack of others"
     console.print(f"Beside the float model, on {len(before.rows)} texts {which}: {figures}.")
     budget = Budget(before.meaning)
     if not budget.judge(close).passes:
