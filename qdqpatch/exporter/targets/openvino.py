@@ -84,7 +84,8 @@ def _lowest_level(node: Any, operand: int) -> int | None:
     if tensor.get_type_name() == "Constant" or low.get_data().size > 1:
         return None
     lowest, highest = (float(one.get_data().item()) for one in (low, high))
-    return round(lowest * (before.get_levels() - 1) / (highest - lowest))
+    levels: int = before.get_levels()
+    return round(lowest * (levels - 1) / (highest - lowest))
 
 
 TARGET = Target(
