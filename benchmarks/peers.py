@@ -6,6 +6,7 @@ They are not among what qdqpatch needs. `make benchmark` installs them into a fo
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from common import quiet
+from transformers import PreTrainedModel
 
 FOLDER = Path(__file__).resolve().parents[1] / ".peers"
 """Where `make benchmark` installs them."""
@@ -94,6 +97,51 @@ TENSORRT: dict[str, tuple[str, Make]] = {
 
 OPENVINO: dict[str, tuple[str, Make]] = {"NNCF": ("nncf", nncf)}
 """The same for OpenVINO."""
+
+
+def from_torch(model: PreTrainedModel) -> dict[str, tuple[str, Make]]:
+    """Return the tools for TensorRT that quantize the torch model itself, and not its file."""
+
+    def modelopt_torch(_: Path, out: Path, feed: Feed) -> Path:
+        """NVIDIA's Model Optimizer with its int8 default, calibrated by maximum; the rest is fp16.
+
+        Its own conversion to fp16, `weights_dtype="fp16"` of `get_onnx_bytes_and_metadata`, writes files that
+        TensorRT for RTX 1.7 refuses: an Add of fp16 and fp32. So the model is cast before it is quantized.
+        With attention as `sdpa` that cannot be exported.
+        """
+        import modelopt.torch.quantization as mtq
+
+        half = copy.deepcopy(model).half()
+        batch = {name: torch.from_numpy(ids) for name, ids in feed.items()}
+        half.set_attn_implementation("eager")
+        quantized = mtq.quantize(half, mtq.INT8_DEFAULT_CFG, lambda model: model(**batch))
+        mtq.set_quantizer_attributes_partial(quantized, "*", {"trt_high_precision_dtype": "Half"})
+        with torch.inference_mode():
+            torch.onnx.export(
+                _ByPosition(quantized, list(batch)),
+                tuple(batch.values()),
+                str(out),
+                input_names=list(batch),
+                dynamic_axes={name: {0: "batch", 1: "sequence"} for name in batch},
+                opset_version=20,
+                dynamo=False,
+            )
+        return out
+
+    return {"ModelOpt, torch": ("modelopt", modelopt_torch)}
+
+
+class _ByPosition(torch.nn.Module):
+    """A model whose inputs are given in an order, as torch's older exporter does."""
+
+    def __init__(self, model: torch.nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return the model's first output."""
+        first: torch.Tensor = self.model(**dict(zip(self.names, inputs, strict=True)))[0]
+        return first
 
 
 def make(tools: dict[str, tuple[str, Make]], model: Path, feed: Feed) -> Iterator[tuple[str, Path]]:

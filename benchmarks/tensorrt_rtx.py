@@ -108,7 +108,7 @@ def files(config: BertConfig, folder: Path) -> Iterator[tuple[str, Path]]:
     yield f"{FLOAT}, torch's export", folder / "torch.onnx"
     if (original := original_qdqbert(folder)) is not None:
         yield "original QDQBERT", original
-    yield from peers.make(peers.TENSORRT, floating, feed)
+    yield from peers.make({**peers.TENSORRT, **peers.from_torch(model)}, floating, feed)
     yield from first.items()
     for title, (placement, dtype) in list(OURS.items())[1:]:
         yield title, ours(config, state, placement, dtype, folder / title.replace(", ", "-"), feed)

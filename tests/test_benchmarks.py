@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import inspect
 
 import models
 import onnx
@@ -12,6 +13,7 @@ from models import config
 from pytorch_quantization.calib import HistogramCalibrator
 from transformers import BertModel
 
+import qdqpatch
 from qdqpatch.engines.shapes import Shape
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -162,6 +164,16 @@ def test_tasks_have_what_the_figures_need(tasks):
     assert task.evaluate(task.load(), limit=16)["accuracy"] > 75
 
 
+def test_a_row_of_accuracy_is_named_by_its_steps(benchmark_module):
+    accuracy = benchmark_module("accuracy")
+    plain = accuracy.options("auto")
+    assert [step for step, wanted in plain.items() if wanted] == ["method"]
+    assert accuracy.options("auto-fuse") == {**plain, "fuse_inputs": True}
+    assert accuracy.options("percentile-99.9")["percentile"] == 99.9
+    for method in accuracy.METHODS:
+        inspect.signature(qdqpatch.ptq).bind(None, [], **accuracy.options(method))
+
+
 @pytest.mark.slow
 def test_speed_of_exported_models(benchmark_module, monkeypatch, tmp_path):
     export_speed, tiny = benchmark_module("export_speed"), config(max_position_embeddings=64)
@@ -271,7 +283,9 @@ def test_what_tensorrt_makes_of_files(benchmark_module, monkeypatch, tmp_path):
     tensorrt, shape = benchmark_module("tensorrt_rtx"), Shape(2, 16)
     few = {"qdqpatch, outputs": tensorrt.OURS["qdqpatch, outputs"]}
     monkeypatch.setattr(tensorrt, "OURS", few)
-    monkeypatch.setattr(tensorrt.peers, "TENSORRT", {"none": ("a_module_that_is_not_there", None)})
+    nobody = {"none": ("a_module_that_is_not_there", None)}
+    monkeypatch.setattr(tensorrt.peers, "TENSORRT", nobody)
+    monkeypatch.setattr(tensorrt.peers, "from_torch", lambda model: nobody)
     monkeypatch.delenv(tensorrt.REFERENCE, raising=False)
     found = dict(tensorrt.files(config(max_position_embeddings=64), tmp_path))
     assert list(found) == ["float, fp16", "float, fp16, torch's export", "qdqpatch, outputs"]
@@ -281,3 +295,22 @@ def test_what_tensorrt_makes_of_files(benchmark_module, monkeypatch, tmp_path):
     assert float(cells[2].rpartition("(")[2].rstrip(")")) < 1
     (tmp_path / "text.onnx").write_text("no model")
     assert tensorrt.cell(tmp_path / "text.onnx", "SM89", shape, floats).startswith("refused: ")
+
+
+@pytest.mark.slow
+def test_modelopt_quantizes_the_torch_model(benchmark_module, tmp_path):
+    peers, export_speed = benchmark_module("peers"), benchmark_module("export_speed")
+    if not (peers.FOLDER / "modelopt").is_dir():
+        pytest.skip("ModelOpt is not installed; see benchmarks/peers.txt")
+    tiny = config(max_position_embeddings=64)
+    model = BertModel(tiny, add_pooling_layer=False).eval()
+    tools = peers.from_torch(model)
+    ((name, file),) = peers.make(tools, tmp_path / "float.onnx", export_speed.feed_of(tiny, 2, 8))
+    assert name == "ModelOpt, torch"
+    graph = onnx.load(file).graph
+    scales = {node.input[1] for node in graph.node if node.op_type == "QuantizeLinear"}
+    values = {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    assert {values[name].data_type for name in scales} == {onnx.TensorProto.FLOAT16}
+    of_weights = [name for name in scales if values[name].dims]
+    assert len(of_weights) == sum(isinstance(part, torch.nn.Linear) for part in model.modules())
+    assert model.dtype == torch.float32

@@ -164,11 +164,13 @@ def ptq(
         if fuse_qkv:
             fusing.groups_to_fuse(inner)
         if clip_gelu is not None:
-            clipping.inputs_to_clip(inner)
+            clipping.inputs_to_clip(inner, clip_gelu)
         if round_weights:
             changed += weight_rounding.changed_parameters(weight_rounding.linears_to_round(inner))
         if correct_biases:
             bias_correction.linears_to_correct(inner)
+        if fuse_inputs:
+            shared_inputs.check_can_fuse(inner, data.batches)
         stack.enter_context(restored_if_raised(inner, changed))
 
         if smooth:

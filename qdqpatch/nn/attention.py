@@ -54,8 +54,8 @@ def qdq_attention(
         query: Shape `(batch, heads, queries, head_dim)`.
         key: Shape `(batch, heads, keys, head_dim)`, or with fewer heads, of which several queries share one.
         value: Shape like `key`.
-        attention_mask: Added to the scores, broadcast to `(batch, heads, queries, keys)`; None for
-            nothing hidden.
+        attention_mask: Added to the scores, broadcast to `(batch, heads, queries, keys)`; or of bool, true
+            where a query sees a key, as SDPA takes it; None for nothing hidden.
         scaling: Factor on the scores; None means 1/sqrt(head_dim).
         dropout: Probability of dropping a probability, before its quantizer as in QDQBERT.
         position_bias: Added to the scores too, broadcast like the mask; T5's relative positions.
@@ -86,7 +86,7 @@ def qdq_attention(
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None:
-        scores = scores + attention_mask
+        scores = scores + _additive(attention_mask, scores.dtype)
     if s_aux is not None:
         sinks = s_aux.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, sinks], dim=-1)
@@ -97,6 +97,13 @@ def qdq_attention(
     quantized_value = for_all_heads(_quantized(module, "v", value), query)
     context = torch.matmul(_quantized(module, "a", probabilities), quantized_value)
     return context.transpose(1, 2).contiguous(), probabilities
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what a mask adds to the scores: transformers hands a mask of four dimensions on as it is."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, torch.zeros((), device=mask.device, dtype=dtype), torch.finfo(dtype).min)
 
 
 def require_known(

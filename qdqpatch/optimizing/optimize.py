@@ -182,7 +182,7 @@ def search_best(
     meaning = task.meaning(first, outcomes)
     budget = Budget(meaning, budget_percent)
     placement = placement_for(place.target, meaning)
-    chosen = placement.config if config is None else config
+    chosen = placement.config_for(model) if config is None else config
     judge = HeldBack(task, held, features, expected, labelled, budget, batch_size)
     if math.isinf(judge.judge(expected).shortfall):
         raise ConfigError("The float model gives NaN for the texts held back: check its weights.")

@@ -12,6 +12,7 @@ from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.errors import ConfigError, OverrideError, UnsupportedModelError
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import OUTPUT
+from qdqpatch.patching.adapters import check_adapters
 from qdqpatch.patching.parts import Aliases, known_models, uncovered
 from qdqpatch.patching.plan import SHOWN, Plan, Site
 from qdqpatch.patching.positions import check_positions
@@ -44,10 +45,12 @@ def find_sites(
         UnsupportedModelError: If no rule knows the model, or nothing in it would be quantized.
         OverrideError: If an override matches no quantizer.
         ConfigError: If the configuration is no `QDQConfig`, an override makes a weight's range asymmetric,
-            or the model has relative positions that are not computed.
+            or the model has relative positions that are not computed, or adapters.
     """
     config = with_defaults(config)
     check_positions(model)
+    if strict:
+        check_adapters(model)
     used: set[str] = set()
     sites: list[Site] = []
     misses: list[Miss] = []
@@ -193,4 +196,7 @@ def _nothing_found(found: Plan) -> str:
         text += f" There are no rules for the model type {', '.join(found.unknown)}"
         text += f", which computes with {', '.join(kinds[:SHOWN])}." if kinds else "."
         text += " Give rules of your own: qdqpatch.quantize(model, rules=[...])."
+    elif kinds:
+        reasons = list(dict.fromkeys(miss.reason for miss in found.misses if miss.wanted))
+        text += f" All of that stays float: {'; '.join(reasons[:SHOWN])}."
     return text

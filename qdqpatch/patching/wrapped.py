@@ -13,8 +13,12 @@ LIBRARY = "sentence_transformers."
 INSIDE = "transformers_model"
 """What the models of sentence-transformers call the model inside them."""
 
-ATTRIBUTES = (INSIDE, "model", "module", "auto_model", "base_model", "_orig_mod")
-"""Where wrappers have a model: those of pipelines, of torch's parallel modules, of peft and torch.compile."""
+ATTRIBUTES = (INSIDE, "_orig_mod", "module", "model", "auto_model", "base_model")
+"""Where wrappers have a model: torch.compile, torch's parallel modules, pipelines, peft.
+
+What torch.compile returns has all attributes of the model in it, a `base_model` without the head too, so its
+own comes first.
+"""
 
 
 def is_sentence_model(model: object) -> bool:

@@ -230,6 +230,17 @@ def test_a_refusal_names_the_node(tmp_path: Path) -> None:
         build(tmp_path / "text.onnx", "SM89")
 
 
+@COMPILES
+def test_a_refusal_does_not_speak_of_the_gpu_that_is_not_needed(tmp_path: Path) -> None:
+    text = "agraph (float16[2] x, float[2] y) => (float[2] z) { z = Add(x, y) }"
+    onnx.save(
+        onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]> {text}'), tmp_path / "x.onnx"
+    )
+    with pytest.raises(EngineError, match="they are of types Half and Float") as refused:
+        build(tmp_path / "x.onnx", "SM89")
+    assert "CUDA" not in str(refused.value)
+
+
 def test_what_cannot_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_encoder(tmp_path / "model.onnx", Style())
     with pytest.raises(ConfigError, match="no compute capability 'SM91'; TensorRT for RTX has SM75, "):

@@ -150,6 +150,15 @@ def test_a_window_as_long_as_the_keys_needs_no_mask(operands) -> None:
         qdq_attention(module(), *operands, None, sliding_window=4)
 
 
+def test_a_mask_of_bool_says_what_is_seen(operands) -> None:
+    """As SDPA takes it; the same as what transformers makes of a mask of two dimensions."""
+    half = tuple(operand.to(torch.bfloat16) for operand in operands)
+    for query, key, value in (operands, half):
+        hidden = mask().to(query.dtype).clamp_min(torch.finfo(query.dtype).min)
+        expected, _ = qdq_attention(module(), query, key, value, hidden)
+        assert torch.equal(qdq_attention(module(), query, key, value, mask() == 0)[0], expected)
+
+
 def test_sinks_take_their_share_of_the_probabilities(operands) -> None:
     query, key, value = operands
     sinks = torch.tensor([0.5, -1.0, 40.0])

@@ -208,6 +208,15 @@ def test_a_model_without_layers_has_no_site() -> None:
         plan(models.build(num_hidden_layers=0))
 
 
+def test_nothing_left_says_why_where_all_is_hooked(float_model) -> None:
+    model = float_model()
+    for module in model.modules():
+        if module is not model:
+            module.forward = module.forward
+    with pytest.raises(UnsupportedModelError, match=r"All of that stays float: its forward was replaced on"):
+        plan(model)
+
+
 def test_planning_changes_nothing(any_head: str, float_model) -> None:
     model = float_model(any_head)
     before = models.snapshot(model)

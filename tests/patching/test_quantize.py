@@ -177,6 +177,21 @@ def test_an_unknown_architecture_is_left_as_it_was() -> None:
     models.assert_unchanged(model, before)
 
 
+def test_a_model_with_adapters_is_left_as_it_was(float_model) -> None:
+    """One whose layers come from peft, which is not needed for that."""
+    model = float_model()
+    model.encoder.layer[0].attention.self.query.__class__ = type(
+        "Linear", (nn.Linear,), {"__module__": "peft.tuners.lora.layer"}
+    )
+    before = models.snapshot(model)
+    for verb in (quantize, plan):
+        with pytest.raises(
+            ConfigError, match=r"self\.query of BertModel is an adapter of .*merge_and_unload"
+        ):
+            verb(model)
+    models.assert_unchanged(model, before)
+
+
 @pytest.mark.parametrize("thing", [nn.Linear(2, 2), "bert-base-uncased", None])
 def test_what_is_no_model_is_refused(thing: Any) -> None:
     for verb in (quantize, plan):

@@ -23,6 +23,17 @@ class Pipeline:
         self.model = model
 
 
+class Compiled(nn.Module):
+    """Has every attribute of the model in it, as what torch.compile returns."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self._orig_mod = model
+
+    def __getattr__(self, name: str) -> object:
+        return super().__getattr__(name) if name == "_orig_mod" else getattr(self._orig_mod, name)
+
+
 @pytest.fixture
 def embedder(tmp_path: Path) -> nn.Module:
     library = pytest.importorskip("sentence_transformers")
@@ -123,6 +134,8 @@ def test_refusals_name_the_attribute(embedder: nn.Module) -> None:
             call(wrapped)
     with pytest.raises(UnsupportedModelError, match=r"not a DataParallel\. .* its attribute \.module\."):
         qdqpatch.quantize(nn.DataParallel(models.float_model()))
+    with pytest.raises(UnsupportedModelError, match=r"not a Compiled\. .* its attribute \._orig_mod\."):
+        qdqpatch.quantize(Compiled(models.build("BertForMaskedLM", num_hidden_layers=1)))
     with pytest.raises(
         UnsupportedModelError, match=r"not a Linear\. Of a pipeline or wrapper, pass the model in"
     ):

@@ -128,7 +128,7 @@ def _refusal(file: Path, capability: str, errors: list[dict[str, str]]) -> str:
     error = next((error for error in errors if error["operator"]), errors[0] if errors else None)
     if error is None:
         return f"TensorRT cannot compile {file} for {capability}, and does not say why."
-    lines = [line for line in error["message"].splitlines() if line.strip()]
+    lines = [line for line in error["message"].splitlines() if line.strip() and _NO_DRIVER not in line]
     reason = _SOURCE.sub("", " ".join(lines)).strip().rstrip(".")
     if "Plugin not found" in reason:
         reason = "it has no such operator"
@@ -138,6 +138,9 @@ def _refusal(file: Path, capability: str, errors: list[dict[str, str]]) -> str:
         return f"TensorRT refuses {file}: node {error['node']!r} ({error['operator']}): {reason}."
     return f"TensorRT cannot compile {file} for {capability}: {reason}."
 
+
+_NO_DRIVER = "CUDA driver version is insufficient"
+"""What the compiler adds to its reasons where there is no GPU, which it does not need."""
 
 _SOURCE = re.compile(
     r"IBuilder::\w+: Error Code \d+: |In function \w+:|In \w+ at \S+|\[\w+\.\w+:\d+: \w+\] ?|\[\d+\] "
