@@ -1,6 +1,7 @@
 """An embedder side by side: what each tool makes of one model, how near it stays, and how fast it runs.
 
     python benchmarks/embedder_peers.py [FOLDER] [--questions 200] [--rounds 7] [--threads 1] [--model PATH]
+        [--only TOOL ...]
 
 The model and the texts are those of `benchmarks/embedders.py` (`--texts sentences`): all tools calibrate with
 the same 128. Beside ours are ONNX Runtime's dynamic int8 with sentence-transformers' settings (per channel,
@@ -37,7 +38,7 @@ from qdqpatch.engines.sessions import ENGINES, Session
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.targets.onnxruntime import TARGET as ONNX_RUNTIME
 from qdqpatch.exporter.targets.openvino import TARGET as OPENVINO
-from qdqpatch.optimizing.placements import Placement
+from qdqpatch.optimizing.placements import DEFAULTS, Placement
 
 SHAPES = ((1, 16), (1, 128), (16, 32), (16, 256))
 ALONE = 32
@@ -46,6 +47,7 @@ ALONE = 32
 STEPS: dict[str, Any] = {"shift": True, "smooth_inputs": True}
 """What ours are made with: the first rung of `qdqpatch.optimize` that meets its budget on this model."""
 
+LINEARS = Placement("linear-only", "asymmetric")
 QUALITY = (*embedders.COLUMNS, "alone", "integer", "MB")
 
 
@@ -84,13 +86,13 @@ class Tool:
     needs: str = "onnxruntime"
 
 
-def ours(target: Target, preset: str, symmetric: bool = False) -> Make:
+def ours(target: Target, placement: Placement) -> Make:
     """Return what makes our file for an engine."""
 
     def make(material: Material) -> Path:
         model = embedders.load(material.checkpoint)
-        qdqpatch.ptq(model, material.batches, Placement(preset, symmetric).config, **STEPS)
-        out = material.folder / f"{target.name}-{preset}"
+        qdqpatch.ptq(model, material.batches, placement.config_for(model), **STEPS)
+        out = material.folder / f"{target.name}-{placement.preset}"
         return qdqpatch.export(model, out, target.name, int8_embeddings=True).file
 
     return make
@@ -161,8 +163,8 @@ TOOLS = (
         exporters("Onnx", "OnnxRuntimeQuantizer", per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]),
     ),
     Tool("transformers.exporters, NNCF", ONNX_RUNTIME, exporters("Onnx", "NNCFOnnxQuantizer"), "nncf"),
-    Tool("qdqpatch, linear-only", ONNX_RUNTIME, ours(ONNX_RUNTIME, "linear-only")),
-    Tool("qdqpatch, no-residual", ONNX_RUNTIME, ours(ONNX_RUNTIME, "no-residual")),
+    Tool("qdqpatch, linear-only", ONNX_RUNTIME, ours(ONNX_RUNTIME, LINEARS)),
+    Tool("qdqpatch, no-residual", ONNX_RUNTIME, ours(ONNX_RUNTIME, DEFAULTS["onnxruntime"])),
     Tool("float, OpenVINO", OPENVINO, as_float(OPENVINO), "openvino"),
     Tool(
         "transformers.exporters, NNCF, OpenVINO",
@@ -170,8 +172,8 @@ TOOLS = (
         exporters("OpenVINO", "NNCFOpenVINOQuantizer"),
         "nncf",
     ),
-    Tool("qdqpatch, linear-only, OpenVINO", OPENVINO, ours(OPENVINO, "linear-only"), "openvino"),
-    Tool("qdqpatch, no-residual, OpenVINO", OPENVINO, ours(OPENVINO, "no-residual", True), "openvino"),
+    Tool("qdqpatch, linear-only, OpenVINO", OPENVINO, ours(OPENVINO, LINEARS), "openvino"),
+    Tool("qdqpatch, no-residual, OpenVINO", OPENVINO, ours(OPENVINO, DEFAULTS["openvino"]), "openvino"),
 )
 
 
@@ -180,17 +182,20 @@ def main() -> None:
     parser = embedders.parser_of(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    names = [tool.name for tool in TOOLS]
+    parser.add_argument("--only", nargs="+", metavar="TOOL", choices=names, default=names)
     arguments = parser.parse_args()
     if (found := embedders.find(arguments)) is None:
         return
     name, checkpoint, data = found
     prepare()
-    quality, speed = measure(checkpoint, data, arguments.questions, arguments.rounds, arguments.threads)
+    tools = [tool for tool in TOOLS if tool.name in arguments.only]
+    numbers = (arguments.questions, arguments.rounds, arguments.threads)
+    quality, speed = measure(checkpoint, data, *numbers, tools)
     show(f"{name}, {arguments.questions} contexts and questions, cosine to float", QUALITY, quality)
     columns = ("milliseconds", *(f"{batch}x{length}" for batch, length in SHAPES))
     show(f"{name}, times as fast as float in the same engine", columns, speed)
-    print(surroundings())
-    print(*(f"{engine.name} {engine.version}" for engine in ENGINES.values()), sep=", ")
+    print(surroundings(), *(f"{engine.name} {engine.version}" for engine in ENGINES.values()), sep=", ")
 
 
 def measure(

@@ -46,7 +46,7 @@ def clip_gelu(model: Model, maximum: float) -> Model:
     Whatever is raised, the ranges are as they were.
     """
     check_maximum(maximum)
-    ranges = {path: range_of(path, quantizer) for path, quantizer in inputs_to_clip(model).items()}
+    ranges = {path: range_of(path, quantizer) for path, quantizer in inputs_to_clip(model, maximum).items()}
     return load_ranges(model, {path: amax.clamp(max=maximum) for path, amax in ranges.items()})
 
 
@@ -57,12 +57,12 @@ def check_maximum(maximum: float) -> None:
         raise ConfigError(f"The maximum must be a positive number up to {LARGEST:.1e}, not {maximum!r}.")
 
 
-def inputs_to_clip(model: nn.Module) -> dict[str, TensorQuantizer]:
+def inputs_to_clip(model: nn.Module, maximum: float) -> dict[str, TensorQuantizer]:
     """Return the quantizers, by path, whose ranges `clip_gelu` clips.
 
     Raises:
         NotQuantizedError: If the model has no quantizer.
-        ConfigError: If there is nothing to clip.
+        ConfigError: If there is nothing to clip, or the configuration fixes a larger range of one.
     """
     check_quantized(model)
     found = enabled_of(
@@ -70,6 +70,12 @@ def inputs_to_clip(model: nn.Module) -> dict[str, TensorQuantizer]:
     )
     if not found:
         raise ConfigError("There is nothing to clip: no layer has a feed-forward with a quantized output.")
+    for path, quantizer in found.items():
+        if quantizer.is_fixed and quantizer.amax is not None and bool((quantizer.amax > maximum).any()):
+            raise ConfigError(
+                f"The configuration fixes the range of {path} at {quantizer.amax.max().item():g}, above "
+                f"{maximum:g}. Quantize anew without that amax, or clip no lower."
+            )
     return found
 
 

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from qdqpatch.calibration.selecting import Model, check_quantized, enabled_of, load_ranges, range_of
+from qdqpatch.calibration.selecting import (
+    Model,
+    check_can_share,
+    check_quantized,
+    enabled_of,
+    load_ranges,
+    range_of,
+)
 from qdqpatch.errors import ConfigError
 from qdqpatch.nn.names import MATMUL, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
@@ -63,7 +70,7 @@ def groups_to_fuse(model: nn.Module) -> list[dict[str, TensorQuantizer]]:
 
     Raises:
         NotQuantizedError: If the model has no quantizer.
-        ConfigError: If there is nothing to fuse.
+        ConfigError: If there is nothing to fuse, or those of a group cannot have one range.
     """
     check_quantized(model)
     groups = [group for group in _qkv(model) if len(group) > 1]
@@ -73,21 +80,25 @@ def groups_to_fuse(model: nn.Module) -> list[dict[str, TensorQuantizer]]:
             f"per-tensor weights. {spelled('QDQConfig(matmuls=True)', '--preset qdqbert')} quantizes the "
             "operands."
         )
+    for group in groups:
+        _check_alike(group)
+        check_can_share(group)
     return groups
+
+
+def _check_alike(group: Mapping[str, TensorQuantizer]) -> None:
+    for path, quantizer in group.items():
+        if not _is_per_tensor(quantizer):
+            raise ConfigError(f"{path} has a range per channel, and only ranges per tensor can be fused.")
+        other = next((path for path, other in group.items() if other.is_symmetric), None)
+        if not quantizer.is_symmetric and other is not None:
+            raise ConfigError(f"{path} has a zero point and {other} has none: quantize all three alike.")
 
 
 def _largest(ranges: Mapping[str, Tensor]) -> Tensor:
     if all(len(interval.shape) == 1 and len(interval) == 2 for interval in ranges.values()):
         low, high = torch.stack([interval.cpu() for interval in ranges.values()]).unbind(1)
         return torch.stack([low.amin(), high.amax()])
-    for path, amax in ranges.items():
-        if len(amax.shape) == 1 and len(amax) == 2:
-            raise ConfigError(
-                f"{path} has a zero point and {next(other for other in ranges if other != path)} has none: "
-                "quantize all three alike."
-            )
-        if amax.numel() != 1:
-            raise ConfigError(f"{path} has a range per channel, and only ranges per tensor can be fused.")
     first = next(iter(ranges.values()))
     return torch.stack([amax.reshape(()).to(first.device) for amax in ranges.values()]).amax()
 

@@ -73,6 +73,26 @@ def range_of(path: str, quantizer: TensorQuantizer) -> Tensor:
     return interval
 
 
+def check_can_share(group: Mapping[str, TensorQuantizer]) -> None:
+    """Find out whether the configuration lets quantizers have one range, whichever that is.
+
+    Raises:
+        ConfigError: If it fixes that of one, and another one of the others or none.
+    """
+    fixed = {
+        path: quantizer.amax.max().item()
+        for path, quantizer in group.items()
+        if quantizer.is_fixed and quantizer.amax is not None
+    }
+    for path, amax in fixed.items():
+        other = next((one for one in group if fixed.get(one) != amax), None)
+        if other is not None:
+            raise ConfigError(
+                f"The configuration fixes the range of {path} at {amax:g}, and {other}, which is to have the "
+                "same one, has another. Quantize anew without that amax, or with it for both."
+            )
+
+
 def load_ranges(model: Model, ranges: Mapping[str, Tensor]) -> Model:
     """Give quantizers their ranges, by path, and return the model.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.observing import no_batch, on_device
-from qdqpatch.calibration.selecting import Model, check_quantized, load_ranges, range_of
+from qdqpatch.calibration.selecting import Model, check_can_share, check_quantized, load_ranges, range_of
 from qdqpatch.calibration.statistics import Statistics
 from qdqpatch.nn.names import is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer
@@ -54,13 +54,9 @@ def fuse_inputs(
 
     Whatever is raised, the ranges are as they were.
     """
-    check_quantized(model)
-    batch = next(iter(as_tensors(batches, model)), None)
-    if batch is None:
-        raise no_batch()
     quantizers = enabled_quantizers(model)
     fused: dict[str, Tensor] = {}
-    for paths in readers(model, batch):
+    for paths in groups_to_fuse(model, batches):
         ranges = {path: range_of(path, quantizers[path]) for path in paths}
         first = next(iter(ranges.values()))
         common = _least_errors(paths, statistics)
@@ -68,6 +64,35 @@ def fuse_inputs(
         shared = largest if common is None else torch.full_like(first, common)
         fused |= {path: shared.to(amax.device).clone() for path, amax in ranges.items()}
     return load_ranges(model, fused)
+
+
+def check_can_fuse(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> None:
+    """Find out before the work whether `fuse_inputs` can do it; without a fixed range nothing is in its way.
+
+    Raises:
+        CalibrationError: If there is no batch.
+        ConfigError: If the configuration fixes another range of a quantizer.
+    """
+    if any(quantizer.is_fixed for quantizer in enabled_quantizers(model).values()):
+        groups_to_fuse(model, batches)
+
+
+def groups_to_fuse(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the paths of the quantizers that `fuse_inputs` gives one range, group by group.
+
+    Raises:
+        NotQuantizedError: If the model has no quantizer.
+        CalibrationError: If there is no batch.
+        ConfigError: If the configuration fixes another range of one.
+    """
+    check_quantized(model)
+    batch = next(iter(as_tensors(batches, model)), None)
+    if batch is None:
+        raise no_batch()
+    quantizers, groups = enabled_quantizers(model), readers(model, batch)
+    for paths in groups:
+        check_can_share({path: quantizers[path] for path in paths})
+    return groups
 
 
 def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -96,8 +121,10 @@ def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]
             stack.callback(setattr, module, "training", mode)
         model.eval()
         for path, quantizer in enabled_quantizers(model).items():
-            one_range = quantizer.is_symmetric and (quantizer.amax is None or quantizer.amax.dim() == 0)
-            if not is_weight(path) and one_range:
+            amax = quantizer.amax
+            one_range = quantizer.axis is None if amax is None else amax.dim() == 0
+            plain = quantizer.is_symmetric and one_range and quantizer.input_scale is None
+            if not is_weight(path) and plain:
                 stack.callback(quantizer.register_forward_pre_hook(partial(look, path)).remove)
         device = next(model.parameters()).device
         run(model, {name: _own(value) for name, value in on_device(batch, device).items()})

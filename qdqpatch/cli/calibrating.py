@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,14 +50,13 @@ class Calibration:
     smooth: bool
     shift: bool
     smooth_inputs: bool
+    smooth_residuals: bool
     refine: int
     tune: int
     round_weights: bool
     correct_biases: bool
 
-    def prepare(
-        self, ckpt: str, companions: Companions, console: Console
-    ) -> Prepared | Callable[[PreTrainedModel], Statistics]:
+    def prepare(self, ckpt: str, companions: Companions, console: Console) -> Prepared | PreparedImages:
         """Read the tokenizer and the texts, and return what calibrates the model with them.
 
         Args:
@@ -106,13 +104,11 @@ class Calibration:
             settings, dataclasses.replace(texts, rows=rows), judged, bool(others), tokenizer, console, head
         )
 
-    def _with_images(self, ckpt: str, console: Console) -> Callable[[PreTrainedModel], Statistics]:
+    def _with_images(self, ckpt: str, console: Console) -> PreparedImages:
         """Find the images of the folder, and return what calibrates a model with them."""
-        from qdqpatch.calibration.observing import HELD_BACK
         from qdqpatch.checkpoint.processor import PROCESSOR_FILES, has_processor, load_processor
-        from qdqpatch.data.images import ImageBatches, find_images
+        from qdqpatch.data.images import find_images
         from qdqpatch.data.sampling import reservoir
-        from qdqpatch.distributed import share
 
         if not has_processor(ckpt):
             raise CheckpointError(
@@ -121,22 +117,28 @@ class Calibration:
             )
         processor = load_processor(ckpt)
         drawn, total = reservoir(find_images(self.source), self.samples, self.seed)
-        own = share([image.path for image in drawn], HELD_BACK * self.batch_size)
-        batches = ImageBatches(own, processor, self.batch_size)
+        return PreparedImages(self, [image.path for image in drawn], total, processor, console)
 
-        def run(model: PreTrainedModel) -> Statistics:
-            console.print(f"Calibrating with {len(drawn)} of {total} images in {self.source}.")
-            return self._ranges(model, batches, console)
+    def record(self, samples: int, max_length: int | None) -> dict[str, Any]:
+        """Return what the record of a folder says of its calibration.
 
-        return run
-
-    def record(self) -> dict[str, Any]:
-        """Return what the record of a folder says of its calibration."""
+        Args:
+            samples: How many examples there were.
+            max_length: Where texts were cut; None of images.
+        """
         from qdqpatch.output.record import data_record
 
-        names = ("method", "samples", "seed", "max_length", "prompt", "smooth", "shift", "smooth_inputs")
-        more = ("refine", "tune", "fuse_inputs", "fuse_qkv", "clip_gelu", "round_weights", "correct_biases")
-        settings = {name: getattr(self, name) for name in (*names, *more)}
+        names = ("smooth", "shift", "smooth_inputs", "smooth_residuals", "refine", "tune", "fuse_inputs")
+        more = ("fuse_qkv", "clip_gelu", "round_weights", "correct_biases")
+        settings = {
+            "method": self.method,
+            "percentile": self.percentile if self.method == "percentile" else None,
+            "samples": samples,
+            "seed": self.seed,
+            "max_length": max_length,
+            "prompt": self.prompt,
+            **{name: getattr(self, name) for name in (*names, *more)},
+        }
         return {"calibration": settings, "data": data_record(self.source)}
 
     def _run(
@@ -178,6 +180,7 @@ class Calibration:
                 smooth=self.smooth,
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
+                smooth_residuals=self.smooth_residuals,
                 refine=self.refine,
                 tune=self.tune,
                 head=head,
@@ -222,6 +225,45 @@ class Prepared:
         from qdqpatch.data.batches import TextBatches
 
         return TextBatches(self.judged, self.tokenizer, model, max_length=self.settings.max_length)
+
+    def record(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what the record of a folder says of its calibration."""
+        return self.settings.record(len(self.texts.rows), self.batches(model).max_length)
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """Images that are found, to calibrate a model with.
+
+    Attributes:
+        settings: What the options say.
+        paths: Of those to calibrate with.
+        total: How many there are in all.
+        processor: The model's.
+        console: Where to say what is done.
+    """
+
+    settings: Calibration
+    paths: list[Path]
+    total: int
+    processor: Any
+    console: Console
+
+    def __call__(self, model: PreTrainedModel) -> Statistics:
+        """Calibrate the model, and return what the quantizers saw."""
+        from qdqpatch.calibration.observing import HELD_BACK
+        from qdqpatch.data.images import ImageBatches
+        from qdqpatch.distributed import share
+
+        settings, total = self.settings, self.total
+        own = share(self.paths, HELD_BACK * settings.batch_size)
+        batches = ImageBatches(own, self.processor, settings.batch_size)
+        self.console.print(f"Calibrating with {len(self.paths)} of {total} images in {settings.source}.")
+        return settings._ranges(model, batches, self.console)
+
+    def record(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what the record of a folder says of its calibration."""
+        return self.settings.record(len(self.paths), None)
 
 
 def _silence_datasets() -> None:

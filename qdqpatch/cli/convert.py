@@ -131,7 +131,7 @@ def command(
         if statistics:
             statistics.write(folder / STATISTICS_FILE)
         companions.copy(folder)
-        write_record(model, folder, **({} if calibration is None else calibration.record()))
+        write_record(model, folder, **({} if set_ranges is None else set_ranges.record(model)))
         exports = [write(folder, out) for write in writers]
     enabled = [quantizer for _, quantizer in named_quantizers(model) if quantizer.is_enabled]
     calibrated = [quantizer.amax is not None for quantizer in enabled]
@@ -181,7 +181,7 @@ def _print_outcome(
     from qdqpatch.optimizing.budget import Budget
 
     figures = ", ".join(f"{metric.name} {metric}" for metric in reversed(close))
-    which = "held back" if held_back else "that it was calibrated with: there are no others"
+    which = "held back" if held_back else "that it was calibrated with, for lack of others"
     console.print(f"Beside the float model, on {len(before.rows)} texts {which}: {figures}.")
     budget = Budget(before.meaning)
     if not budget.judge(close).passes:

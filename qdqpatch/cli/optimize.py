@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -188,7 +189,9 @@ def command(
         console.print(f"Warning: {warning}")
     if found.met or keep_best:
         # The others wait: a launcher ends all processes when one fails, as all do if the budget is missed.
-        from_first(lambda: _write(found, place, ckpt, output, companions, data, seed, console), model.device)
+        length = None if task.unit == "images" else task.max_length
+        used = {"samples": found.calibrated, "seed": seed, "max_length": length}
+        from_first(lambda: _write(found, place, ckpt, output, companions, data, used, console), model.device)
     if not found.met:
         kept = f"The best one is in {out}." if keep_best else "To have the best one written: --keep-best."
         raise click.ClickException(f"{found.conclusion()} {kept}")
@@ -201,7 +204,7 @@ def _write(
     output: OutputFolder,
     companions: Companions,
     data: Data,
-    seed: int,
+    used: Mapping[str, Any],
     console: Console,
 ) -> None:
     """Write checkpoint, exported file and record to OUT, all or nothing, and say so."""
@@ -215,11 +218,10 @@ def _write(
     with output.staged() as folder, console.status(f"Writing {output.given}"):
         model.save_pretrained(folder)
         companions.copy(folder)
-        settings = {**found.settings, "samples": found.calibrated, "seed": seed}
         write_record(
             model,
             folder,
-            calibration=settings,
+            calibration={**found.settings, **used},
             data=data_record(data.source.name),
             optimization=found.to_dict(),
         )

@@ -16,6 +16,7 @@ from qdqpatch.config import patterns
 from qdqpatch.errors import ConfigError
 from qdqpatch.nn.float8 import E4M3
 from qdqpatch.nn.toolkit import Float8Descriptor, QuantDescriptor
+from qdqpatch.spelling import spelled
 
 T = TypeVar("T")
 
@@ -86,7 +87,9 @@ class QuantizerConfig:
 
     def _check_asymmetric(self) -> None:
         if self.is_float8:
-            raise ConfigError("FP8 lies around zero: symmetric=False is for integers.")
+            raise ConfigError(
+                f"FP8 lies around zero: {spelled('symmetric=False', '--asymmetric')} is for integers."
+            )
         reasons = {
             "axis": "has one range for the whole tensor",
             "unsigned": "reaches as far to either side as it needs to",

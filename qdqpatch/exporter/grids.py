@@ -126,8 +126,9 @@ def check_grids(
             )
         if signed and not quantizer.is_symmetric:
             raise ExportError(
-                f"{path} has a zero point; TensorRT quantizes symmetrically. Quantize with "
-                'activation={"symmetric": True}, the default, and calibrate again.'
+                f"{path} has a zero point; TensorRT quantizes symmetrically. Quantize "
+                + spelled('with activation={"symmetric": True}, the default,', "without --asymmetric")
+                + " and calibrate again."
             )
         if role == WEIGHT:
             weight_grid(quantizer, model.get_parameter(f"{owner}.weight"), path)

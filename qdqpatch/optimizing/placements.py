@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedModel
 
 from qdqpatch.config.config import QDQConfig
+from qdqpatch.patching.sites import find_sites
 from qdqpatch.tasks.head import Meaning
+
+Ranges = Literal["symmetric", "asymmetric", "Linears asymmetric"]
+
+RANGES: dict[Ranges, dict[str, Any]] = {
+    "symmetric": {},
+    "asymmetric": {"activation": {"symmetric": False}},
+    "Linears asymmetric": {
+        "overrides": {
+            "*._input_quantizer": {"symmetric": False},
+            "*matmul*_a_input_quantizer": {"unsigned": True},
+        }
+    },
+}
+"""How activations are rounded, as fields of a `QDQConfig`: around zero; with a zero point; or with one where
+a Linear reads them, with levels from 0 up for attention's probabilities, and around zero elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -14,33 +34,38 @@ class Placement:
 
     Attributes:
         preset: The name of a preset.
-        symmetric: Whether ranges of activations are symmetric; else they have a zero point.
+        ranges: A key of `RANGES`.
     """
 
     preset: str
-    symmetric: bool = True
+    ranges: Ranges = "symmetric"
 
-    @property
-    def config(self) -> QDQConfig:
-        """The configuration."""
-        return QDQConfig.preset(
-            self.preset, **({} if self.symmetric else {"activation": {"symmetric": False}})
-        )
+    def config_for(self, model: PreTrainedModel) -> QDQConfig:
+        """Return the configuration for a float model, without overrides for what it has not.
+
+        Raises:
+            UnsupportedModelError: If nothing in it would be quantized.
+        """
+        config = QDQConfig.preset(self.preset, **RANGES[self.ranges])
+        sites = find_sites(model, config, strict=False).sites
+        paths = [f"{site.path}.{name}" for site in sites for name in site.quantizers]
+        there = tuple(override for override in config.overrides if override.matches(paths))
+        return dataclasses.replace(config, overrides=there)
 
     def __str__(self) -> str:
-        return self.preset if self.symmetric else f"{self.preset}, asymmetric"
+        return self.preset if self.ranges == "symmetric" else f"{self.preset}, {self.ranges}"
 
 
 PLACEMENTS: dict[str, dict[Meaning, Placement]] = {
-    "onnxruntime": {"states": Placement("linear-only", symmetric=False)},
-    "openvino": {"states": Placement("linear-only", symmetric=False)},
+    "onnxruntime": {"states": Placement("linear-only", "asymmetric")},
+    "openvino": {"states": Placement("linear-only", "asymmetric")},
     "tensorrt": {},
 }
 """Of an embedder every bit of attention counts, and its two products are a small part of the work."""
 
 DEFAULTS = {
-    "onnxruntime": Placement("no-residual", symmetric=False),
-    "openvino": Placement("no-residual"),
+    "onnxruntime": Placement("no-residual", "asymmetric"),
+    "openvino": Placement("no-residual", "Linears asymmetric"),
     "tensorrt": Placement("qdqbert"),
 }
 """Quantized residual adds gain no speed on a CPU and cost the most; TensorRT moves 9% less by them. Zero

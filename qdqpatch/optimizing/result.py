@@ -53,7 +53,7 @@ class Optimization:
         model: The model that was given, now the best one that was found.
         target: The engine that it is for.
         engine: What it was judged in, with its version.
-        placement: The preset that says what is quantized, and whether ranges have a zero point; or `given`.
+        placement: The preset that says what is quantized, and which ranges have a zero point; or `given`.
         asked: The budget, in words.
         rungs: Every rung, the float model first.
         chosen: The name of the rung that the model is of.

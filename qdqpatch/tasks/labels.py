@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig
 from qdqpatch.errors import DataError
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.head import problem_of
-from qdqpatch.tasks.reading import LabelledRow, check_column, label_name
+from qdqpatch.tasks.pairs import SCORES
+from qdqpatch.tasks.reading import LABEL_COLUMNS, LabelledRow, check_column, label_name
 
 Label = int | tuple[float, ...]
 """The number of a class; a 1 or 0 for every label; or the numbers to predict."""
@@ -22,6 +23,9 @@ Found = tuple[str, Any]
 
 SEPARATORS = ("|", ";", ",", None)
 """What stands between several labels in one text, most telling first; None for blanks."""
+
+MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+"""What says whether a label is there, in lower case; the last two as data frames write them."""
 
 LISTED = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s,'"]+)""")
 """A part of a list that is written as a text, as data frames write it: quoted or not."""
@@ -44,8 +48,10 @@ def label_columns(
         DataError: If there are none.
     """
     names = [name for _, name in sorted(label_names(config).items())]
-    if problem_of(config) == "single_label_classification" or len(names) < 2:
-        return [label_name(row, columns, source)]
+    problem = problem_of(config)
+    usual = (*LABEL_COLUMNS, *SCORES) if problem == "regression" else LABEL_COLUMNS
+    if problem == "single_label_classification" or len(names) < 2:
+        return [label_name(row, columns, source, usual)]
     if columns.label is not None and columns.label not in row.fields and "," in columns.label:
         chosen = [name.strip() for name in columns.label.split(",")]
         for name in chosen:
@@ -59,7 +65,7 @@ def label_columns(
     by_lower = {name.lower(): name for name in row.fields}
     if columns.label is None and all(name.lower() in by_lower for name in names):
         return [by_lower[name.lower()] for name in names]
-    return [label_name(row, columns, source)]
+    return [label_name(row, columns, source, usual)]
 
 
 def label_of(row: LabelledRow, columns: Sequence[str]) -> Found:
@@ -179,10 +185,10 @@ def _sets(found: Sequence[Found], names: Mapping[int, str]) -> list[list[float]]
     count = len(names)
     known = {name.strip().lower(): number for number, name in names.items()}
     rows = [(where, [_text(part) for part in _parts(value, known)]) for where, value in found]
-    marks = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
-    if all(len(parts) == count and marks.keys() >= set(parts) for _, parts in rows):
-        if count > 1 or any(marks[parts[0]] for _, parts in rows):
-            return [[marks[part] for part in parts] for _, parts in rows]
+    marked = [[MARKS.get(part.lower()) for part in parts] for _, parts in rows]
+    if all(len(marks) == count and None not in marks for marks in marked):
+        if count > 1 or any(marks[0] for marks in marked):
+            return [[float(mark or 0) for mark in marks] for marks in marked]
         raise DataError(
             f"{rows[0][0]} has the label {rows[0][1][0]!r}, and so have all others: it can be the number of "
             f"{names[0]!r} or say that it is not there. Use the name, or data with both."

@@ -56,20 +56,34 @@ class LabelledRow:
 
 
 def read_rows(source: DataSource) -> Iterator[LabelledRow]:
-    """Yield the records of a file or a hub data set.
+    """Yield the records of a file or a hub data set, the first one with the columns of all.
+
+    Objects of .jsonl may differ in their fields, and columns are chosen by the first row.
 
     Raises:
         DataError: If it is not there, has no record, or one cannot be read.
         ConfigError: If a split or subset is given for a file.
     """
-    empty = True
+    rows = _rows(source)
+    if is_format(source, ".jsonl"):
+        every = list(rows)
+        names: dict[str, None] = {name: None for row in every for name in row.fields}
+        rows = (
+            LabelledRow(row.where, {**names, **row.fields} if row is every[0] else row.fields)
+            for row in every
+        )
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{source.name} is empty.")
+    yield first
+    yield from rows
+
+
+def _rows(source: DataSource) -> Iterator[LabelledRow]:
     for where, record in _records(source):
         if record.problem:
             raise DataError(f"{where} {record.problem}.")
-        empty = False
         yield LabelledRow(where, record.fields)
-    if empty:
-        raise DataError(f"{source.name} is empty.")
 
 
 def _records(source: DataSource) -> Iterator[tuple[str, Record]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ FIRST_PIECES = "first_pieces"
 
 @dataclass(frozen=True)
 class Sentence:
-    """The words of a sentence and the numbers of their tags; no tags if they were not read."""
+    """The words of a sentence and the numbers of their tags, or `IGNORED`; no tags if they were not read."""
 
     words: tuple[str, ...]
     tags: tuple[int, ...] = ()
@@ -70,17 +71,24 @@ class TokenClassification(Task[Sentence]):
             raise ConfigError("The model has one tag alone, so that there is nothing to tell apart.")
 
     def read(self, source: DataSource, labelled: bool = True) -> list[Sentence]:
-        """Read sentences; tags are numbers, or names in the model's `label2id`."""
+        """Read sentences; tags are numbers, or names in the model's `label2id`; what has -100 never counts.
+
+        Raises:
+            DataError: If the data cannot be read, or no word counts.
+        """
         refuse_pair(source.columns, "Token classification")
         conll = is_format(source, ".conll")
         sentences = list(read_conll(source, labelled) if conll else _rows(source, labelled))
         if not labelled:
             return [Sentence(tuple(word.text for word in sentence)) for sentence in sentences]
         tags = first_places([(word.where, str(word.tag)) for sentence in sentences for word in sentence])
+        tags.pop(str(IGNORED), None)
+        if not tags:
+            raise DataError(f"{source.name} has the tag {IGNORED} at every word, so that nothing counts.")
         names = label_names(self.config)
         if are_entity_tags(names.values()):
             require_metric("seqeval")
-        numbers = class_numbers(tags, names)
+        numbers = class_numbers(tags, names) | {str(IGNORED): IGNORED}
         return [
             Sentence(
                 tuple(word.text for word in sentence),
@@ -126,7 +134,9 @@ class TokenClassification(Task[Sentence]):
                 features, (np.argmax(output["logits"], axis=-1).tolist() for output in outputs), strict=True
             )
         ]
-        true = [[names[tag] for tag in example.tags] for example in examples]
+        counted = [[tag != IGNORED for tag in example.tags] for example in examples]
+        predicted = [list(compress(tags, some)) for tags, some in zip(predicted, counted, strict=True)]
+        true = [[names[tag] for tag in example.tags if tag != IGNORED] for example in examples]
         right = [
             float(sum(a == b for a, b in zip(own, other, strict=True)))
             for own, other in zip(predicted, true, strict=True)

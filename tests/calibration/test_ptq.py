@@ -181,6 +181,9 @@ def without_biases() -> PreTrainedModel:
 
 
 LINEAR_ONLY = {"config": QDQConfig.preset("linear-only")}
+FIXED = {"config": QDQConfig(overrides=("*matmul_k*=amax:2.0", "*.output.dense._input*=amax:3.0"))}
+SHIFTED = {"config": QDQConfig(overrides=("*matmul_v*=symmetric:false",))}
+CHANNELS = {"config": QDQConfig(overrides=("*matmul_v*=axis:1",))}
 ADDS_ONLY = {"config": QDQConfig(linears=False, matmuls=False)}
 
 
@@ -199,6 +202,20 @@ ADDS_ONLY = {"config": QDQConfig(linears=False, matmuls=False)}
         (models.float_model, ADDS_ONLY | {"shift": True}, UnsupportedModelError, "nothing to shift"),
         (models.float_model, LINEAR_ONLY | {"fuse_qkv": True}, ConfigError, "nothing to fuse"),
         (models.float_model, ADDS_ONLY | {"clip_gelu": 1.0}, ConfigError, "nothing to clip"),
+        (
+            models.float_model,
+            FIXED | {"fuse_qkv": True},
+            ConfigError,
+            "matmul_k_input_quantizer at 2, and .*q_",
+        ),
+        (models.float_model, SHIFTED | {"fuse_qkv": True}, ConfigError, "has a zero point and .* has none"),
+        (models.float_model, CHANNELS | {"fuse_qkv": True}, ConfigError, "has a range per channel"),
+        (
+            models.float_model,
+            FIXED | {"clip_gelu": 2.5},
+            ConfigError,
+            "dense._input_quantizer at 3, above 2.5",
+        ),
         (without_biases, {"correct_biases": True}, NotQuantizedError, "no quantized Linear with a bias"),
     ],
 )
@@ -211,6 +228,17 @@ def test_all_checks_come_before_the_first_batch(
         ptq(given, Unread(), **options)
     if before is not None:
         models.assert_unchanged(given, before)
+
+
+def test_a_fixed_range_that_others_are_to_have_is_found_before_the_first_step() -> None:
+    config, listener = QDQConfig(overrides=("*.query._input_quantizer=amax:0.5",)), Recording()
+    models.assert_refused(
+        lambda model: ptq(model, batches(), config, fuse_inputs=True, listener=listener),
+        models.float_model(),
+        ConfigError,
+        r"fixes the range of .*query\._input_quantizer at 0\.5, and .*key\._input_quantizer",
+    )
+    assert listener.said == []
 
 
 def test_no_batch_is_an_error_that_leaves_a_float_model_float() -> None:

@@ -263,7 +263,7 @@ def test_what_became_of_the_model_is_said(convert) -> None:
         in " ".join(poor.stderr.split())
     )
     result = convert("--calib", "data.txt", "--method", "max", "--force")
-    assert "on 40 texts that it was calibrated with: there are no others: " in " ".join(result.stderr.split())
+    assert "on 40 texts that it was calibrated with, for lack of others: " in " ".join(result.stderr.split())
 
 
 def test_one_text_tells_nothing_of_a_reranker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

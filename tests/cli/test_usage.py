@@ -103,6 +103,14 @@ def test_wrong_usage_exits_with_2(line: str, here: Path) -> None:
     assert sorted(os.listdir()) == ["rows.tsv"]
 
 
+def test_a_misspelled_command_is_told_the_right_one(here: Path) -> None:
+    result = invoke("evla", "ckpt")
+    assert result.exit_code == 2
+    assert "No such command 'evla'. Did you mean 'eval'?" in result.stderr
+    assert "Did you mean" not in invoke("nothing").stderr
+    assert "No such option" in invoke("--evaal").stderr
+
+
 def test_every_number_has_a_range_that_is_checked(here: Path) -> None:
     for name in COMMANDS:
         command = main.get_command(click.Context(main), name)

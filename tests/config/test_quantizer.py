@@ -7,6 +7,7 @@ from pytorch_quantization.tensor_quant import QuantDescriptor
 
 from qdqpatch import Override, QDQConfig, QuantizerConfig, plan, quantize
 from qdqpatch.errors import ConfigError
+from qdqpatch.spelling import on_command_line
 
 NON_DEFAULT = {
     "num_bits": 4,
@@ -237,3 +238,8 @@ def test_an_axis_that_an_activation_has_not_is_named() -> None:
     model = quantize(models.build(), QDQConfig(overrides={"*.query._input_quantizer": {"axis": 3}}))
     with pytest.raises(ConfigError, match="no axis 3 in a tensor of 3 dimensions"):
         models.outputs(model)
+
+
+def test_what_contradicts_is_named_as_the_reader_typed_it() -> None:
+    with on_command_line(), pytest.raises(ConfigError, match="FP8 lies around zero: --asymmetric is for int"):
+        QuantizerConfig(num_bits=(4, 3), symmetric=False)

@@ -165,6 +165,8 @@ def test_the_record_and_the_card_say_what_was_done(root: Path) -> None:
     assert record["recipe"]["quant_method"] == "qdqpatch"
     assert record["calibration"]["method"] == "max"
     assert record["calibration"]["smooth_inputs"] is False
+    assert record["calibration"]["max_length"] == 12  # where the folder says that texts are cut
+    assert record["calibration"]["samples"] == len(TEXTS)
     digest = hashlib.sha256((root / "texts.txt").read_bytes()).hexdigest()
     assert record["data"] == {"name": "texts.txt", "sha256": digest}
     assert record["versions"]["torch"] == torch.__version__

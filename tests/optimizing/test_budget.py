@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 
-from qdqpatch import QDQConfig
 from qdqpatch.errors import ConfigError
 from qdqpatch.optimizing.budget import Budget
-from qdqpatch.optimizing.placements import placement_for
 from qdqpatch.tasks.metrics import Ratio, mean
 from qdqpatch.tasks.neighbours import Vectors, comparison
 
@@ -71,13 +69,3 @@ def test_what_examples_resolve() -> None:
     assert message.startswith("50 texts held back cannot resolve 1%: one of them is 2%.")
     assert Budget("states").resolution(5) is None
     assert Budget("classes", 0).resolution(50) is None
-
-
-def test_placements() -> None:
-    assert str(placement_for("onnxruntime", "states")) == "linear-only, asymmetric"
-    assert placement_for("onnxruntime", "states").config == QDQConfig.preset(
-        "linear-only", activation={"symmetric": False}
-    )
-    assert str(placement_for("openvino", "classes")) == "no-residual"
-    assert placement_for("openvino", "classes").config == QDQConfig.preset("no-residual")
-    assert str(placement_for("tensorrt", "states")) == "qdqbert"

@@ -78,6 +78,7 @@ def test_the_folder_is_ready_to_serve(optimized: tuple[Path, str]) -> None:
     assert record["optimization"]["rungs"][1]["figures"]["cosine"] > 0.995
     assert record["exports"]["onnx/model.onnx"]["cpu"] == "avx2"
     assert len(record["data"]["sha256"]) == 64
+    assert record["calibration"] == {"samples": 48, "seed": 0, "max_length": 12}
     assert "cosine of 0.995 and top-10 kept of 95, met." in (out / "README.md").read_text(encoding="utf-8")
     assert is_quantized(AutoModel.from_pretrained(out))
     outputs = (

@@ -70,6 +70,7 @@ def test_names_and_numbers_are_not_mixed() -> None:
         (("joy;anger",), [(1, 1, 0)]),
         (("0 1 1", "1 0 0"), [(0, 1, 1), (1, 0, 0)]),
         ((0, 2), [(1, 0, 0), (0, 0, 1)]),
+        (([True, "False", "true"], ["False", "False", "True"]), [(1, 0, 1), (0, 0, 1)]),
         (("[1, 0, 1]", "[0 1 0]"), [(1, 0, 1), (0, 1, 0)]),  # lists and arrays, as data frames write them
         (("['joy', \"no feeling\"]", "[]", "[anger]"), [(1, 0, 1), (0, 0, 0), (0, 1, 0)]),
     ],
@@ -121,6 +122,21 @@ def test_a_column_for_each_label(write: Write, named: str | None) -> None:
         DataError, match="2 columns of labels are named, and the model has 3 labels: joy, anger"
     ):
         task(**MULTI).read(DataSource(str(data), Columns(label="Joy,anger")))
+
+
+def test_scores_are_in_a_column_of_scores(write: Write) -> None:
+    data = write("pairs.tsv", "sentence1\tsentence2\tscore\nthe cat\ta dog\t0.5\n")
+    (example,) = task(num_labels=1).read(DataSource(str(data)))
+    assert example.label == (0.5,)
+    with pytest.raises(NoLabelsError, match=r"usual name \(label, labels, gold_label, target, class\);"):
+        task(num_labels=2).read(DataSource(str(data)))
+
+
+def test_a_first_row_without_a_label_is_not_data_without_labels(write: Write) -> None:
+    data = write("data.jsonl", '{"text": "the cat"}\n{"text": "a dog", "label": 1}\n')
+    with pytest.raises(DataError, match=r"data\.jsonl, line 1, has no field 'label'") as error:
+        task().read_any(DataSource(str(data)))
+    assert not isinstance(error.value, NoLabelsError)
 
 
 def test_no_labels_at_all_are_told_from_bad_ones(write: Write) -> None:

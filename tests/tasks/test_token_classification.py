@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from texts import Write
 
+from qdqpatch.errors import DataError
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.entities import are_entity_tags, entity_f1
@@ -126,6 +127,23 @@ def test_reads_rows_with_names_and_numbers(task: TokenClassification, write: Wri
     assert task.read(DataSource(str(data), Columns("w", None, "t"))) == expected[1:]
     data = write("data.jsonl", json.dumps({"Words": ["dogs"]}))
     assert task.read(DataSource(str(data)), labelled=False) == [Sentence(("dogs",))]
+
+
+def test_words_of_tag_100_below_zero_do_not_count(write: Write) -> None:
+    """As data sets of the hub have them, for words that nobody has tagged."""
+    task, model = tiny_tasks.make(TokenClassification, HEAD, id2label=NAMES)
+    tags = [[0, -100, 1], [-100]]
+    rows = [{"tokens": list(words), "tags": some} for words, some in zip(WORDS[:2], tags, strict=True)]
+    examples = task.read(DataSource(str(write("data.jsonl", "\n".join(map(json.dumps, rows))))))
+    assert [example.tags for example in examples] == [(0, -100, 1), (-100,)]
+    features = task.features(examples, training=True)
+    assert [feature["labels"][1:4] for feature in features] == [[0, -100, 1], [-100, -100, -100]]
+    outputs = predict(torch_run(model), task, features)
+    (best, _), right = [output["logits"].argmax(-1).tolist() for output in outputs], 0
+    right += (best[1] == 0) + (best[3] == 1)
+    assert task.score(examples, features, outputs)[0].value == pytest.approx(100 * right / 2)
+    with pytest.raises(DataError, match="has the tag -100 at every word"):
+        task.read(DataSource(str(write("none.jsonl", json.dumps({"tokens": ["a"], "tags": [-100]})))))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -21,6 +22,8 @@ from qdqpatch.exporter.targets.base import Target, write_onnx
 IR_FILE = f"{IR_FOLDER}/openvino_model.xml"
 KERNELS = ("FullyConnected", "MatMul", "Subgraph")
 """Layer types that hold matmuls; a Subgraph can be a whole attention."""
+
+VIEWS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def write(model: ir.Model, file: Path) -> None:
@@ -39,7 +42,9 @@ def kernels(path: Path) -> list[Kernel]:
     with no_telemetry():
         openvino = importlib.import_module("openvino")
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = core.read_model(path)
+    shifted = _shifted(model)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = []
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
@@ -48,9 +53,39 @@ def kernels(path: Path) -> list[Kernel]:
             precision = info["runtimePrecision"].astype(str)
             # It adds to a name what it did to the node, behind a slash.
             names = [name.partition("/")[0] for name in info["originalLayersNames"].astype(str).split(",")]
-            found.append(Kernel(frozenset(names), f"{kind} in {precision}", precision in ("u8", "i8")))
+            integer = precision in ("u8", "i8") and shifted.isdisjoint(names)
+            found.append(Kernel(frozenset(names), f"{kind} in {precision}", integer))
     # A Subgraph that scales what a matmul before it gave has the matmul's name too; the later one counts.
     return sorted(found, key=lambda kernel: not kernel.kind.startswith(KERNELS[-1]))
+
+
+def _shifted(model: Any) -> set[str]:
+    """Return the matmuls of two computed tensors that it multiplies in float, for an operand's zero point.
+
+    It can put that into levels from 0 up for the left operand alone.
+    """
+    found = set()
+    for node in model.get_ops():
+        if node.get_type_name() == "MatMul":
+            left, right = (_lowest_level(node, operand) for operand in (0, 1))
+            if None not in (left, right) and (left not in (-128, 0) or right != -128):
+                found.add(node.get_friendly_name())
+    return found
+
+
+def _lowest_level(node: Any, operand: int) -> int | None:
+    """Return the lowest level of a computed operand, counted from that of 0; None of another operand."""
+    before = node.input_value(operand).get_node()
+    while before.get_type_name() in VIEWS:
+        before = before.input_value(0).get_node()
+    if before.get_type_name() != "FakeQuantize":
+        return None
+    tensor, low, high = (before.input_value(place).get_node() for place in (0, 3, 4))
+    if tensor.get_type_name() == "Constant" or low.get_data().size > 1:
+        return None
+    lowest, highest = (float(one.get_data().item()) for one in (low, high))
+    levels: int = before.get_levels()
+    return round(lowest * (levels - 1) / (highest - lowest))
 
 
 TARGET = Target(
