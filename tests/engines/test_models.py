@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from exported import write_onnx
 
-from qdqpatch.engines.models import Facts, find_contenders, home_of
+from qdqpatch.engines.contenders import Facts
+from qdqpatch.engines.models import find_contenders, home_of
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
 
