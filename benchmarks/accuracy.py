@@ -4,10 +4,10 @@
 
 The models and data are those of `tasks.py`. Each model is calibrated on 256 training examples without their
 labels. `auto-fuse` gives the readers of one tensor one range; `auto-shift` shifts channels first;
-`auto-shift-refine` lets the ranges learn afterwards; `smooth` is of what the Linears read, and `round` of
-weights. `--tasks`, `--configs` and `--methods` choose some of the rows. With `--peers`, ONNX Runtime's
-dynamic int8 is among the rows, run by ONNX Runtime. `change` is relative to float. Runs on a GPU where there
-is one.
+`auto-shift-refine` lets the ranges learn afterwards; `smooth` is of what the Linears read, `residuals` of
+what residual adds do, and `round` of weights. `--tasks`, `--configs` and `--methods` choose some of the rows.
+With `--peers`, ONNX Runtime's dynamic int8 is among the rows, run by ONNX Runtime. `change` is relative to
+float. Runs on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -39,17 +39,9 @@ CONFIGS = {
     "FP8, residual adds float": QDQConfig.preset("fp8", residual_adds=False),
 }
 METHODS = (
-    *(
-        "max",
-        "percentile-99.9",
-        "percentile-99.99",
-        "percentile-99.999",
-        "mse",
-        "entropy",
-        "auto",
-        "auto-fuse",
-    ),
-    *("auto-shift", "auto-shift-refine", "auto-shift-smooth", "auto-shift-smooth-round"),
+    *("max", "percentile-99.9", "percentile-99.99", "percentile-99.999", "mse", "entropy", "auto"),
+    *("auto-fuse", "auto-shift", "auto-shift-refine", "auto-shift-smooth", "auto-shift-smooth-round"),
+    *("auto-shift-residuals", "auto-shift-smooth-residuals", "auto-shift-smooth-residuals-refine"),
 )
 EXAMPLES = 256
 EPOCHS = 4
@@ -147,8 +139,8 @@ def options(method: str) -> dict[str, Any]:
     """Return what `qdqpatch.ptq` takes for the name of a method, such as `auto-shift-refine`."""
     name, *details = method.split("-")
     found: dict[str, Any] = {"method": name, "shift": "shift" in details}
-    found |= {"smooth_inputs": "smooth" in details, "round_weights": "round" in details}
-    found["fuse_inputs"] = "fuse" in details
+    found |= {"smooth_inputs": "smooth" in details, "smooth_residuals": "residuals" in details}
+    found |= {"round_weights": "round" in details, "fuse_inputs": "fuse" in details}
     if name == "percentile":
         found["percentile"] = float(details[0])
     if "refine" in details:

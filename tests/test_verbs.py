@@ -18,7 +18,7 @@ REFUSED: dict[tuple[str, str], str] = {
     **{("quantize", state): "quantized already" for state in verbs.STATES},
     **{
         (verb, state): LEARNED
-        for verb in ("smooth", "shift", "smooth_inputs", "switch off")
+        for verb in ("smooth", "shift", "smooth_inputs", "smooth_residuals", "switch off")
         for state in ("lsq", "pact")
     },
     **{
@@ -40,6 +40,7 @@ REFUSED: dict[tuple[str, str], str] = {
     ("round_weights", "tracked"): "follows the weight",
     ("clip_gelu", "fixed"): "fixes the range",
     ("smooth_inputs", "fixed"): "no input to smooth",
+    ("smooth_residuals", "fixed"): "no residual add to smooth",
     ("refine_ranges", "fixed"): "no layer with a range to refine",
     ("ptq", "fixed"): "no layer with a range to refine",
     ("train_ranges lsq", "per channel"): "one per tensor",

@@ -9,6 +9,7 @@ from qdqpatch.calibration.granularity import expand_amax
 from qdqpatch.calibration.input_smoothing import smooth_inputs
 from qdqpatch.calibration.ptq import ptq
 from qdqpatch.calibration.refining import refine_ranges
+from qdqpatch.calibration.residual_smoothing import smooth_residuals
 from qdqpatch.calibration.shared_inputs import fuse_inputs
 from qdqpatch.calibration.shifting import shift
 from qdqpatch.calibration.smoothing import smooth
@@ -38,6 +39,7 @@ __all__ = [
     "shift",
     "smooth",
     "smooth_inputs",
+    "smooth_residuals",
     "switch_quantizers",
     "text_batches",
     "tune",

@@ -5,7 +5,7 @@ The order of the steps, and why:
 1. Quantize, where the model is float: the quantizers say what there is to calibrate.
 2. Smooth, then shift: they change what the quantizers see, so they come before anything is measured. Smooth
    first, because a channel's middle moves with its factor, and its factor hardly with its middle. What
-   Linears read is smoothed last, as it comes out of both.
+   Linears and residual adds read is smoothed last, as it comes out of both.
 3. Calibrate: collect what the quantizers see, and choose each range by itself.
 4. Refine: the ranges learn together, from good ones; then tune, which biases and norms take part in.
 5. Fuse what reads one tensor, fuse query, key and value, and clip GELU: what an engine or a user demands of
@@ -29,6 +29,7 @@ from qdqpatch.calibration import (
     fusing,
     input_smoothing,
     refining,
+    residual_smoothing,
     shared_inputs,
     shifting,
     smoothing,
@@ -64,6 +65,7 @@ def ptq(
     smooth: bool = False,
     shift: bool = False,
     smooth_inputs: bool = False,
+    smooth_residuals: bool = False,
     refine: int = 0,
     tune: int = 0,
     fuse_inputs: bool = False,
@@ -97,6 +99,8 @@ def ptq(
             (`qdqpatch.calibration.shift`).
         smooth_inputs: Whether outlier channels of what the Linears read are rescaled away next, at the price
             of a product in front of them (`qdqpatch.calibration.smooth_inputs`).
+        smooth_residuals: Whether the same is done for the operands of residual adds, which are multiplied
+            back after their quantizers (`qdqpatch.calibration.smooth_residuals`).
         refine: For how many epochs all ranges learn together to keep the layers' outputs
             (`qdqpatch.calibration.refine_ranges`); 0 for none, and 2 to 4 are enough.
         tune: For how many epochs ranges, biases and norms learn together to keep the model's outputs
@@ -151,6 +155,8 @@ def ptq(
         if smooth_inputs:
             linears = input_smoothing.linears_to_smooth(inner)
             changed += input_smoothing.changed_parameters(linears)
+        if smooth_residuals:
+            residual_smoothing.operands_to_smooth(inner)
         if refine or tune:
             refining.check_can_refine(inner)
         if tune:
@@ -176,6 +182,9 @@ def ptq(
         if smooth_inputs:
             listener.say("Smoothing inputs")
             input_smoothing.smooth_inputs(inner, data, padding_aware)
+        if smooth_residuals:
+            listener.say("Smoothing residual adds")
+            residual_smoothing.smooth_residuals(inner, data, padding_aware)
         listener.say("Calibrating")
         statistics = collect(inner, data, padding_aware, compare=method == "auto")
         calibrate(inner, statistics, method, percentile, weight_method=weight_method)

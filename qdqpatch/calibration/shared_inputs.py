@@ -123,7 +123,8 @@ def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]
         for path, quantizer in enabled_quantizers(model).items():
             amax = quantizer.amax
             one_range = quantizer.axis is None if amax is None else amax.dim() == 0
-            if not is_weight(path) and quantizer.is_symmetric and one_range:
+            plain = quantizer.is_symmetric and one_range and quantizer.input_scale is None
+            if not is_weight(path) and plain:
                 stack.callback(quantizer.register_forward_pre_hook(partial(look, path)).remove)
         device = next(model.parameters()).device
         run(model, {name: _own(value) for name, value in on_device(batch, device).items()})

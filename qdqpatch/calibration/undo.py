@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.input_scale import ScalesInput
 from qdqpatch.patching.apply import named_quantizers
 
 
@@ -23,7 +23,7 @@ def restored_if_raised(model: nn.Module, parameters: Iterable[nn.Parameter]) -> 
     values = {parameter: parameter.detach().clone() for parameter in parameters}
     quantizers = [quantizer for _, quantizer in named_quantizers(model)]
     ranges = [None if quantizer.interval is None else quantizer.interval.clone() for quantizer in quantizers]
-    scales = {linear: linear.input_scale for linear in model.modules() if isinstance(linear, QuantLinear)}
+    scales = {module: module.input_scale for module in model.modules() if isinstance(module, ScalesInput)}
     learned = [quantizer.is_learned for quantizer in quantizers]
     try:
         yield
@@ -31,8 +31,8 @@ def restored_if_raised(model: nn.Module, parameters: Iterable[nn.Parameter]) -> 
         with torch.no_grad():
             for parameter, value in values.items():
                 parameter.copy_(value)
-        for linear, scale in scales.items():
-            linear.load_input_scale(scale)
+        for module, scale in scales.items():
+            module.load_input_scale(scale)
         for quantizer, interval, was_learned in zip(quantizers, ranges, learned, strict=True):
             if interval is not None:
                 quantizer.load_range(interval)

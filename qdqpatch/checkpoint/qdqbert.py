@@ -28,7 +28,7 @@ from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.guard import FIELD as GUARD
 from qdqpatch.patching.hf_quantizer import NOT_SAVED
-from qdqpatch.patching.input_scales import scaled_linears
+from qdqpatch.patching.input_scales import scaled_modules
 from qdqpatch.patching.recorded import KEY
 from qdqpatch.patching.sites import find_sites
 
@@ -151,10 +151,10 @@ def _check_expressible(model: PreTrainedModel) -> str:
     """Return the name of the QDQBERT class, or raise because it could not hold the model."""
     if not is_quantized(model):
         raise NotQuantizedError("The model is a float model: call qdqpatch.quantize(model) first.")
-    if scaled := next(scaled_linears(model), None):
+    if scaled := next(scaled_modules(model), None):
         raise ConfigError(
-            f"{scaled[0]} has a smoothed input (qdqpatch.calibration.smooth_inputs), which QDQBERT's "
-            "classes do not compute."
+            f"{scaled[0]} multiplies the channels of its input (qdqpatch.calibration.smooth_inputs and "
+            "smooth_residuals), which QDQBERT's classes do not compute."
         )
     if asymmetric := [path for path, quantizer in named_quantizers(model) if not quantizer.is_symmetric]:
         raise ConfigError(

@@ -50,6 +50,7 @@ class Calibration:
     smooth: bool
     shift: bool
     smooth_inputs: bool
+    smooth_residuals: bool
     refine: int
     tune: int
     round_weights: bool
@@ -127,7 +128,8 @@ class Calibration:
         """
         from qdqpatch.output.record import data_record
 
-        names = ("smooth", "shift", "smooth_inputs", "refine", "tune", "fuse_inputs", "fuse_qkv", "clip_gelu")
+        names = ("smooth", "shift", "smooth_inputs", "smooth_residuals", "refine", "tune", "fuse_inputs")
+        more = ("fuse_qkv", "clip_gelu", "round_weights", "correct_biases")
         settings = {
             "method": self.method,
             "percentile": self.percentile if self.method == "percentile" else None,
@@ -135,7 +137,7 @@ class Calibration:
             "seed": self.seed,
             "max_length": max_length,
             "prompt": self.prompt,
-            **{name: getattr(self, name) for name in (*names, "round_weights", "correct_biases")},
+            **{name: getattr(self, name) for name in (*names, *more)},
         }
         return {"calibration": settings, "data": data_record(self.source)}
 
@@ -178,6 +180,7 @@ class Calibration:
                 smooth=self.smooth,
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,
+                smooth_residuals=self.smooth_residuals,
                 refine=self.refine,
                 tune=self.tune,
                 head=head,

@@ -120,6 +120,13 @@ OPTIONS = (
         "multiplies once more for each tensor.",
     ),
     _option(
+        "--smooth-residuals",
+        is_flag=True,
+        help="First divide the loud channels of residual adds' operands in front of their quantizers, and "
+        "multiply them after (SmoothQuant). What the float model computes stays the same; an engine "
+        "multiplies twice for each operand.",
+    ),
+    _option(
         "--refine",
         default=0,
         type=EPOCHS,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     section="Compiling",
     metavar="BATCHxLENGTH",
     type=SHAPE,
-    help="With --build: the shape to compile dynamic axes for; the default is 32x128.",
+    help="With --build: the shape to compile dynamic axes for.  [default: 32x128, or what the model takes]",
 )
 @verbosity_options
 def command(
@@ -99,9 +99,13 @@ def _compiled(
     shape: Shape | None,
     say: Callable[[str], Any],
 ) -> list[EngineTable]:
+    from qdqpatch.engines.homes import longest_of
+    from qdqpatch.engines.shapes import cut
     from qdqpatch.engines.tensorrt import build
 
-    builds = build.build_all(file, capabilities, shape or build.SHAPE, say)
+    if shape is None:
+        (shape,) = cut([build.SHAPE], longest_of(file) or build.SHAPE.length)
+    builds = build.build_all(file, capabilities, shape, say)
     return read_builds(file, builds, report.sites, say)
 
 

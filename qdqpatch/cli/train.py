@@ -141,6 +141,13 @@ _calibration = functools.partial(click.option, cls=SectionOption, section="Calib
     "embedders]",
 )
 @_calibration(
+    "--smooth-residuals/--no-smooth-residuals",
+    default=None,
+    show_default=False,
+    help="Before that, multiply what its residual adds read, as convert --smooth-residuals does.  [default: "
+    "for embedders]",
+)
+@_calibration(
     "--refine",
     default=Job.refine,
     type=EPOCHS,
@@ -166,6 +173,7 @@ def command(
     method: Method,
     shift: bool,
     smooth_inputs: bool | None,
+    smooth_residuals: bool | None,
     refine: int,
     placement: Placement,
     resume: bool,
@@ -203,6 +211,7 @@ def command(
         method=method,
         shift=shift,
         smooth_inputs=smooth_inputs,
+        smooth_residuals=smooth_residuals,
         refine=refine,
         activations=activation_ranges,
         weights=weight_ranges,

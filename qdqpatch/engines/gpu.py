@@ -6,25 +6,22 @@ import ctypes
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from qdqpatch.data.arrays import Array, Arrays
+from qdqpatch.engines.homes import longest_of
+from qdqpatch.engines.profiles import Profile, profile_of, profiles_for
 from qdqpatch.engines.sessions import Engine, Input, Session
+from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError
 from qdqpatch.packages import lacking
 
 ON_GPU = "onnxruntime-gpu"
 """The package of the ONNX Runtime that has providers for a GPU."""
-
-SMALLEST, USUAL, LARGEST = 1, 8, 32
-"""Batches of the profile that a file with dynamic axes is compiled with."""
-
-LENGTHS = (1, 128, 512)
-"""Its lengths: the shortest, the one that kernels are chosen for, and the longest."""
 
 
 @dataclass(frozen=True)
@@ -105,21 +102,12 @@ def _open_tensorrt(trt: Any, path: Path, threads: int | None, exact: bool) -> Se
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
         raise EngineError(parser.get_error(0).desc())
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config = builder.create_builder_config()
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    for tensor in inputs:
-        if -1 in tuple(tensor.shape):
-            profile.set_shape(
-                tensor.name,
-                *(
-                    tuple(
-                        size if size != -1 else batch if axis == 0 else length
-                        for axis, size in enumerate(tensor.shape)
-                    )
-                    for batch, length in zip((SMALLEST, USUAL, LARGEST), LENGTHS, strict=True)
-                ),
-            )
-    config.add_optimization_profile(profile)
+    is_dynamic = any(-1 in tuple(tensor.shape) for tensor in inputs)
+    profiles = profiles_for(longest_of(path)) if is_dynamic else ()
+    for profile in profiles:
+        add_profile(config, builder.create_optimization_profile(), inputs, profile)
     plan = builder.build_serialized_network(network, config)
     engine = None if plan is None else trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:
@@ -129,6 +117,10 @@ def _open_tensorrt(trt: Any, path: Path, threads: int | None, exact: bool) -> Se
 
     def run(feed: Arrays) -> dict[str, Array]:
         with torch.cuda.stream(stream):
+            if profiles:
+                number = profile_of(profiles, shape_of(inputs, feed))
+                if number != context.active_optimization_profile:
+                    context.set_optimization_profile_async(number, stream.cuda_stream)
             tensors = {name: torch.from_numpy(array).cuda() for name, array in feed.items()}
             for name, tensor in tensors.items():
                 context.set_input_shape(name, tuple(tensor.shape))
@@ -154,7 +146,43 @@ def _open_tensorrt(trt: Any, path: Path, threads: int | None, exact: bool) -> Se
     return Session(tuple(sizes), run)
 
 
+def add_profile(config: Any, profile: Any, inputs: Iterable[Any], shapes: Profile) -> None:
+    """Let a file be compiled for a range of shapes: of what is dynamic, axis 0 is the batch.
+
+    Args:
+        config: TensorRT's `IBuilderConfig`.
+        profile: Its `IOptimizationProfile`, which is filled.
+        inputs: What the network takes.
+        shapes: The range.
+    """
+    for tensor in inputs:
+        if -1 in tuple(tensor.shape):
+            profile.set_shape(
+                tensor.name,
+                *(
+                    tuple(
+                        size if size != -1 else shape.batch if axis == 0 else shape.length
+                        for axis, size in enumerate(tensor.shape)
+                    )
+                    for shape in (shapes.smallest, shapes.usual, shapes.largest)
+                ),
+            )
+    config.add_optimization_profile(profile)
+
+
+def shape_of(inputs: Sequence[Any], feed: Arrays) -> Shape:
+    """Return the batch and the length that are given where the network leaves them open, else 1."""
+    found = Shape(1, 1)
+    for tensor in inputs:
+        for axis, size in enumerate(tensor.shape):
+            if size == -1:
+                given = int(feed[tensor.name].shape[axis])
+                found = Shape(given, found.length) if axis == 0 else Shape(found.batch, given)
+    return found
+
+
 _TORCH = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+
 
 GPU_ENGINES: dict[str, GpuEngine] = {
     engine.name: engine

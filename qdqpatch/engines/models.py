@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,15 +11,11 @@ from qdqpatch.checkpoint.source import WEIGHTS, open_checkpoint
 from qdqpatch.data.lengths import positions_for_tokens
 from qdqpatch.engines.contenders import TORCH, Contender, Facts, engine_of
 from qdqpatch.engines.gpu import GPU_ENGINES
+from qdqpatch.engines.homes import IR_FOLDER, ONNX_FOLDER, read_config
 from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 from qdqpatch.packages import pip_install
 from qdqpatch.spelling import spelled
-
-CONFIG = "config.json"
-
-ONNX_FOLDER, IR_FOLDER = "onnx", "openvino"
-"""Where servers look for exported files, in the folder that has the config."""
 
 EXPORTS = {
     ".onnx": (f"{ONNX_FOLDER}/model.onnx", "model.onnx", f"{ONNX_FOLDER}/model_quantized.onnx"),
@@ -72,13 +66,6 @@ def find_contenders(
     return contenders
 
 
-def home_of(path: Path) -> Path:
-    """Return the folder with the config and the tokenizer of a model that is there, a folder or a file."""
-    folder = path if path.is_dir() else path.parent
-    is_part = folder.resolve().name in (ONNX_FOLDER, IR_FOLDER) and not (folder / CONFIG).is_file()
-    return Path(os.path.normpath(folder / "..")) if is_part else folder
-
-
 def _installed(engine: str) -> bool:
     return engine == TORCH or engine_of(engine).is_installed
 
@@ -119,16 +106,8 @@ def _facts(name: str) -> Facts:
     path = Path(name)
     if not path.exists():
         return facts_of(open_checkpoint(name).config.to_dict())
-    file = home_of(path) / CONFIG
-    if not file.is_file():
-        return Facts()
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"Cannot read {file}: {error}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"Cannot read {file}: it holds no object.")
-    return facts_of(data)
+    config = read_config(path)
+    return Facts() if config is None else facts_of(config)
 
 
 def facts_of(config: Mapping[str, Any]) -> Facts:

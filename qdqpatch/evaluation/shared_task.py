@@ -17,7 +17,7 @@ from qdqpatch.checkpoint.processor import has_processor, load_processor
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
 from qdqpatch.data.lengths import config_limit
-from qdqpatch.engines.models import home_of
+from qdqpatch.engines.homes import home_of
 from qdqpatch.errors import ConfigError
 from qdqpatch.tasks import TASKS, default_length, make_task, task_of
 from qdqpatch.tasks.base import Task

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from qdqpatch.checkpoint.companions import LENGTHS, MODULES, PROMPTS, Companions
 from qdqpatch.checkpoint.tokenizer import VOCABULARIES, complete_tokenizer
 from qdqpatch.data.lengths import served_length
-from qdqpatch.engines.models import IR_FOLDER, ONNX_FOLDER
+from qdqpatch.engines.homes import IR_FOLDER, ONNX_FOLDER
 from qdqpatch.exporter.targets.base import ONNX_FILE
 from qdqpatch.exporter.tracing import SENTENCE
 

@@ -46,12 +46,12 @@ class LearnedQuantizer(TensorQuantizer):
         amax = super().range_of(inputs)
         return amax.clamp_min(SMALLEST_AMAX) if self.is_learned else amax
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return `inputs` rounded to the quantizer's levels; shape and dtype stay."""
+    def _rounded(self, inputs: Tensor) -> Tensor:
+        """Return an input rounded to levels, by the function with the gradient of the range."""
         amax = self._parameters.get("_amax")
         learning = torch.is_grad_enabled() and amax is not None and amax.requires_grad
-        if not self.is_enabled or self._if_calib or not self._if_quant or not learning:
-            return super().forward(inputs)
+        if not learning or self._if_calib:
+            return super()._rounded(inputs)
         # A range is never negative; the gradient goes past the bound, so that one that fell to it can grow.
         amax = amax + (amax.clamp_min(SMALLEST_AMAX) - amax).detach()
         amax = amax if self.scale_amax is None else amax * self.scale_amax

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.nn.fake_quantize import absolute_max
-from qdqpatch.nn.names import INPUT_SCALE, OUTPUT, WEIGHT
+from qdqpatch.nn.input_scale import ScalesInput
+from qdqpatch.nn.names import OUTPUT, WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.nn.toolkit import quant_nn
 
@@ -41,7 +42,7 @@ def _rows(name: str) -> Any:
     return property(get, put)
 
 
-class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit has no types
+class QuantLinear(ScalesInput, quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit has no types
     """A Linear whose input and weight are quantized: y = Q(x) Q(W)^T + b, or Q(x s) Q(W)^T + b.
 
     With an output quantizer, `_output_quantizer`, its product is rounded before the bias is added.
@@ -81,12 +82,6 @@ class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit ha
         return quantizer if isinstance(quantizer, TensorQuantizer) and quantizer.is_enabled else None
 
     @property
-    def input_scale(self) -> Tensor | None:
-        """The factors of the input's channels; None if it is taken as it comes."""
-        scale: Tensor | None = self._buffers.get(INPUT_SCALE)
-        return scale
-
-    @property
     def float_weight(self) -> Tensor:
         """The weight for an input without factors, detached, shape `(out_features, in_features)`."""
         weight: Tensor = self.weight.detach()
@@ -109,17 +104,6 @@ class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit ha
             self.weight.copy_(weight)
             self.load_input_scale(factors)
 
-    def load_input_scale(self, factors: Tensor | None) -> None:
-        """Take factors over for the weight that there is, or belongs to them; None for no factors."""
-        self._buffers.pop(INPUT_SCALE, None)
-        if factors is not None:
-            self.register_buffer(INPUT_SCALE, factors)
-
-    def scaled(self, inputs: Tensor) -> Tensor:
-        """Return what the input's quantizer sees of an input of shape `(..., in_features)`."""
-        scale = self.input_scale
-        return inputs if scale is None else inputs * scale.to(inputs.dtype)
-
     def forward(self, input: Tensor) -> Tensor:
         """Return the Linear's output, shape `(..., out_features)`."""
         output_quantizer = self.output_quantizer
@@ -134,9 +118,7 @@ class QuantLinear(quant_nn.QuantLinear):  # type: ignore[misc]  # the toolkit ha
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Make room for factors that the state dict has and this Linear has not."""
-        stored = state_dict.get(prefix + INPUT_SCALE)
-        if stored is not None and self.input_scale is None:
-            self.load_input_scale(torch.empty_like(self.weight[0].detach()))
+        self.make_room(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -24,11 +24,12 @@ from qdqpatch.nn.fake_quantize import (
     fake_quantize,
     scales_of,
 )
-from qdqpatch.nn.names import ZERO_POINT
+from qdqpatch.nn.input_scale import ScalesInput
+from qdqpatch.nn.names import INPUT_SCALE, ZERO_POINT
 from qdqpatch.nn.toolkit import QuantDescriptor, quant_nn
 
 
-class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
+class TensorQuantizer(ScalesInput, quant_nn.TensorQuantizer):  # type: ignore[misc]  # the toolkit has no types
     """Round a tensor to a few levels and back, in its own floating-point dtype: those of an integer, or FP8.
 
     A quantizer that has a range `_amax` (fp32; a 0-dim tensor, or one entry per channel with the other
@@ -37,6 +38,9 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
 
     One that is not symmetric has a zero point as well, `_zero_point` (`qdqpatch.nn.affine`), and its `_amax`
     is the range that its step would have around zero.
+
+    One that has factors of channels (`load_input_scale`) rounds its input times these, and divides by them
+    after: Q(x s) / s. Its range is that of x s.
 
     Args:
         quant_desc: Bits, axis and the rest, as pytorch-quantization describes them.
@@ -177,9 +181,16 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
         if not self.is_enabled:
             return inputs
         if self._if_calib:
-            self._calibrator.collect(inputs)
+            self._calibrator.collect(self.scaled(inputs))
         if not self._if_quant:
             return inputs
+        scale = self.input_scale
+        if scale is None:
+            return self._rounded(inputs)
+        return self._rounded(self.scaled(inputs)) * scale.reciprocal().to(inputs.dtype)
+
+    def _rounded(self, inputs: Tensor) -> Tensor:
+        """Return an input that has been multiplied by the factors, rounded to levels."""
         amax, zero_point = self.range_of(inputs), self.zero_point
         if self.amax is None and not self.is_symmetric:
             amax, zero_point = as_affine(torch.stack(torch.aminmax(inputs.detach())), self.levels)
@@ -273,8 +284,8 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Make room for a range that the state dict has and this quantizer has not; it stays fp32."""
-        for name in (prefix + "_amax", prefix + ZERO_POINT):
+        """Make room for a range and factors that the state dict has and this quantizer has not, in fp32."""
+        for name in (prefix + "_amax", prefix + ZERO_POINT, prefix + INPUT_SCALE):
             stored = state_dict.get(name)
             if stored is not None and stored.dtype != torch.float32:  # it would be assigned as it is
                 state_dict[name] = stored.detach().float()
@@ -283,5 +294,6 @@ class TensorQuantizer(quant_nn.TensorQuantizer):  # type: ignore[misc]  # the to
             self.load_range(amax)
         if zero_point is not None and not self.is_symmetric and self.zero_point is None:
             self.register_buffer(ZERO_POINT, zero_point.detach().clone())
+        self.make_room(state_dict, prefix)
         # The toolkit's own method would put the range on CUDA, so its parent's is called.
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)

@@ -22,6 +22,7 @@ from qdqpatch.errors import BudgetError, CalibrationError, ConfigError, Quantize
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.evaluation.rows import rows_of, rows_task
 from qdqpatch.listening import CalibrationListener
+from qdqpatch.nn.input_scale import ScalesInput
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.optimizing.budget import Budget
 from qdqpatch.optimizing.engine import SHAPE, Place
@@ -30,7 +31,7 @@ from qdqpatch.optimizing.ladder import Climb, Material, climb
 from qdqpatch.optimizing.placements import placement_for
 from qdqpatch.optimizing.result import Optimization
 from qdqpatch.patching.apply import is_quantized, named_quantizers
-from qdqpatch.patching.input_scales import scaled_linears
+from qdqpatch.patching.input_scales import scaled_modules
 from qdqpatch.patching.quantize import quantize
 from qdqpatch.patching.wrapped import unwrapped
 from qdqpatch.tasks.base import Task, draw
@@ -245,10 +246,11 @@ def _take(model: PreTrainedModel, best: PreTrainedModel) -> None:
     quantize(model, best.config.quantization_config)
     for parameter, other in zip(_float_parameters(model), _float_parameters(best), strict=True):
         parameter.data.copy_(other.data)
-    scales = {path: linear.input_scale for path, linear in scaled_linears(best)}
-    for path, scale in scales.items():
-        linear: Any = model.get_submodule(path)
-        linear.load_input_scale(scale)
+    ours = dict(model.named_modules())
+    for path, scaled in scaled_modules(best):
+        module = ours.get(path)
+        if isinstance(module, ScalesInput):
+            module.load_input_scale(scaled.input_scale)
     own = dict(named_quantizers(model))
     for path, quantizer in named_quantizers(best):
         if path in own and quantizer.interval is not None:

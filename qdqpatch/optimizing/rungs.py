@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from qdqpatch.calibration.bias_correction import linears_to_correct
 from qdqpatch.calibration.input_smoothing import linears_to_smooth
 from qdqpatch.calibration.refining import check_can_refine
+from qdqpatch.calibration.residual_smoothing import operands_to_smooth
 from qdqpatch.calibration.shifting import shifts_to_make
 from qdqpatch.calibration.smoothing import attentions_to_smooth
 from qdqpatch.calibration.weight_rounding import linears_to_round
@@ -41,9 +42,11 @@ class Rung:
     switches: Mapping[str, Any] = field(default_factory=dict)
 
 
+SMOOTHING = dict.fromkeys(("smooth", "shift", "smooth_inputs", "smooth_residuals"), True)
+
 RUNGS = (
     Rung("ranges", 8),
-    Rung("shift and smooth", 40, switches={"smooth": True, "shift": True, "smooth_inputs": True}),
+    Rung("shift and smooth", 40, switches=SMOOTHING),
     Rung("round weights", 60, switches={"round_weights": True}),
     Rung("refine", 150, switches={"refine": 4, "correct_biases": True}),
     Rung("tune", 200, switches={"tune": 3}),
@@ -55,6 +58,7 @@ CHECKS: dict[str, Callable[[nn.Module], object]] = {
     "smooth": attentions_to_smooth,
     "shift": shifts_to_make,
     "smooth_inputs": linears_to_smooth,
+    "smooth_residuals": operands_to_smooth,
     "refine": check_can_refine,
     "tune": check_can_refine,
     "round_weights": linears_to_round,

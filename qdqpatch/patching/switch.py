@@ -13,9 +13,11 @@ from qdqpatch.config.config import QDQConfig
 from qdqpatch.config.quantizer import Override, QuantizerConfig
 from qdqpatch.errors import ConfigError, OverrideError
 from qdqpatch.nn.learned import refuse_learned
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.names import INPUT_SCALE, ZERO_POINT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import make_quantizer, named_quantizers
-from qdqpatch.patching.input_scales import scaled_linears
+from qdqpatch.patching.input_scales import scaled_modules
 from qdqpatch.patching.placement import Placement, extended, first_like, placement, record, without
 from qdqpatch.patching.quantize import float_twin
 
@@ -73,7 +75,9 @@ def switch_quantizers(model: Model, overrides: Mapping[str, bool]) -> Model:
             turn_off(quantizer)
         elif not quantizer.is_enabled:
             _turn_on(model, path, wanted[path])
-    for _, linear in scaled_linears(model):
+    for _, linear in scaled_modules(model):
+        if not isinstance(linear, QuantLinear):
+            continue
         of_linear = (linear._input_quantizer, linear._weight_quantizer)
         if not any(quantizer.is_enabled for quantizer in of_linear):
             # It is loaded as a float Linear, which multiplies nothing; and these ranges fit no other weight.
@@ -87,7 +91,12 @@ def turn_off(quantizer: TensorQuantizer) -> None:
     """Turn a quantizer off; its range is kept in memory, but no longer saved."""
     quantizer.disable()
     # Loading makes no quantizer where all of an operation are off, so its range would be left over.
-    for name, value in (("_amax", quantizer.amax), ("_zero_point", quantizer.zero_point)):
+    state = (
+        ("_amax", quantizer.amax),
+        (ZERO_POINT, quantizer.zero_point),
+        (INPUT_SCALE, quantizer.input_scale),
+    )
+    for name, value in state:
         if value is not None:
             quantizer.register_buffer(name, value, persistent=False)
 
@@ -150,13 +159,14 @@ def _check(wanted: Placement, on: Mapping[str, bool]) -> None:
 def _turn_on(model: PreTrainedModel, path: str, settings: QuantizerConfig) -> None:
     quantizer = model.get_submodule(path)
     assert isinstance(quantizer, TensorQuantizer), "the path is from named_quantizers"
-    interval = quantizer.interval
+    interval, scale = quantizer.interval, quantizer.input_scale
     if not _has(quantizer, settings):
         # It was off when the model was quantized, and so made without settings.
         quantizer = replace_quantizer(model, path, settings)
     quantizer.enable()
+    quantizer.load_input_scale(scale)  # which was not saved either while the quantizer was off
     if interval is not None:
-        quantizer.drop_range()  # it was not saved while the quantizer was off
+        quantizer.drop_range()
         quantizer.load_range(interval)
     elif settings.amax is not None:
         quantizer.load_range(torch.tensor(settings.amax, device=model.device))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qdqpatch.training.distillation import Distillation
 
 
-CALIBRATION = ("method", "shift", "smooth_inputs", "refine")
+CALIBRATION = ("method", "shift", "smooth_inputs", "smooth_residuals", "refine")
 """The settings of a job that are for a float checkpoint alone."""
 
 
@@ -42,6 +42,7 @@ class Job:
         shift: Whether its channels are shifted before, where that can be done.
         smooth_inputs: Whether what its Linears read is smoothed before as well; None for embedders alone,
             whose vectors gain most by it.
+        smooth_residuals: The same of what its residual adds read.
         refine: For how many epochs its ranges are refined after that; 0 for none. What training ends with
             depends on the ranges that it begins with.
         activations: How ranges of activations are trained, as `train_ranges` takes it.
@@ -62,6 +63,7 @@ class Job:
     method: Method = "auto"
     shift: bool = True
     smooth_inputs: bool | None = None
+    smooth_residuals: bool | None = None
     refine: int = 4
     activations: ActivationRanges = "lsq"
     weights: WeightRanges = "follow"

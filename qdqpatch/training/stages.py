@@ -12,6 +12,7 @@ from qdqpatch.calibration import ptq
 from qdqpatch.calibration.input_smoothing import can_smooth_inputs
 from qdqpatch.calibration.observing import HELD_BACK
 from qdqpatch.calibration.refining import can_refine
+from qdqpatch.calibration.residual_smoothing import can_smooth_residuals
 from qdqpatch.calibration.shifting import find_shifts
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.data.arrays import Arrays
@@ -72,7 +73,9 @@ class Run:
     def _set_ranges(self) -> None:
         """Calibrate; shift before and refine after where the model allows it."""
         job = self._job
-        smooth_inputs = not self._task.has_loss if job.smooth_inputs is None else job.smooth_inputs
+        is_embedder = not self._task.has_loss
+        smooth_inputs = is_embedder if job.smooth_inputs is None else job.smooth_inputs
+        smooth_residuals = is_embedder if job.smooth_residuals is None else job.smooth_residuals
         chosen = draw(self._data.features, CALIBRATION, job.schedule.seed)
         ptq(
             self.model,
@@ -85,6 +88,7 @@ class Run:
             method=job.method,
             shift=job.shift and bool(find_shifts(self.model)),
             smooth_inputs=smooth_inputs and can_smooth_inputs(self.model),
+            smooth_residuals=smooth_residuals and can_smooth_residuals(self.model),
             refine=job.refine if can_refine(self.model) else 0,
             listener=self._listener,
         )

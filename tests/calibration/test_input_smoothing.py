@@ -222,7 +222,7 @@ def test_what_cannot_be_smoothed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="no calibration batch"):
         smooth_inputs(model, [])
     models.assert_unchanged(model, before)
-    with pytest.raises(ConfigError, match="smoothed input"):
+    with pytest.raises(ConfigError, match="multiplies the channels of its input"):
         qdqpatch.save_qdqbert(calibrate(smoothed(QDQConfig()), data(), "max"), tmp_path)
 
 

@@ -31,6 +31,7 @@ OWN: dict[str, tuple[set[str], str]] = {
     "--method": ({"help"}, "convert explains them"),
     "--shift": ({"default", "help", "opts", "show_default"}, "train does it unless it is told not to"),
     "--smooth-inputs": ({"default", "help", "opts", "show_default"}, "train does it for embedders"),
+    "--smooth-residuals": ({"default", "help", "opts", "show_default"}, "train does it for embedders"),
     "--refine": ({"default", "help", "show_default"}, "train does it"),
     "--target": (
         {"default", "help", "multiple", "name", "opts", "required", "show_default"},

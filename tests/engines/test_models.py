@@ -8,7 +8,8 @@ import pytest
 from exported import write_onnx
 
 from qdqpatch.engines.contenders import Facts
-from qdqpatch.engines.models import find_contenders, home_of
+from qdqpatch.engines.homes import home_of
+from qdqpatch.engines.models import find_contenders
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
 

@@ -31,6 +31,7 @@ VERBS: dict[str, Callable[[nn.Module, Any], Any]] = {
     "smooth": lambda model, batch: calibration.smooth(model, [GOOD, batch]),
     "shift": lambda model, batch: calibration.shift(model, [batch]),
     "smooth_inputs": lambda model, batch: calibration.smooth_inputs(model, [batch]),
+    "smooth_residuals": lambda model, batch: calibration.smooth_residuals(model, [batch]),
     "refine_ranges": lambda model, batch: calibration.refine_ranges(model, [batch], epochs=1),
     "tune": lambda model, batch: calibration.tune(model, [batch], 1),
     "round_weights": lambda model, batch: calibration.round_weights(model, [batch]),

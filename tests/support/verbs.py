@@ -128,6 +128,7 @@ VERBS: dict[str, Verb] = {
     "smooth": on(calibration.smooth, batches),
     "shift": on(calibration.shift, batches),
     "smooth_inputs": on(calibration.smooth_inputs, batches),
+    "smooth_residuals": on(calibration.smooth_residuals, batches),
     "refine_ranges": on(calibration.refine_ranges, batches, epochs=1),
     "round_weights": on(calibration.round_weights, batches),
     "correct_biases": on(calibration.correct_biases, batches),

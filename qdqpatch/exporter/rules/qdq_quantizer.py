@@ -1,4 +1,4 @@
-"""A quantizer as QuantizeLinear and DequantizeLinear."""
+"""A quantizer as QuantizeLinear and DequantizeLinear, between two products if its channels have factors."""
 
 from __future__ import annotations
 
@@ -29,5 +29,11 @@ class QDQActivation:
         quantizer, inputs = rewriter.module(node), node.inputs[0]
         assert isinstance(quantizer, TensorQuantizer)
         assert inputs is not None
-        grid = activation_grid(quantizer, path(node))
-        rewriter.replace(node, [rewriter.rounded(inputs, grid, self.offset)])
+        grid, scale = activation_grid(quantizer, path(node)), quantizer.input_scale
+        if scale is None:
+            outputs = rewriter.rounded(inputs, grid, self.offset)
+        else:
+            scaled = rewriter.scaled(inputs, scale.float().numpy())
+            rounded = rewriter.rounded(scaled, grid, self.offset)
+            outputs = rewriter.scaled(rounded, scale.float().reciprocal().numpy())
+        rewriter.replace(node, [outputs])

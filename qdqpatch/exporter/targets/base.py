@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from qdqpatch.engines.models import ONNX_FOLDER
+from qdqpatch.engines.homes import ONNX_FOLDER
 from qdqpatch.engines.sessions import Engine
 from qdqpatch.exporter.kernels import Kernel
 from qdqpatch.exporter.rules.base import RewriteRule

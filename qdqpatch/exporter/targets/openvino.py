@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qdqpatch.engines.models import IR_FOLDER
+from qdqpatch.engines.homes import IR_FOLDER
 from qdqpatch.engines.sessions import OPENVINO
 from qdqpatch.engines.telemetry import no_telemetry
 from qdqpatch.exporter.kernels import Kernel
