@@ -1,6 +1,4 @@
-"""Judging models on texts that none of them has seen: every rung in the engine, and in torch which units to leave
-float.
-"""
+"""Judging models on texts not seen before: every rung in the engine, units to leave in float in torch."""
 
 from __future__ import annotations
 

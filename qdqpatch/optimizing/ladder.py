@@ -221,7 +221,7 @@ def _with_float_units(
     settings: Mapping[str, Any],
     listener: CalibrationListener,
 ) -> PreTrainedModel:
-    """Leave units in float: the costliest ones, as many as the budget takes in torch, on texts of their own."""
+    """Leave units in float: the costliest ones, as many as the budget takes on texts of their own."""
     model = copy.deepcopy(best)
     assert model is not None
     listener.say("Looking for units to leave in float")
