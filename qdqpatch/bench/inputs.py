@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qdqpatch.data.arrays import Array, Arrays
-from qdqpatch.engines.models import Facts
+from qdqpatch.engines.contenders import Facts
 from qdqpatch.engines.sessions import Input
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from qdqpatch.bench.inputs import PIXELS, check_inputs, make_inputs
-from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.bench.inputs import check_inputs, make_inputs
 from qdqpatch.data.arrays import Arrays
-from qdqpatch.engines.models import TORCH, Contender, engine_of
+from qdqpatch.engines.contenders import TORCH, Contender, engine_of
 from qdqpatch.engines.sessions import Input, fixed_sizes
 from qdqpatch.engines.shapes import Shape
-from qdqpatch.errors import ConfigError, EngineError, one_line
-
-TORCH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-"""What a torch model is given of these, as far as it takes them."""
-
-SIMULATED = (
-    "fake-quantized in float: torch rounds to int8 values and multiplies in float, which is slower than "
-    "float alone; an exported model runs int8 kernels"
-)
+from qdqpatch.errors import EngineError, one_line
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,12 @@ def load(contender: Contender, threads: int) -> Loaded:
         EngineError: If an engine refuses a file.
         ConfigError: If the model takes something else than tokens or images.
     """
-    loaded = _load_checkpoint(contender) if contender.engine == TORCH else _load_file(contender, threads)
+    if contender.engine == TORCH:
+        from qdqpatch.bench.checkpoints import load_checkpoint  # imports torch, which files run without
+
+        loaded = load_checkpoint(contender)
+    else:
+        loaded = _load_file(contender, threads)
     check_inputs(str(contender), loaded.inputs)
     return loaded
 
@@ -87,21 +80,3 @@ def _load_file(contender: Contender, threads: int) -> Loaded:
     except EngineError as error:
         raise EngineError(one_line(error)) from error
     return Loaded(contender, session.inputs, session.run, session.note)
-
-
-def _load_checkpoint(contender: Contender) -> Loaded:
-    source = open_checkpoint(contender.path)
-    if source.model_class.__name__.endswith("ForMultipleChoice"):
-        raise ConfigError(f"{contender} takes (batch, choices, length); bench makes (batch, length).")
-    model, _ = source.load(finite=False)  # speed does not depend on it, and load time should not
-    model.eval()
-    parameters = inspect.signature(model.forward).parameters
-    inputs = tuple(Input(name, (None, None), "int64") for name in TORCH_INPUTS if name in parameters)
-    if "input_ids" not in parameters:
-        inputs = (Input(PIXELS, (None, *(contender.facts.image or ())), "float32"),)
-
-    def run(arrays: Arrays) -> object:
-        with torch.inference_mode():
-            return model(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-
-    return Loaded(contender, inputs, run, None if source.quantization is None else SIMULATED)

@@ -1,8 +1,8 @@
 """Load time and memory of one contender, measured in a process that does nothing else.
 
 `alone` starts the process, `python -m qdqpatch.bench.process JOB`. There, the engine is imported, then the
-model is loaded, which is timed, and run once. Other processes loaded the model before, so that its files are
-in the page cache and the disk does not count.
+model is loaded, which is timed, and run once; an exported file without torch and transformers. Others loaded
+it before, so that its files are in the page cache and the disk does not count.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from qdqpatch.bench.loading import load
-from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.engines.models import TORCH, Contender, Facts, engine_of
+from qdqpatch.engines.contenders import TORCH, Contender, Facts, engine_of
 from qdqpatch.engines.shapes import Shape
-from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import EngineError, QdqError, one_line
 
 
@@ -58,6 +57,8 @@ def alone(contender: Contender, threads: int, shape: Shape) -> Footprint:
 def measure(contender: Contender, threads: int, shape: Shape) -> Footprint:
     """Load a contender in this process, and run it once."""
     if contender.engine == TORCH:
+        from qdqpatch.checkpoint.source import open_checkpoint
+
         open_checkpoint(contender.path)  # imports the model's class
     else:
         importlib.import_module(engine_of(contender.engine).package)
@@ -68,6 +69,15 @@ def measure(contender: Contender, threads: int, shape: Shape) -> Footprint:
     loaded.runner(shape)()
     peak = _resident("VmHWM")
     return Footprint(load_seconds, None if before is None or peak is None else max(peak - before, 0), peak)
+
+
+def _threads(contender: Contender, threads: int) -> AbstractContextManager[None]:
+    """Let torch use so many threads, if it is torch that runs: an exported file needs no torch here."""
+    if contender.engine != TORCH:
+        return nullcontext()
+    from qdqpatch.engines.threads import torch_threads
+
+    return torch_threads(threads)
 
 
 def _resident(field: str) -> int | None:
@@ -92,7 +102,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     contender = Contender(**job["contender"] | {"facts": Facts(**job["contender"]["facts"])})
     try:
-        with torch_threads(job["threads"]):
+        with _threads(contender, job["threads"]):
             footprint = measure(contender, job["threads"], Shape.parse(job["shape"]))
     except QdqError as error:
         sys.exit(one_line(error))

@@ -16,9 +16,10 @@ from qdqpatch.bench.measure import RUNS, Latency, interleave
 from qdqpatch.bench.process import Footprint, alone
 from qdqpatch.bench.report import Benchmark, BenchmarkRow
 from qdqpatch.bench.sizes import size_on_disk
+from qdqpatch.engines.contenders import TORCH, Contender, engine_of
 from qdqpatch.engines.exactness import TEXT_INPUTS, Exactness, exactness
 from qdqpatch.engines.loading import Skipped, load_each
-from qdqpatch.engines.models import TORCH, Contender, engine_of, find_contenders
+from qdqpatch.engines.models import find_contenders
 from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape, cut
 from qdqpatch.engines.threads import torch_threads

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.checkpoint.source import open_checkpoint
-from qdqpatch.engines.models import TORCH, Contender
+from qdqpatch.engines.contenders import TORCH, Contender
 from qdqpatch.errors import EngineError
 from qdqpatch.packages import require
 

@@ -20,6 +20,7 @@ from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.patching.arguments import run
+from qdqpatch.patching.chunks import unchunked
 from qdqpatch.spelling import spelled
 
 HELD_BACK = 8
@@ -28,9 +29,6 @@ HELD_BACK = 8
 COMPARED_TOKENS = 768
 """Of a batch that is held back, the first rows are used up to so many positions. More take time, and were not
 worth it on SQuAD: the divergence of the logits was 0.077 with an eighth of the rows, and 0.073 with all."""
-
-CHUNKED = "chunk_size_feed_forward"
-"""The attribute of a transformers layer that says how many positions its feed forward takes at a time."""
 
 
 class Observer:
@@ -71,27 +69,22 @@ class Observer:
 def observing(model: PreTrainedModel, observers: Mapping[str, Observer]) -> Iterator[None]:
     """Let quantizers collect instead of quantize, and put everything back however it ends."""
     modes = {module: module.training for module in model.modules()}
-    # A block computed in chunks would show tensors that no longer have the batch's positions.
-    chunks = {module: vars(module)[CHUNKED] for module in modes if isinstance(vars(module).get(CHUNKED), int)}
     everything = dict(named_quantizers(model))
     before = {
         path: (quantizer._calibrator, quantizer._if_calib, quantizer._if_quant)
         for path, quantizer in everything.items()
     }
     model.eval()
-    for module in chunks:
-        setattr(module, CHUNKED, 0)
     for path, quantizer in everything.items():
         quantizer._if_quant, quantizer._if_calib = False, path in observers
         if path in observers:
             quantizer._calibrator = observers[path]
     try:
-        yield
+        with unchunked(model):
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for module, size in chunks.items():
-            setattr(module, CHUNKED, size)
         for path, quantizer in everything.items():
             quantizer._calibrator, quantizer._if_calib, quantizer._if_quant = before[path]
 

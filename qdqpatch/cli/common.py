@@ -16,7 +16,7 @@ import click
 
 from qdqpatch.choices import AUTO_CLASSES, PRESETS
 from qdqpatch.cli.sections import SectionOption
-from qdqpatch.errors import CalibrationWarning, ConfigError, InterruptedRunError, OccupiedError, QdqError
+from qdqpatch.errors import CalibrationWarning, ConfigError, InterruptedRunError, QdqError
 from qdqpatch.output.signals import ended_by_signals
 
 if TYPE_CHECKING:
@@ -156,8 +156,6 @@ def verbosity_options(command: Command) -> Command:
                 raise click.ClickException(
                     f"{error} To go on with it: --resume. To begin anew: --force."
                 ) from error
-            except OccupiedError as error:
-                raise click.ClickException(f"{error} To replace what is there: --force.") from error
             except QdqError as error:
                 raise click.ClickException(str(error)) from error
 

@@ -6,12 +6,12 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-from qdqpatch.patching.arguments import position_limit
 from qdqpatch.spelling import spelled
+
+if TYPE_CHECKING:  # what runs exported files knows configs alone
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def shortness(lengths: Sequence[int], cut: int, served: int) -> str | None:
@@ -40,6 +40,8 @@ def shortness(lengths: Sequence[int], cut: int, served: int) -> str | None:
 
 def served_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> int:
     """Return the longest sequence that tokenizer and model take; `sys.maxsize` if neither says."""
+    from qdqpatch.patching.arguments import position_limit
+
     return min(tokenizer.model_max_length, position_limit(model))
 
 

@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.engines.homes import longest_of
 from qdqpatch.engines.profiles import Profile, profile_of, profiles_for
@@ -51,6 +49,8 @@ class GpuEngine(Engine):
         if reason := lacking(f"Running models in {self.name}", self.package, install=install):
             return reason
         if self.provider is None:
+            import torch
+
             return (
                 None if torch.cuda.is_available() else f"{self.name} needs a torch with CUDA for its memory."
             )
@@ -93,6 +93,8 @@ def _open_provider(provider: str) -> Callable[[Any, Path, int | None, bool], Ses
 
 def _open_tensorrt(trt: Any, path: Path, threads: int | None, exact: bool) -> Session:
     """Compile a file for the GPU that is there, and run it with torch's memory."""
+    import torch  # other engines run without it
+
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -124,7 +126,7 @@ def _open_tensorrt(trt: Any, path: Path, threads: int | None, exact: bool) -> Se
                 context.set_input_shape(name, tuple(tensor.shape))
                 context.set_tensor_address(name, tensor.data_ptr())
             for name in outputs:
-                dtype = _TORCH[engine.get_tensor_dtype(name).name]
+                dtype = getattr(torch, _TORCH[engine.get_tensor_dtype(name).name])
                 tensors[name] = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
                 context.set_tensor_address(name, tensors[name].data_ptr())
             if not context.execute_async_v3(stream.cuda_stream):
@@ -179,7 +181,7 @@ def shape_of(inputs: Sequence[Any], feed: Arrays) -> Shape:
     return found
 
 
-_TORCH = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16}
+_TORCH = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 
 
 GPU_ENGINES: dict[str, GpuEngine] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from qdqpatch.engines.models import Contender
+from qdqpatch.engines.contenders import Contender
 from qdqpatch.errors import EngineError, QdqError
 
 Loaded = TypeVar("Loaded")

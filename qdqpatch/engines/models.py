@@ -3,65 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from qdqpatch.checkpoint.files import HUB_NAME
 from qdqpatch.checkpoint.source import WEIGHTS, open_checkpoint
-from qdqpatch.choices import RUNNERS
 from qdqpatch.data.lengths import positions_for_tokens
+from qdqpatch.engines.contenders import TORCH, Contender, Facts, engine_of
 from qdqpatch.engines.gpu import GPU_ENGINES
 from qdqpatch.engines.homes import IR_FOLDER, ONNX_FOLDER, read_config
-from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME, Engine
+from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 from qdqpatch.packages import pip_install
 from qdqpatch.spelling import spelled
-
-TORCH = RUNNERS[0]
 
 EXPORTS = {
     ".onnx": (f"{ONNX_FOLDER}/model.onnx", "model.onnx", f"{ONNX_FOLDER}/model_quantized.onnx"),
     ".xml": (f"{IR_FOLDER}/openvino_model.xml", "openvino_model.xml"),
 }
 """The exported files of a folder; the first that is there counts."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a config says about what a model can be given; None for what it does not say.
-
-    Attributes:
-        vocab_size: Token ids are below this.
-        max_length: The longest sequence.
-        pad_token_id: The id that is padding.
-        image: Channels, height and width of the images that it takes.
-    """
-
-    vocab_size: int | None = None
-    max_length: int | None = None
-    pad_token_id: int | None = None
-    image: tuple[int, int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A model in an engine.
-
-    Attributes:
-        model: What the table calls it.
-        engine: One of `RUNNERS`.
-        path: What the engine loads: a file; for torch a checkpoint's folder or its name on the hub.
-        facts: What the config beside it says.
-    """
-
-    model: str
-    engine: str
-    path: str
-    facts: Facts
-
-    def __str__(self) -> str:
-        return f"{self.model} in {self.engine}"
 
 
 def find_contenders(
@@ -108,11 +68,6 @@ def find_contenders(
 
 def _installed(engine: str) -> bool:
     return engine == TORCH or engine_of(engine).is_installed
-
-
-def engine_of(name: str) -> Engine:
-    """Return the engine of a name, on the CPU or on a GPU."""
-    return GPU_ENGINES[name] if name in GPU_ENGINES else ENGINES[name]
 
 
 def _files(name: str) -> dict[str, str]:

@@ -18,7 +18,8 @@ from qdqpatch.checkpoint.companions import read_companions
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.source import has_weights
 from qdqpatch.data.lengths import config_limit
-from qdqpatch.engines.models import EXPORTS, TORCH
+from qdqpatch.engines.contenders import TORCH
+from qdqpatch.engines.models import EXPORTS
 from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import CheckpointError, ConfigError, DataError, EngineError

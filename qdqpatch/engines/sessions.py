@@ -8,15 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.engines.telemetry import no_telemetry
 from qdqpatch.engines.vnni import has_signed_products, saturates
 from qdqpatch.errors import EngineError, one_line
 from qdqpatch.packages import missing, require
+
+if TYPE_CHECKING:  # files run without it
+    from torch import Tensor
 
 REDUCED = "computes in bfloat16, which this processor has, what the model leaves in float"
 SATURATED = "loses accuracy here: this processor has no VNNI, and sums of products of integers saturate"

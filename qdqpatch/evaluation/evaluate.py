@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from qdqpatch.data.arrays import Arrays
+from qdqpatch.engines.contenders import TORCH, Contender
 from qdqpatch.engines.exactness import Exactness, exactness
 from qdqpatch.engines.loading import load_each
-from qdqpatch.engines.models import TORCH, Contender, find_contenders
+from qdqpatch.engines.models import find_contenders
 from qdqpatch.engines.sessions import ENGINES
 from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError, EngineError

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.engines.contenders import TORCH, Contender
 from qdqpatch.engines.device import to_fastest_device
-from qdqpatch.engines.models import TORCH, Contender
 from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.errors import ConfigError, EngineError, one_line
 from qdqpatch.evaluation.predicting import Run, engine_run, torch_run

@@ -22,6 +22,7 @@ from qdqpatch.data.lengths import served_length
 from qdqpatch.engines.homes import IR_FOLDER, ONNX_FOLDER
 from qdqpatch.exporter.targets.base import ONNX_FILE
 from qdqpatch.exporter.tracing import SENTENCE
+from qdqpatch.patching.arguments import run
 
 QUANTIZED = "model_quantized.onnx"
 """The name under which FastEmbed and transformers.js look for int8."""
@@ -166,7 +167,7 @@ def _structure(model: PreTrainedModel, inputs: Mapping[str, Tensor], outputs: li
         leaves = [_pytree.tree_structure(0) for _ in names]
         return _pytree.treespec_dumps(_pytree.TreeSpec(CLIPTextModelOutput, names, leaves))
     with torch.no_grad():
-        result = model(**inputs)
+        result = run(model, inputs)
     fields = {name.partition(".")[0] for name in outputs}
     kept = type(result)(**{name: value for name, value in result.items() if name in fields})
     return _pytree.treespec_dumps(_pytree.tree_structure(kept))

@@ -1,4 +1,4 @@
-"""The model as it is exported: in eval mode, in fp32 and on the CPU, its embeddings quantized if wanted."""
+"""The model as it is exported: in eval mode, in fp32, on the CPU, its feed forwards whole."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from qdqpatch.nn.linear import QuantEmbedding
 from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.nn.toolkit import QuantDescriptor
+from qdqpatch.patching.chunks import unchunked
 
 
 @contextmanager
@@ -31,6 +32,7 @@ def prepared(model: PreTrainedModel, int8_embeddings: bool) -> Iterator[PreTrain
         for module in model.modules():
             stack.callback(setattr, module, "training", module.training)
         model.eval()
+        stack.enter_context(unchunked(model))
         if int8_embeddings:
             for module in list(model.modules()):
                 if type(module) is nn.Embedding:

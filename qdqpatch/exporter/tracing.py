@@ -20,6 +20,7 @@ from qdqpatch.exporter.settings import settings_of
 from qdqpatch.exporter.translations import TABLE
 from qdqpatch.nn.pooling import SentenceHead, mask_of
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.arguments import by_name
 from qdqpatch.patching.quiet import quiet_export
 from qdqpatch.spelling import spelled
 
@@ -204,7 +205,7 @@ class _Outputs(nn.Module):
         """Return the outputs by name, without what nothing reads and a cache of keys and values."""
         takes_cache = "use_cache" in inspect.signature(self.model.forward).parameters
         cache = {"use_cache": False} if takes_cache else {}
-        found = named_outputs(self.model(**inputs, **cache))
+        found = named_outputs(self.model(**inputs, **cache, **by_name(self.model)))
         named = {name: tensor for name, tensor in found.items() if name not in self._unread}
         if self.head is not None:  # last: some servers take the first output, whatever its name
             named[SENTENCE] = self.head(named[HIDDEN], mask_of(inputs))

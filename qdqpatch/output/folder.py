@@ -19,6 +19,7 @@ from qdqpatch.output.manifest import MANIFEST, foreign, some, write_manifest
 from qdqpatch.output.moves import Move
 from qdqpatch.output.places import must_stay
 from qdqpatch.output.work import Work, clean_up, is_work, prefix
+from qdqpatch.spelling import spelled
 
 NOT_CONTENT = ("lost+found",)
 """What a disk's root has of its own."""
@@ -167,7 +168,10 @@ class OutputFolder:
         if others := foreign(self.path, self.also, skip):
             raise CheckpointError(_refusal(self.given, others))
         if not self.force:
-            raise OccupiedError(f"{self.given} is not empty. Choose another folder.")
+            raise OccupiedError(
+                f"{self.given} is not empty. Choose another folder. To replace what is there: "
+                f"{spelled('force=True', '--force')}."
+            )
 
     def _moves(self, work: Work) -> tuple[Sequence[Move], Sequence[Move]]:
         if self.path.exists() and not self.path.is_dir():

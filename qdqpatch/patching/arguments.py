@@ -47,11 +47,17 @@ def run(model: nn.Module, batch: Mapping[str, Any], where: str = "a batch") -> A
             said is the cause. A lack of memory and errors of our own are raised as they are.
     """
     try:
-        return model(**batch)
+        return model(**batch, **by_name(model))
     except (QdqError, torch.OutOfMemoryError):
         raise
     except REFUSALS as error:
         raise _cannot_run(model, batch, where, error) from error
+
+
+def by_name(model: nn.Module) -> dict[str, bool]:
+    """Return the argument by which a model gives its outputs by name, where its config says a tuple."""
+    config = getattr(model, "config", None)
+    return {} if getattr(config, "return_dict", True) else {"return_dict": True}
 
 
 def check_arguments(model: nn.Module, batch: Mapping[str, Any], where: str = "The batch") -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import ConfigError, OccupiedError
 from qdqpatch.output.file import check_file, replace_file
+from qdqpatch.spelling import spelled
 
 
 def check_config_file(file: Path, force: bool, inputs: Mapping[str, Any] | None = None) -> None:
@@ -44,7 +45,10 @@ def _may_replace(file: Path, force: bool) -> bool:
     except (ConfigError, ValueError):
         return False
     if ours and not force:
-        raise OccupiedError(f"{file} is there. Choose another name.")
+        raise OccupiedError(
+            f"{file} is there. Choose another name. To replace what is there: "
+            f"{spelled('force=True', '--force')}."
+        )
     return ours
 
 

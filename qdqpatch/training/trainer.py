@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, Trainer
 
 from qdqpatch.errors import ConfigError
 from qdqpatch.patching.apply import is_quantized
+from qdqpatch.patching.arguments import by_name
 from qdqpatch.patching.quantize import dequantize
 from qdqpatch.tasks.head import classifier_of
 from qdqpatch.training.distillation import Distillation, distillation_loss
@@ -92,8 +93,8 @@ class DistillationTrainer(Trainer):
         theirs = {}
         if self.teacher is not None:
             with torch.no_grad():
-                theirs = self.teacher(**bare, **needed)
-        ours = model(**(inputs if parts.labels else bare), **needed)
+                theirs = self.teacher(**bare, **needed, **by_name(self.teacher))
+        ours = model(**(inputs if parts.labels else bare), **needed, **by_name(model))
         loss = distillation_loss(ours, theirs, inputs, parts, self._classifier)
         return (loss, ours) if return_outputs else loss
 

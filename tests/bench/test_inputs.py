@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qdqpatch.bench.inputs import check_inputs, make_inputs
-from qdqpatch.engines.models import Facts
+from qdqpatch.engines.contenders import Facts
 from qdqpatch.engines.sessions import Input, fixed_sizes
 from qdqpatch.engines.shapes import Shape, cut
 from qdqpatch.errors import ConfigError

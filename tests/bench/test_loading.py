@@ -10,9 +10,11 @@ from benches import file_contender
 from exported import write_onnx
 from onnx import TensorProto
 
+from qdqpatch.bench.checkpoints import SIMULATED
 from qdqpatch.bench.inputs import make_inputs
-from qdqpatch.bench.loading import SIMULATED, load
-from qdqpatch.engines.models import Facts, find_contenders
+from qdqpatch.bench.loading import load
+from qdqpatch.engines.contenders import Facts
+from qdqpatch.engines.models import find_contenders
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError, EngineError

@@ -16,7 +16,7 @@ from qdqpatch.bench import process
 from qdqpatch.bench.measure import RUNS, Latency, interleave
 from qdqpatch.bench.process import alone
 from qdqpatch.bench.sizes import size_on_disk
-from qdqpatch.engines.models import Contender, Facts
+from qdqpatch.engines.contenders import Contender, Facts
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError
 

@@ -12,7 +12,7 @@ from exported import write_onnx, write_openvino
 from qdqpatch.bench import side_by_side
 from qdqpatch.bench.loading import load
 from qdqpatch.bench.side_by_side import compare
-from qdqpatch.engines.models import Contender
+from qdqpatch.engines.contenders import Contender
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, EngineError
 

@@ -18,7 +18,7 @@ from qdqpatch.bench import side_by_side
 from qdqpatch.bench.loading import load
 from qdqpatch.bench.report import COLUMNS, Benchmark
 from qdqpatch.cli import main
-from qdqpatch.engines.models import Contender
+from qdqpatch.engines.contenders import Contender
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError
 

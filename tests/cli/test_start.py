@@ -1,9 +1,14 @@
-"""What starting costs: help imports nothing heavy, and `import qdqpatch` nothing at all of it."""
+"""What starting costs: help imports nothing heavy, `import qdqpatch` nothing at all, a file no torch."""
 
+import dataclasses
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from benches import file_contender
+from exported import write_onnx
 
 from qdqpatch.cli import COMMANDS
 
@@ -38,3 +43,10 @@ def test_wrong_usage_imports_nothing_heavy() -> None:
     code = "from click.testing import CliRunner; from qdqpatch.cli import main\n"
     code += "assert CliRunner().invoke(main, ['convert', 'a', 'b', '--task', 'cooking']).exit_code == 2"
     assert imported(code) == set()
+
+
+def test_an_exported_file_is_measured_alone_without_torch(here: Path) -> None:
+    contender = dataclasses.asdict(file_contender(write_onnx(here / "a.onnx")))
+    job = json.dumps({"contender": contender, "threads": 1, "shape": "1x4"})
+    code = f"from qdqpatch.bench.process import main; sys.argv[1:] = [{job!r}]; main()"
+    assert imported(code) <= {"numpy", "onnx", "onnx_ir", "onnxruntime"}

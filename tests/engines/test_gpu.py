@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from encoders import Style, write_encoder
 
@@ -43,7 +44,7 @@ def test_what_is_missing_beside_the_gpu_is_named(monkeypatch: pytest.MonkeyPatch
     modules = {"onnxruntime": SimpleNamespace(get_available_providers=lambda: ["CPUExecutionProvider"])}
     monkeypatch.setattr(gpu.importlib, "import_module", modules.__getitem__)
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: modules.get(name))
-    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert GPU_ENGINES["onnxruntime-cuda"].lacking() == (
         "This ONNX Runtime has no CUDAExecutionProvider: pip install onnxruntime-gpu"
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from exported import write_onnx
 
+from qdqpatch.engines.contenders import Facts
 from qdqpatch.engines.homes import home_of
-from qdqpatch.engines.models import Facts, find_contenders
+from qdqpatch.engines.models import find_contenders
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
 
 

@@ -57,7 +57,9 @@ def test_a_block_that_fails_leaves_everything_as_it_was(here: Path, error: BaseE
 
 def test_what_is_ours_is_replaced_by_force_alone(here: Path) -> None:
     write("out", "old", "other.json")
-    with pytest.raises(OccupiedError, match=r"^out is not empty\. Choose another folder\.$"):
+    with pytest.raises(
+        OccupiedError, match=r"^out is not empty\. .* To replace what is there: force=True\.$"
+    ):
         OutputFolder.open("out")
     assert tree(here / "out") == {"other.json": "old", "onnx/model": "old"}
     Path("out").chmod(0o700)

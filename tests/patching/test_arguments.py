@@ -11,6 +11,7 @@ from torch import nn
 import qdqpatch
 from qdqpatch import calibration
 from qdqpatch.errors import DataError
+from qdqpatch.exporter.tracing import outputs_of
 from qdqpatch.patching.arguments import check_arguments, run
 
 GOOD = models.inputs(seed=2)
@@ -96,3 +97,13 @@ def test_lack_of_memory_is_no_fault_of_the_batch() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         run(Large(), {"input_ids": IDS})
+
+
+def test_outputs_have_names_where_the_config_says_a_tuple() -> None:
+    model = models.build("BertForSequenceClassification")
+    model.config.return_dict = False
+    assert isinstance(model(**GOOD), tuple)
+    assert list(run(model, GOOD)) == ["logits"]
+    assert list(outputs_of(model)(GOOD)) == ["logits"]
+    qdqpatch.ptq(model, [GOOD] * 4, method="max", tune=1)
+    assert isinstance(model(**GOOD), tuple)

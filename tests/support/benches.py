@@ -7,7 +7,7 @@ from exported import VOCABULARY
 
 from qdqpatch.bench import side_by_side
 from qdqpatch.bench.process import Footprint
-from qdqpatch.engines.models import Contender, Facts
+from qdqpatch.engines.contenders import Contender, Facts
 from qdqpatch.engines.shapes import Shape
 
 TINY = Facts(VOCABULARY)

@@ -245,6 +245,16 @@ def test_the_loss_of_labels_needs_no_other(tmp_path: Path) -> None:
     assert float(loss.detach()) == float(training.model(**batch).loss.detach())
 
 
+def test_models_may_return_tuples(tmp_path: Path) -> None:
+    name = "BertForSequenceClassification"
+    training = trainer(damaged(name), tmp_path, name, teacher=models.float_model(name))
+    batch = models.inputs(name)
+    loss = training.compute_loss(training.model.eval(), dict(batch))
+    for model in (training.model, training.teacher):
+        model.config.return_dict = False
+    assert torch.equal(training.compute_loss(training.model, dict(batch)), loss)
+
+
 @pytest.mark.parametrize("by_labels", [False, True])
 def test_gradients_that_accumulate_are_those_of_the_whole_batch(by_labels: bool, tmp_path: Path) -> None:
     """The halves are as long as each other; what differs is the order of fp32 sums."""

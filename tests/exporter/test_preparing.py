@@ -1,0 +1,34 @@
+"""The model as it is exported, and that it is afterwards what it was."""
+
+import threading
+
+import models
+
+from qdqpatch.exporter.preparing import prepared
+from qdqpatch.patching.quiet import quiet_export
+
+
+def test_feed_forwards_take_all_positions_at_once() -> None:
+    model = models.build(chunk_size_feed_forward=2)
+    layers = model.encoder.layer
+    with prepared(model, int8_embeddings=False) as exported:
+        assert exported is model
+        assert {layer.chunk_size_feed_forward for layer in layers} == {0}
+    assert {layer.chunk_size_feed_forward for layer in layers} == {2}
+
+
+def test_exporters_take_turns() -> None:
+    """torch traces one model at a time; and a thread may come here again."""
+    order: list[str] = []
+
+    def second() -> None:
+        with quiet_export():
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with quiet_export(), quiet_export():
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
