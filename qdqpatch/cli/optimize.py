@@ -141,8 +141,9 @@ def command(
     from qdqpatch.checkpoint.source import open_checkpoint
     from qdqpatch.distributed import from_first
     from qdqpatch.engines.device import to_fastest_device
+    from qdqpatch.optimizing.dividing import divide
     from qdqpatch.optimizing.engine import Place
-    from qdqpatch.optimizing.optimize import divide, search_best
+    from qdqpatch.optimizing.optimize import search_best
     from qdqpatch.output.folder import OutputFolder
     from qdqpatch.tasks.pairs import Pair
 
@@ -159,7 +160,7 @@ def command(
         task = data.make_task(ckpt, source.config)
         examples, reason = task.read_any(data.source)
         has_labels = reason is None and (task.needs_labels or isinstance(examples[0], Pair))
-        held, calibration = divide(examples, held_back, samples, seed)
+        texts = divide(examples, held_back, samples, seed)
     with console.status(f"Loading {ckpt}"):
         model, missing = source.load()
     if missing:
@@ -168,8 +169,7 @@ def command(
         found = search_best(
             to_fastest_device(model),
             task,
-            calibration,
-            held,
+            texts,
             labelled=has_labels,
             place=place,
             budget_percent=max_drop,

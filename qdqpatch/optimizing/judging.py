@@ -1,4 +1,4 @@
-"""Judging models on texts held back: in torch while units are chosen, in the engine for every rung."""
+"""Judging models on texts not seen before: every rung in the engine, units to leave in float in torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from qdqpatch.data.arrays import Arrays
-from qdqpatch.evaluation.predicting import predict, torch_run
+from qdqpatch.evaluation.predicting import Run, predict, torch_run
 from qdqpatch.optimizing.budget import Budget, Judged
 from qdqpatch.sensitivity.criteria import Judgement
 from qdqpatch.tasks.base import Feature, Task
@@ -47,6 +47,12 @@ class HeldBack:
         if any(np.isnan(value).any() for output in outputs for value in output.values()):
             return replace(judged, shortfall=math.inf, main=-math.inf)
         return judged
+
+    def on(self, examples: Sequence[Any], run: Run) -> HeldBack:
+        """Return the same judge on other examples, of which `run` gives what the float model makes."""
+        features = self.task.features(examples)
+        expected = predict(run, self.task, features, self.batch_size)
+        return replace(self, examples=examples, features=features, expected=expected)
 
     def _metrics(self, outputs: Sequence[Arrays]) -> list[Metric]:
         if not self.labelled:

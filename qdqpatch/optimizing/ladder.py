@@ -22,7 +22,7 @@ from qdqpatch.distributed import from_first, share
 from qdqpatch.engines.sessions import Session
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError, TrainingError
-from qdqpatch.evaluation.predicting import batches
+from qdqpatch.evaluation.predicting import batches, torch_run
 from qdqpatch.listening import CalibrationListener
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.optimizing.engine import Place, latencies, outputs_in
@@ -46,6 +46,7 @@ class Material:
         model: The float model, which stays as it is.
         task: Its task.
         calibration: The sequences to calibrate with and to distil on.
+        choosing: The examples to choose by which units stay float.
         held: The texts held back.
         config: What is quantized.
         batch_size: How many sequences run at once.
@@ -56,6 +57,7 @@ class Material:
     model: PreTrainedModel
     task: Task[Any]
     calibration: Sequence[Feature]
+    choosing: Sequence[Any]
     held: HeldBack
     config: QDQConfig
     batch_size: int
@@ -219,10 +221,11 @@ def _with_float_units(
     settings: Mapping[str, Any],
     listener: CalibrationListener,
 ) -> PreTrainedModel:
-    """Leave units in float: the costliest ones, as many as the budget takes in torch."""
-    model, held = copy.deepcopy(best), material.held
+    """Leave units in float: the costliest ones, as many as the budget takes on texts of their own."""
+    model = copy.deepcopy(best)
     assert model is not None
     listener.say("Looking for units to leave in float")
+    held = material.held.on(material.choosing, torch_run(material.model))
 
     def step(text: str, done: int, total: int) -> None:
         listener.step(done, total)

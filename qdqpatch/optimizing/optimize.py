@@ -18,13 +18,14 @@ from qdqpatch.choices import TARGETS, Cpu
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.distributed import from_first
 from qdqpatch.engines.shapes import Shape
-from qdqpatch.errors import BudgetError, CalibrationError, ConfigError, QuantizedError, UnsupportedModelError
+from qdqpatch.errors import BudgetError, ConfigError, QuantizedError, UnsupportedModelError
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.evaluation.rows import rows_of, rows_task
 from qdqpatch.listening import CalibrationListener
 from qdqpatch.nn.input_scale import ScalesInput
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.optimizing.budget import Budget
+from qdqpatch.optimizing.dividing import Divided, divide
 from qdqpatch.optimizing.engine import SHAPE, Place
 from qdqpatch.optimizing.judging import HeldBack
 from qdqpatch.optimizing.ladder import Climb, Material, climb
@@ -34,13 +35,7 @@ from qdqpatch.patching.apply import is_quantized, named_quantizers
 from qdqpatch.patching.input_scales import scaled_modules
 from qdqpatch.patching.quantize import quantize
 from qdqpatch.patching.wrapped import unwrapped
-from qdqpatch.tasks.base import Task, draw
-
-HELD_BACK = 256
-"""At most so many texts are held back, and at most a third of what there is."""
-
-LEAST = 4
-"""Fewer texts than this cannot be divided into those to calibrate with and those to judge on."""
+from qdqpatch.tasks.base import Task
 
 
 def optimize(
@@ -109,12 +104,10 @@ def optimize(
     try:
         companions = companions_of(inner)
         task = rows_task(inner, rows[0], companions)
-        held, calibration = divide(rows, held_back, None, seed)
         result = search_best(
             inner,
             task,
-            calibration,
-            held,
+            divide(rows, held_back, None, seed),
             labelled=False,
             place=place,
             budget_percent=max_drop,
@@ -138,8 +131,7 @@ def optimize(
 def search_best(
     model: PreTrainedModel,
     task: Task[Any],
-    calibration: Sequence[Any],
-    held: Sequence[Any],
+    texts: Divided,
     *,
     labelled: bool,
     place: Place,
@@ -153,8 +145,8 @@ def search_best(
 ) -> Optimization:
     """Climb the ladder with a task's examples; the float model stays as it is.
 
-    Arguments are those of `optimize`, but for the task, its examples to calibrate with and to judge on,
-    whether these have labels, and what makes embeddings of the last hidden states, as `ptq` takes it.
+    Arguments are those of `optimize`, but for the task, its examples by what they are for, whether they have
+    labels, and what makes embeddings of the last hidden states, as `ptq` takes it.
 
     Returns:
         What was found; its model is a copy.
@@ -170,7 +162,7 @@ def search_best(
     listener = CalibrationListener() if listener is None else listener
     model.eval()
     listener.say("Running the float model")
-    features, own = task.features(held), task.features(calibration)
+    features, own = task.features(texts.held), task.features(texts.calibration)
     begun = time.monotonic()
     expected = predict(torch_run(model), task, features, batch_size)
     # That of the first process, for all have to decide alike what fits into the time.
@@ -183,43 +175,15 @@ def search_best(
     budget = Budget(meaning, budget_percent)
     placement = placement_for(place.target, meaning)
     chosen = placement.config_for(model) if config is None else config
-    judge = HeldBack(task, held, features, expected, labelled, budget, batch_size)
+    judge = HeldBack(task, texts.held, features, expected, labelled, budget, batch_size)
     if math.isinf(judge.judge(expected).shortfall):
         raise ConfigError("The float model gives NaN for the texts held back: check its weights.")
-    material = Material(model, task, own, judge, chosen, batch_size, per_sequence * len(own), head)
+    float_pass = per_sequence * len(own)
+    material = Material(model, task, own, texts.choosing, judge, chosen, batch_size, float_pass, head)
     left = None if seconds is None else seconds - spent
     found = climb(material, place, left, shape, listener)
     name = str(placement) if config is None else "given"
-    return _result(found, place, name, budget, len(held), len(calibration))
-
-
-def divide(
-    examples: Sequence[Any], held_back: int | None, samples: int | None, seed: int
-) -> tuple[list[Any], list[Any]]:
-    """Return the examples held back, and those to calibrate with.
-
-    Args:
-        examples: All of them.
-        held_back: How many to hold back; None for a third, and at most `HELD_BACK`.
-        samples: How many to calibrate with at most; None for all others.
-        seed: Another one holds others back.
-
-    Raises:
-        CalibrationError: If there are too few.
-        ConfigError: If nothing would be left to calibrate with.
-    """
-    if len(examples) < LEAST:
-        raise CalibrationError(
-            f"{len(examples)} texts cannot be divided into some to calibrate with and some to judge on: give "
-            f"at least {LEAST}, better some hundred."
-        )
-    count = min(HELD_BACK, len(examples) // 3) if held_back is None else held_back
-    if not 0 < count < len(examples):
-        raise ConfigError(f"Of {len(examples)} texts {count} cannot be held back.")
-    places = draw(range(len(examples)), count, seed)
-    out = set(places)
-    others = [example for place, example in enumerate(examples) if place not in out]
-    return [examples[place] for place in places], draw(others, samples, seed)
+    return _result(found, place, name, budget, len(texts.held), len(texts.calibration))
 
 
 def check_float(model: Any) -> None:

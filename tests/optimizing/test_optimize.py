@@ -20,7 +20,7 @@ from qdqpatch.engines.sessions import ENGINES
 from qdqpatch.errors import BudgetError, CalibrationError, ConfigError, QuantizedError
 from qdqpatch.optimizing import ladder
 from qdqpatch.optimizing.budget import Judged
-from qdqpatch.optimizing.optimize import divide
+from qdqpatch.optimizing.dividing import divide
 from qdqpatch.optimizing.result import RungResult
 from qdqpatch.optimizing.rungs import Rung
 from qdqpatch.patching.apply import is_quantized
@@ -57,7 +57,7 @@ def test_the_table_says_what_each_rung_gave(optimized: tuple[Path, str]) -> None
     _, output = optimized
     lines = output.splitlines()
     assert lines[0].startswith("onnxruntime (linear-only, asymmetric), judged in onnxruntime ")
-    assert "on 24 texts, calibrated with 48; ms and speed at 1x8" in lines[0]
+    assert "on 24 texts, calibrated with 36; ms and speed at 1x8" in lines[0]
     assert lines[1].split() == ["Rung", "Seconds", "cosine", "top-10", "kept", "ms", "Speed", "Budget"]
     first, ranges = (line.split() for line in lines[3:5])
     assert first[0] == "float"
@@ -78,7 +78,7 @@ def test_the_folder_is_ready_to_serve(optimized: tuple[Path, str]) -> None:
     assert record["optimization"]["rungs"][1]["figures"]["cosine"] > 0.995
     assert record["exports"]["onnx/model.onnx"]["cpu"] == "avx2"
     assert len(record["data"]["sha256"]) == 64
-    assert record["calibration"] == {"samples": 48, "seed": 0, "max_length": 12}
+    assert record["calibration"] == {"samples": 36, "seed": 0, "max_length": 12}
     assert "cosine of 0.995 and top-10 kept of 95, met." in (out / "README.md").read_text(encoding="utf-8")
     assert is_quantized(AutoModel.from_pretrained(out))
     outputs = (
@@ -102,12 +102,21 @@ def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.float_model(HEAD)
     weights = model.bert.encoder.layer[0].output.dense.weight
     climbs: list[ladder.Climb] = []
+    seen: dict[str, set[int]] = {}
+    measure = ladder.measure
 
-    def climb(*arguments: Any, **options: Any) -> ladder.Climb:
-        climbs.append(ladder.climb(*arguments, rungs=rungs, **options))
+    def climb(material: ladder.Material, *arguments: Any, **options: Any) -> ladder.Climb:
+        texts = {"judged": material.held.examples, "chosen by": material.choosing}
+        seen.update({name: {*map(id, examples)} for name, examples in texts.items()})
+        climbs.append(ladder.climb(material, *arguments, rungs=rungs, **options))
         return climbs[-1]
 
+    def measured(model: Any, task: Any, examples: Any, **options: Any) -> Any:
+        assert {*map(id, examples)} == seen["chosen by"]
+        return measure(model, task, examples, **options)
+
     monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", climb)
+    monkeypatch.setattr(ladder, "measure", measured)
     # Nothing is near enough.
     monkeypatch.setattr("qdqpatch.optimizing.budget._apart", lambda metric: 1.0)
     options: dict[str, Any] = {
@@ -123,6 +132,8 @@ def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rung.name for rung in found.rungs] == ["float", "ranges", "shift", "units in float", "late"]
     assert "not begun: takes about" in found.rungs[-1].note
     assert found.rungs[1].judged is not None
+    assert len(seen["chosen by"]) == 4
+    assert not seen["chosen by"] & seen["judged"]
     assert "8 texts held back cannot resolve 0.5%" in str(found)
     assert model.bert.encoder.layer[0].output.dense.weight is weights
     best = climbs[-1].best
@@ -248,11 +259,23 @@ def test_without_ranges_the_ladder_ends(monkeypatch: pytest.MonkeyPatch) -> None
         qdqpatch.optimize(models.float_model(HEAD), texts(24), tokenizer=tiny_tasks.tokenizer())
 
 
-def test_texts_are_held_back() -> None:
-    held, others = divide(list(range(30)), None, 15, seed=0)
-    assert len(held) == 10
-    assert len(others) == 15
-    assert not {*held} & {*others}
+@pytest.mark.parametrize(
+    ("count", "samples", "sizes"),
+    [
+        (30, None, (10, 15, 5)),
+        (30, 8, (10, 8, 12)),
+        (1000, 256, (256, 256, 256)),
+        (4, None, (1, 3, 3)),  # too few to choose by others than those to calibrate with
+    ],
+)
+def test_texts_are_divided(count: int, samples: int | None, sizes: tuple[int, ...]) -> None:
+    found = divide(list(range(count)), None, samples, seed=0)
+    assert (len(found.held), len(found.calibration), len(found.choosing)) == sizes
+    assert not {*found.held} & {*found.calibration, *found.choosing}
+    assert not {*found.calibration} & {*found.choosing} or found.choosing == found.calibration
+
+
+def test_not_all_texts_can_be_held_back() -> None:
     with pytest.raises(ConfigError, match="30 cannot be held back"):
         divide(list(range(30)), 30, None, 0)
 
