@@ -86,7 +86,7 @@ def quantize(model: Model, config: QDQConfig | None = None, rules: Sequence[Rule
     if part := quantized_part(inner):
         raise QuantizedError(
             f"The part {part} of this {type(inner).__name__} is quantized already, by a call of its own. "
-            f"Call qdqpatch.dequantize(model.{part}), then quantize the whole, which is saved and loaded as one."
+            f"Call qdqpatch.dequantize(model.{part}), then quantize the whole, which is saved as one."
         )
     if isinstance(inner, PreTrainedModel) and is_quantized(inner):
         raise QuantizedError(
