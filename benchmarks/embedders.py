@@ -52,6 +52,11 @@ STEPS: dict[str, dict[str, Any]] = {
     "smooth-inputs": {"smooth_inputs": True},
     "shift, smooth-inputs": {"shift": True, "smooth_inputs": True},
     "shift, smooth-inputs, round-weights": {"shift": True, "smooth_inputs": True, "round_weights": True},
+    "shift, smooth-inputs, smooth-residuals": {
+        "shift": True,
+        "smooth_inputs": True,
+        "smooth_residuals": True,
+    },
     "smooth-inputs, round-weights": {"smooth_inputs": True, "round_weights": True},
     "smooth-inputs, refine": {"smooth_inputs": True, "refine": 2},
 }

@@ -275,6 +275,7 @@ def _distilled(
             copy.deepcopy(material.model).eval(),
             Distillation(),
             step=lambda done, total, loss: listener.step(done, total),
+            head=material.head,
         )
     return freeze_ranges(model)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.data.cutting import beginnings
 from qdqpatch.errors import ConfigError, NoLabelsError
+from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.tasks.agreement import agreement
 from qdqpatch.tasks.head import Meaning, meaning_of
 from qdqpatch.tasks.metrics import Metric
@@ -77,6 +78,7 @@ class Task(ABC, Generic[Example]):
         unit: What features are called in messages.
         needs_labels: Whether training and the metric need labels in the data.
         has_loss: Whether such a model has a loss of its own, so that it can be trained without a teacher.
+        head: What makes a text's embedding of the last hidden states; None where an output is what it is.
     """
 
     name: ClassVar[str]
@@ -88,6 +90,7 @@ class Task(ABC, Generic[Example]):
     unit: ClassVar[str] = "sequences"
     needs_labels: ClassVar[bool] = True
     has_loss: ClassVar[bool] = True
+    head: SentenceHead | None = None
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, max_length: int | None = None

@@ -68,8 +68,8 @@ class FeatureExtraction(Task[Example]):
     ) -> None:
         super().__init__(tokenizer, config, max_length)
         self._companions = Companions("") if companions is None else companions
-        self._head = load_sentence_head(self._companions) or SentenceHead(Pooling())
-        self._head.double()
+        self.head: SentenceHead = load_sentence_head(self._companions) or SentenceHead(Pooling())
+        self.head.double()
 
     def read(self, source: DataSource, labelled: bool = True) -> list[Example]:
         """Read rows or lines: texts; or queries and documents, or two texts and their score.
@@ -128,7 +128,7 @@ class FeatureExtraction(Task[Example]):
         states = torch.from_numpy(output["last_hidden_state"].astype(np.float64))[None]
         mask = torch.ones(states.shape[:2], dtype=torch.int64)
         with torch.inference_mode():
-            return {EMBEDDING: self._head(states, mask)[0].numpy()}
+            return {EMBEDDING: self.head(states, mask)[0].numpy()}
 
     def score(
         self,

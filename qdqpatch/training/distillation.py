@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.nn.pooling import Pooling, SentenceHead
 from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import IGNORED
 from qdqpatch.tasks.head import SMOOTHED, checked_pair, divergence, is_known, meaning_of
@@ -33,7 +34,7 @@ class Distillation:
 
     Attributes:
         logits: The divergence of the student's distribution from the teacher's; for scores, the mean squared
-            difference; for a headless model, one minus the cosine of mean-pooled states.
+            difference; for a headless model, one minus the cosine of the texts' embeddings.
         hidden_states: The mean squared difference of the states after the embeddings and every layer.
         attentions: The mean squared difference of the attention probabilities of every layer.
         labels: The model's own loss, for which batches need labels.
@@ -73,6 +74,7 @@ def distillation_loss(
     inputs: Mapping[str, Any],
     parts: Distillation,
     classifier: PreTrainedConfig | None = None,
+    head: SentenceHead | None = None,
 ) -> Tensor:
     """Return the loss of a batch, a mean over its examples or tokens: fp32, 0-dim.
 
@@ -86,6 +88,7 @@ def distillation_loss(
         parts: What to add up.
         classifier: The config of a classifier of texts, which says whether its logits are classes, several
             labels or scores (`qdqpatch.tasks.head.classifier_of`); None for another head.
+        head: What makes embeddings of a headless model's last hidden states; None for their mean.
 
     Raises:
         ConfigError: If the outputs lack what a part needs.
@@ -94,7 +97,7 @@ def distillation_loss(
     losses = []
     if parts.logits:
         losses.append(
-            parts.logits * _of_outputs(student, teacher, inputs, mask, parts.temperature, classifier)
+            parts.logits * _of_outputs(student, teacher, inputs, mask, parts.temperature, classifier, head)
         )
     if parts.hidden_states:
         pairs = _pairs(student, teacher, "hidden_states")
@@ -119,7 +122,9 @@ def _of_outputs(
     mask: Tensor,
     temperature: float | None,
     classifier: PreTrainedConfig | None,
+    head: SentenceHead | None,
 ) -> Tensor:
+    embed = head or SentenceHead(Pooling())
     names = [name for name in student if is_known(name) and student[name] is not None]
     if not names:
         raise ConfigError(f"There is no loss for outputs of the names {', '.join(student)}.")
@@ -129,7 +134,7 @@ def _of_outputs(
         means = meaning_of(name, one.shape[-1], classifier)
         by_token = one.dim() == 3 and means != "states"
         if means == "states":
-            one, other = mean_pooled(one, mask), mean_pooled(other, mask)
+            one, other = embed(one.float(), mask), embed(other.float(), mask)
         if means == "positions":
             hidden = torch.finfo(torch.float32).min / 2
             one, other = one.masked_fill(~mask, hidden), other.masked_fill(~mask, hidden)
@@ -144,16 +149,6 @@ def _of_outputs(
         else:
             losses.append(found.mean() / (2 if means == "positions" else 1))  # start and end
     return torch.stack(losses).sum()
-
-
-def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean state of the positions that count: fp32, shape `(batch, hidden_size)`.
-
-    Args:
-        states: Shape `(batch, length, hidden_size)`.
-        mask: Which positions count: bool, shape `(batch, length)`.
-    """
-    return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
 
 
 def _mean_square(difference: Tensor, counted: Tensor) -> Tensor:

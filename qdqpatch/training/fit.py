@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 
 from qdqpatch.distributed import is_distributed, processes
 from qdqpatch.errors import TrainingError
+from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.patching.finite import not_finite
 from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Batch, Feature
@@ -43,6 +44,7 @@ def fit(
     distillation: Distillation | None = None,
     resume: Path | None = None,
     step: Step | None = None,
+    head: SentenceHead | None = None,
 ) -> float:
     """Train a calibrated model.
 
@@ -56,6 +58,7 @@ def fit(
         distillation: The parts of the loss with a teacher; None for the logits alone.
         resume: The checkpoint to go on from.
         step: Called after each step.
+        head: What makes embeddings of a headless model's last hidden states; None for their mean.
 
     Returns:
         The mean loss.
@@ -93,6 +96,7 @@ def fit(
         train_dataset=features,
         data_collator=collate,
         callbacks=[_Progress(step)],
+        head=head,
     )
     trainer.remove_callback(PrinterCallback)  # a library does not print
     with dropout(model, schedule.dropout):

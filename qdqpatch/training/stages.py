@@ -114,6 +114,7 @@ class Run:
             job.distillation,
             checkpoint,
             self._listener.step,
+            self._task.head,
         )
         name = "trained" if teacher is None else "distilled"
         self._add(name, self.model, time.perf_counter() - started)

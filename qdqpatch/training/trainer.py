@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.patching.arguments import by_name
 from qdqpatch.patching.quantize import dequantize
@@ -22,7 +23,7 @@ class DistillationTrainer(Trainer):
     """Trains a quantized model to give what its float model gives; no labels are needed.
 
     For sequence and token classification, multiple choice, question answering, masked language modelling,
-    and for headless models, whose mean-pooled states it brings together. Learned ranges (`train_ranges`) get
+    and for headless models, whose texts' embeddings it brings together. Learned ranges (`train_ranges`) get
     a learning rate of their own and do not decay.
 
     Args:
@@ -32,6 +33,8 @@ class DistillationTrainer(Trainer):
             is not saved. None takes a copy of the student's weights as they are now, without quantizers.
         distillation: The parts of the loss; None for the logits alone.
         range_lr: The learning rate of learned ranges; None for 127 times `args.learning_rate`.
+        head: What makes embeddings of a headless model's last hidden states; None for their mean. It is not
+            trained.
         **kwargs: As transformers' `Trainer` takes them.
 
     Raises:
@@ -46,6 +49,7 @@ class DistillationTrainer(Trainer):
         teacher: PreTrainedModel | None = None,
         distillation: Distillation | None = None,
         range_lr: float | None = None,
+        head: SentenceHead | None = None,
         **kwargs: Any,
     ) -> None:
         parts = Distillation() if distillation is None else distillation
@@ -72,6 +76,9 @@ class DistillationTrainer(Trainer):
         self.distillation = parts
         self._classifier = classifier_of(model)
         self.range_lr = range_lr
+        self._head = (
+            None if head is None else copy.deepcopy(head).float().to(self.args.device).requires_grad_(False)
+        )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
         self.can_return_loss = True
 
@@ -95,7 +102,7 @@ class DistillationTrainer(Trainer):
             with torch.no_grad():
                 theirs = self.teacher(**bare, **needed, **by_name(self.teacher))
         ours = model(**(inputs if parts.labels else bare), **needed, **by_name(model))
-        loss = distillation_loss(ours, theirs, inputs, parts, self._classifier)
+        loss = distillation_loss(ours, theirs, inputs, parts, self._classifier, self._head)
         return (loss, ours) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

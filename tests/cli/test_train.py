@@ -70,7 +70,7 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
         "--batch-size", 3, "--accumulate", 2, "--warmup", 0, "--weight-decay", 0.1, "--seed", 5, "--dropout",
         "--bf16", "--distill", "--teacher", "big", "--temperature", 2, "--hidden-states", 3, "--attentions",
         4, "--labels", 5, "--activation-ranges", "clip", "--weight-ranges", "frozen", "--method", "max",
-        "--no-shift", "--smooth-inputs", "--refine", 1,
+        "--no-shift", "--smooth-inputs", "--no-smooth-residuals", "--refine", 1,
         "--preset", "no-residual",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -90,7 +90,7 @@ def test_every_option_reaches_the_job(job: list[Job]) -> None:
             "epochs": 2.0, "lr": 1e-4, "batch_size": 3, "accumulate": 2, "warmup": 0.0, "weight_decay": 0.1,
             "seed": 5, "dropout": True, "bf16": True,
         },
-        "method": "max", "shift": False, "smooth_inputs": True, "refine": 1,
+        "method": "max", "shift": False, "smooth_inputs": True, "smooth_residuals": False, "refine": 1,
         "activations": "clip", "weights": "frozen",
     }  # fmt: skip
     assert [line.split() for line in result.stdout.splitlines() if "trained" in line] == [

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.nn.pooling import Dense, Pooling, SentenceHead
 from qdqpatch.patching.quantize import dequantize
 from qdqpatch.training import Distillation, DistillationTrainer, distillation_loss, train_ranges
-from qdqpatch.training.distillation import mean_pooled
 
 HEADS = [
     "BertForSequenceClassification",
@@ -136,10 +136,44 @@ def test_parts_are_added_with_their_weights() -> None:
     assert found == pytest.approx(2 * apart[0] + 3 * apart[1] + 3, rel=1e-6)
 
 
+def loss_of_states(student: torch.Tensor, teacher: torch.Tensor, head: SentenceHead | None = None) -> float:
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    ours, theirs = {"last_hidden_state": student}, {"last_hidden_state": teacher}
+    inputs = {"attention_mask": mask}
+    return float(distillation_loss(ours, theirs, inputs, Distillation(), head=head))
+
+
 def test_padding_is_not_pooled() -> None:
-    states, mask = torch.randn(2, 4, 3), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
-    pooled = mean_pooled(states, mask)
-    torch.testing.assert_close(pooled, torch.stack([states[0].mean(0), states[1, :2].mean(0)]))
+    student, teacher = torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(3))
+    expected = loss_of_states(student, teacher)
+    student[1, 2:] += 100.0
+    assert loss_of_states(student, teacher) == expected > 0.01
+
+
+def test_embeddings_are_those_of_the_head() -> None:
+    student, teacher = torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(3))
+    first = SentenceHead(Pooling(["cls"]))
+    expected = 1 - torch.cosine_similarity(student[:, 0], teacher[:, 0]).mean()
+    assert loss_of_states(student, teacher, first) == pytest.approx(float(expected), abs=1e-6)
+    student[:, 1:] += 100.0
+    assert loss_of_states(student, teacher, first) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_a_trainer_pools_by_its_head_and_leaves_it(tmp_path: Path) -> None:
+    dense = Dense(torch.nn.Linear(24, 5).double(), torch.nn.Tanh())
+    head = SentenceHead(Pooling(["cls"]), [dense])
+    before = copy.deepcopy(head.state_dict())
+    model, teacher = train_ranges(damaged("BertModel")), models.float_model("BertModel")
+    training = trainer(model, tmp_path, "BertModel", steps=2, teacher=teacher, head=head)
+    batch = models.inputs("BertModel")
+    mask = batch["attention_mask"]
+    loss = training.compute_loss(model.eval(), dict(batch))
+    with torch.no_grad():
+        one, other = (head.float()(which(**batch).last_hidden_state, mask) for which in (model, teacher))
+    expected = 1 - torch.cosine_similarity(one, other).mean()
+    assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-6)
+    training.train()
+    models.assert_equal(dict(head.double().state_dict()), before)
 
 
 def test_what_cannot_be_distilled_is_an_error() -> None:

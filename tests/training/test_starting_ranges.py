@@ -26,9 +26,13 @@ ON, OFF = {"enabled": True}, {"enabled": False}
             {"smooth_inputs": True},
             ["Shifting", "Smoothing inputs", "Calibrating", "Refining the ranges"],
         ),
+        (
+            {"smooth_residuals": True},
+            ["Shifting", "Smoothing residual adds", "Calibrating", "Refining the ranges"],
+        ),
         ({"config": QDQConfig(overrides={"*": OFF, "*_weight_quantizer": ON})}, ["Shifting", "Calibrating"]),
     ],
-    ids=["not shifted", "not refined", "inputs smoothed", "no activation quantized"],
+    ids=["not shifted", "not refined", "inputs smoothed", "adds smoothed", "no activation quantized"],
 )
 def test_how_ranges_are_set(
     changes: dict[str, Any], expected: list[str], ckpt: str, data: DataSource, tmp_path: Path
@@ -62,6 +66,5 @@ def test_what_ranges_are_set_by(
     monkeypatch.setattr(stages, "ptq", spy)
     listener = Recording()
     run_job(job(ckpt, data, method="mse", refine=3), tmp_path / "out", listener=listener)
-    assert calls == [
-        {"method": "mse", "shift": True, "smooth_inputs": False, "refine": 3, "listener": listener}
-    ]
+    off = {"smooth_inputs": False, "smooth_residuals": False}
+    assert calls == [{"method": "mse", "shift": True, "refine": 3, "listener": listener, **off}]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qdqpatch.exporter.graph import Rewriter, path
-from qdqpatch.exporter.grids import activation_grid, weight_grid
+from qdqpatch.exporter.grids import LARGEST_SCALE, activation_grid, weight_grid
 from qdqpatch.exporter.symbolic_operators import DOMAIN, LINEAR
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, OUTPUT, WEIGHT
@@ -59,7 +59,7 @@ class QDQLinear:
         if linear._weight_quantizer.is_enabled and not self.constant_weights:
             scale = weight_grid(linear._weight_quantizer, linear.weight, f"{name}.{WEIGHT}")[0].scale
             if scale.ndim:
-                ratios = (scale / _middle(scale)).astype(np.float32)
+                ratios = np.where(scale < LARGEST_SCALE, scale / _middle(scale), 1).astype(np.float32)
         product = rewriter.op("MatMul", [inputs, self._weight(rewriter, linear, name, ratios)], name=name)
         if ratios is not None:
             product = rewriter.op("Mul", [product, rewriter.constant(ratios, f"{name}.weight_ratio")])
@@ -105,9 +105,19 @@ class QDQLinear:
         return values if self.transposed else rewriter.op("Transpose", [values], {"perm": [1, 0]})
 
 
+WIDEST = 2.0**10
+"""How much smaller than the largest scale that of an output may be, to count in what is in the middle."""
+
+
 def _middle(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return one scale for a weight: the median of its outputs', as a power of two, exact in every type."""
-    return np.asarray(np.exp2(np.round(np.log2(np.median(scales)))), np.float32)
+    """Return one scale for a weight: the median of its outputs', as a power of two, exact in every type.
+
+    Outputs of zeros, whose scale means nothing, and of next to nothing do not count: were more than half of
+    them like that, in fp16 the ratios of the others would overflow, or all but vanish.
+    """
+    scales = scales[scales < LARGEST_SCALE]
+    scales = scales[scales * WIDEST >= scales.max(initial=0)]
+    return np.asarray(np.exp2(np.round(np.log2(np.median(scales)))) if scales.size else 1, np.float32)
 
 
 def quantized_input(rewriter: Rewriter, node: ir.Node, linear: QuantLinear) -> ir.Value | None:
