@@ -34,8 +34,11 @@ def command(out: Path, as_json: bool, console: Console) -> None:
     if as_json:
         click.echo(json.dumps([file.to_dict() for file in found], indent=2))
     for file in found if not as_json else ():
-        what = "lowest cosine" if file.measure == "cosine" else "largest difference, as a share"
-        click.echo(f"{file.file} in {file.engine}: {what} {file.worst:.5f} of {len(file.values)} texts.")
+        count = len(file.values)
+        said = f"logits of {count} texts differ by at most {100 * file.worst:.2f}%"
+        if file.measure == "cosine":
+            said = f"lowest cosine {file.worst:.5f} of {count} texts"
+        click.echo(f"{file.file} in {file.engine}: {said}.")
         if file.exactness is not None:
             click.echo(f"  {file.exactness}")
     if changed := [file.file for file in found if file.changed]:
