@@ -147,7 +147,7 @@ def climb(
                 found.rungs.append(RungResult(rung.name, 0.0, note=note))
                 continue
             begun = now()
-            settings = {**found.settings, **own}
+            settings = {**place.settings, **found.settings, **own}
             try:
                 model = STEPS[rung.kind](material, found.best, settings, listener)
             except (ConfigError, TrainingError) as error:
