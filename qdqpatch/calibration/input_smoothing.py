@@ -175,8 +175,7 @@ def _groups(
     """Return the Linears by what they read: the same tensors have the same channels to the last bit."""
     readers: dict[tuple[bytes, ...], list[str]] = {}
     for path, seen in channels.items():
-        key = tuple(bounds.numpy().tobytes() for bounds in (seen.low, seen.high, seen.mean))
-        readers.setdefault(key, []).append(path)
+        readers.setdefault(seen.key, []).append(path)
     groups = []
     for paths in readers.values():
         weights = torch.stack([linears[path].float_weight.float().abs().amax(0) for path in paths]).amax(0)
