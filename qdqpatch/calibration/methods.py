@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from qdqpatch.calibration.searches import entropy, float8, mse, percentile
 from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method, WeightMethod
 from qdqpatch.errors import ConfigError
-from qdqpatch.nn.float8 import LARGEST
 
 PERCENTILES = (99.0, 99.9, 99.99, 99.999)
 """The percentiles that `"auto"` compares, beside the other methods."""
@@ -37,16 +36,19 @@ def check_weight_method(method: str) -> None:
         raise ConfigError(f"There is no method {method!r} for weights; there are {known}.")
 
 
-def bins_in_range(counts: NDArray[np.int64], levels: int, method: Method, share: float) -> float:
+def bins_in_range(
+    counts: NDArray[np.int64], levels: int, method: Method, share: float, is_float8: bool = False
+) -> float:
     """Return how many bins of a histogram the range reaches over.
 
     Args:
         counts: The histogram, shape `(bins,)`, its last count not 0.
-        levels: The highest level of the quantizer, which tells FP8 from integers.
+        levels: How many levels of an integer there are on the longer side of the range.
         method: `"mse"` or `"entropy"`; any other counts as `"percentile"`.
         share: The percentile.
+        is_float8: Whether the levels are those of FP8, whatever `levels` says.
     """
-    if levels == LARGEST and method in ("mse", "entropy"):
+    if is_float8 and method in ("mse", "entropy"):
         search = float8.least_squared_error if method == "mse" else float8.least_divergence
         return search(counts)
     if method == "mse":

@@ -19,6 +19,7 @@ from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.methods import bins_in_range, check_method
 from qdqpatch.choices import DEFAULT_PERCENTILE, Method
 from qdqpatch.errors import CalibrationError, ReportError
+from qdqpatch.nn.float8 import LARGEST
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.output.file import replace_file
 
@@ -87,6 +88,11 @@ class TensorStatistics:
             return self.levels
         return int((2 * self.levels + 1) * self.amax / (self.ends[1] - self.ends[0]))
 
+    @property
+    def is_float8(self) -> bool:
+        """Whether the levels are FP8's; on the longer side of a range of 9 bits there can be as many."""
+        return self.levels == LARGEST
+
     def best_range(self, method: Method, percentile: float = DEFAULT_PERCENTILE) -> Tensor:
         """Return the magnitude that a method lets the range end at, fp32, never beyond the largest.
 
@@ -101,7 +107,8 @@ class TensorStatistics:
         filled = np.flatnonzero(self.counts)
         if method == "max" or not len(filled) or filled[-1] == 0:
             return torch.tensor(self.amax)
-        bins = bins_in_range(self.counts[: filled[-1] + 1], self.resolution, method, percentile)
+        counts = self.counts[: filled[-1] + 1]
+        bins = bins_in_range(counts, self.resolution, method, percentile, self.is_float8)
         # The lower edge of the first bin, which the toolkit would take too, would make every value 0.
         return torch.tensor(min(max(bins, 1.0) * self.width, self.amax))
 
@@ -173,14 +180,14 @@ class Statistics(Mapping[str, TensorStatistics]):
                 'The method "auto" compares ranges on batches that were held back: collect the statistics '
                 "with compare=True."
             )
-        found: dict[tuple[bytes, float, float, int], Tensor] = {}
+        found: dict[tuple[bytes, float, float, int, bool], Tensor] = {}
         ranges = {}
         for path, tensor in self._tensors.items():
             if method == "auto" or tensor.channel_amax is not None:
                 ranges[path] = tensor.best_range(method, percentile)
                 continue
             # Query, key, value and the residual add saw the same, and need one search.
-            key = (tensor.counts.tobytes(), tensor.width, tensor.amax, tensor.resolution)
+            key = (tensor.counts.tobytes(), tensor.width, tensor.amax, tensor.resolution, tensor.is_float8)
             if key not in found:
                 found[key] = tensor.best_range(method, percentile)
             ranges[path] = found[key].clone()

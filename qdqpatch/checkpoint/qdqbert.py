@@ -24,7 +24,7 @@ from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, ConfigError, NotQuantizedError, UnsupportedModelError
 from qdqpatch.nn.learned import update_ranges
 from qdqpatch.output.folder import OutputFolder
-from qdqpatch.patching.apply import is_quantized, named_quantizers
+from qdqpatch.patching.apply import check_whole, is_quantized, named_quantizers
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.guard import FIELD as GUARD
 from qdqpatch.patching.hf_quantizer import NOT_SAVED
@@ -151,6 +151,7 @@ def _check_expressible(model: PreTrainedModel) -> str:
     """Return the name of the QDQBERT class, or raise because it could not hold the model."""
     if not is_quantized(model):
         raise NotQuantizedError("The model is a float model: call qdqpatch.quantize(model) first.")
+    check_whole(model)
     if scaled := next(scaled_modules(model), None):
         raise ConfigError(
             f"{scaled[0]} multiplies the channels of its input (qdqpatch.calibration.smooth_inputs and "

@@ -28,7 +28,7 @@ from qdqpatch.exporter.options import DEFAULTS, ExportOptions
 from qdqpatch.nn.names import is_weight
 from qdqpatch.output.folder import OutputFolder
 from qdqpatch.packages import require
-from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
+from qdqpatch.patching.apply import check_have_ranges, check_whole, enabled_quantizers
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.spelling import spelled
 
@@ -184,6 +184,7 @@ def prepare_export(
     if options.as_float:
         check_is_float(model, options.float_weights, options.int8_embeddings)
     else:
+        check_whole(model)
         _check_ranges(model)
     check_finite(model, f"This {type(model).__name__}", "Nothing was written.", ExportError)
     inputs = Inputs(model, fixed_shape(options.shape))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from qdqpatch.choices import QUANT_METHOD
 from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.errors import (
     CalibrationError,
@@ -106,6 +107,25 @@ def check_have_ranges(
     """Raise the error if one of the quantizers, given by path, has no range."""
     if unset := without_range(quantizers):
         raise error(no_range(unset))
+
+
+def quantized_part(model: nn.Module) -> str:
+    """Return the path of the part that was quantized by a call of its own; empty if none or the whole was."""
+    marks = ((path, vars(module).get("quantization_method")) for path, module in model.named_modules())
+    return next((path for path, mark in marks if mark == QUANT_METHOD), "")
+
+
+def check_whole(model: nn.Module) -> None:
+    """Find out that a model is not one of which only a part was quantized.
+
+    Raises:
+        NotQuantizedError: If it is.
+    """
+    if part := quantized_part(model):
+        raise NotQuantizedError(
+            f"Of this {type(model).__name__} the part {part} alone was quantized. Pass that, or dequantize "
+            "it and quantize the whole."
+        )
 
 
 def is_quantized(model: nn.Module) -> bool:

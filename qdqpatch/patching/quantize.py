@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import NotQuantizedError, QuantizationWarning, QuantizedError
 from qdqpatch.nn.linear import QuantLinear
-from qdqpatch.patching.apply import is_quantized, own_config, set_fixed_ranges
+from qdqpatch.patching.apply import check_whole, is_quantized, own_config, quantized_part, set_fixed_ranges
 from qdqpatch.patching.hf_quantizer import QDQHfQuantizer
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.recorded import KEY
@@ -83,6 +83,11 @@ def quantize(model: Model, config: QDQConfig | None = None, rules: Sequence[Rule
         ('BertForMaskedLM', 'QuantLinear')
     """
     inner = unwrapped(model)
+    if part := quantized_part(inner):
+        raise QuantizedError(
+            f"The part {part} of this {type(inner).__name__} is quantized already, by a call of its own. "
+            f"Call qdqpatch.dequantize(model.{part}), then quantize the whole, which is saved as one."
+        )
     if isinstance(inner, PreTrainedModel) and is_quantized(inner):
         raise QuantizedError(
             f"This {type(inner).__name__} is quantized already. To quantize it otherwise, call "
@@ -111,6 +116,8 @@ def dequantize(model: Model) -> Model:
     """
     inner = unwrapped(model) if isinstance(model, nn.Module) else model
     if not isinstance(getattr(inner, "hf_quantizer", None), QDQHfQuantizer):
+        if isinstance(inner, nn.Module):
+            check_whole(inner)
         raise NotQuantizedError(f"This {type(inner).__name__} was not quantized by qdqpatch.")
     # transformers' method, which asks our QDQHfQuantizer
     inner.dequantize()

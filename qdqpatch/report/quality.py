@@ -12,7 +12,6 @@ from torch import Tensor
 
 from qdqpatch.calibration.statistics import TensorStatistics
 from qdqpatch.nn.fake_quantize import SMALLEST_AMAX
-from qdqpatch.nn.float8 import LARGEST
 from qdqpatch.nn.float8 import magnitudes as float8_magnitudes
 from qdqpatch.nn.quantizer import TensorQuantizer
 
@@ -59,7 +58,7 @@ def of_statistics(seen: TensorStatistics, amax: float) -> Quality:
         return Quality(beyond, 0.0)
     step = amax / seen.levels
     levels = seen.levels
-    up_to = _float8_noise_up_to(edges / step) if levels == LARGEST else _noise_up_to(edges / step, levels)
+    up_to = _float8_noise_up_to(edges / step) if seen.is_float8 else _noise_up_to(edges / step, levels)
     noise = float((counts * np.diff(up_to)).sum()) * step**3 / seen.width
     return Quality(beyond, _decibels(signal, noise))
 

@@ -22,7 +22,8 @@ from qdqpatch import calibrate, quantize
 from qdqpatch.calibration import collect
 from qdqpatch.calibration.histogram import Histogram
 from qdqpatch.calibration.methods import bins_in_range
-from qdqpatch.calibration.statistics import TensorStatistics
+from qdqpatch.calibration.searches import entropy, mse
+from qdqpatch.calibration.statistics import Statistics, TensorStatistics
 from qdqpatch.choices import Method
 from qdqpatch.patching.apply import named_quantizers
 
@@ -300,7 +301,7 @@ FP8 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.flo
 def test_of_the_ranges_tried_for_fp8_the_best_is_found(method: Method, seed: int) -> None:
     magnitudes = np.abs(np.random.default_rng(seed).standard_t(3, 5000))
     counts, _ = np.histogram(magnitudes, bins=700)
-    found = bins_in_range(counts, 448, method, 0)
+    found = bins_in_range(counts, 448, method, 0, is_float8=True)
     costs = {}
     for amax in np.unique(np.geomspace(START, 700, 256).round()):
         centers = np.arange(700) + 0.5
@@ -318,3 +319,19 @@ def test_of_the_ranges_tried_for_fp8_the_best_is_found(method: Method, seed: int
         reference[-1] += counts[end:].sum()
         costs[amax] = scipy.stats.entropy(reference, quantized)
     assert costs[found] == pytest.approx(min(costs.values()), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["mse", "entropy"])
+def test_an_integer_that_has_as_many_levels_as_fp8_is_none(method: Method) -> None:
+    """Of 9 bits with a zero point, 448 levels can lie on the longer side of the range."""
+    counts, _ = np.histogram(np.abs(np.random.default_rng(0).standard_t(3, 5000)), bins=700)
+    integer = TensorStatistics(
+        counts, 2.0**-9, 700 * 2.0**-9, 255, ends=(-0.14 * 700 * 2.0**-9, 700 * 2.0**-9)
+    )
+    float8 = TensorStatistics(counts, 2.0**-9, 700 * 2.0**-9, 448)
+    assert (integer.resolution, float8.resolution) == (448, 448)
+    search = {"mse": mse.search, "entropy": entropy.search}[method]
+    assert float(integer.best_range(method)) == search(counts, 448) * 2.0**-9
+    # One search for what saw the same, but not for both of these.
+    found = Statistics({"float8": float8, "integer": integer}).magnitudes(method)
+    assert found["integer"] == integer.best_range(method) != found["float8"] == float8.best_range(method)

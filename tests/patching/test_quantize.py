@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import models
@@ -8,6 +9,7 @@ from pytorch_quantization import nn as quant_nn
 from torch import nn
 from transformers import GPT2Config, GPT2Model
 
+import qdqpatch
 from qdqpatch import QDQConfig, calibrate, dequantize, plan, quantize
 from qdqpatch.errors import (
     ConfigError,
@@ -142,6 +144,24 @@ def test_quantizing_twice_is_an_error_that_changes_nothing(any_head: str, calibr
         with pytest.raises(QuantizedError, match="dequantize"):
             quantize(model, config)
         models.assert_unchanged(model, before)
+
+
+def test_a_model_of_which_a_part_was_quantized(tmp_path: Path, float_model) -> None:
+    """What its config would not tell, so that it could not be loaded again."""
+    model = float_model("BertForSequenceClassification")
+    quantize(model.bert)
+    with pytest.raises(QuantizedError, match=r"The part bert of .* is quantized already.*\(model\.bert\)"):
+        quantize(model)
+    for verb in (
+        plan,
+        dequantize,
+        lambda model: qdqpatch.export(calibrate(model, [models.inputs()]), tmp_path / "out"),
+        lambda model: qdqpatch.save_qdqbert(model, tmp_path / "out"),
+    ):
+        with pytest.raises(NotQuantizedError, match="the part bert alone was quantized"):
+            verb(model)
+    dequantize(model.bert)
+    quantize(model)
 
 
 def test_a_model_that_only_matmuls_mark_as_quantized_counts_too(float_model) -> None:
