@@ -38,6 +38,9 @@ GATES: dict[Meaning, tuple[Gate, ...]] = {
 }
 """What is asked for unless told otherwise, as far as a head and the data give such a figure."""
 
+AT_MOST = (RELATIVE,)
+"""Figures whose limit is the most that is allowed; of the others it is the least."""
+
 PERFECT = {UNCHANGED: 100.0}
 """Figures that are not 1 where two models are the same."""
 
@@ -138,7 +141,10 @@ class Budget:
             return f"a drop of at most {self.max_drop:g}%"
         names = {*figures}
         gates = (gate for gate in GATES[self.meaning] if gate.figure in names)
-        return " and ".join(f"{gate.figure} of {gate.limit:g}" for gate in gates)
+        return " and ".join(
+            f"{gate.figure} of at {'most' if gate.figure in AT_MOST else 'least'} {gate.limit:g}"
+            for gate in gates
+        )
 
 
 def _drop(metric: Metric, reference: Metric) -> float:

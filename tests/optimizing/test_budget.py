@@ -20,8 +20,8 @@ def test_gates_of_an_embedder() -> None:
     cosine, kept = (metric.value for metric in bad.figures.values())
     assert bad.shortfall == pytest.approx(100 * (0.995 - cosine) / 0.995 + 100 * (95 - kept) / 95)
     assert bad.main < good.main
-    assert budget.asked(bad.figures) == "cosine of 0.995 and top-10 kept of 95"
-    assert budget.asked(["cosine"]) == "cosine of 0.995"  # of too few texts to have neighbours
+    assert budget.asked(bad.figures) == "cosine of at least 0.995 and top-10 kept of at least 95"
+    assert budget.asked(["cosine"]) == "cosine of at least 0.995"  # of too few texts to have neighbours
 
 
 def test_a_drop_of_labels_or_of_agreement() -> None:
@@ -45,7 +45,7 @@ def test_masked_words_are_judged_by_their_perplexity() -> None:
     budget = Budget("classes")
     judged = budget.judge([ratio])
     assert judged.shortfall == pytest.approx(100 * 0.03 / 1.02)
-    assert budget.asked(judged.figures) == "perplexity ratio of 1.02"
+    assert budget.asked(judged.figures) == "perplexity ratio of at most 1.02"
     assert budget.resolution(2, judged.figures) is None
 
 
