@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.options import json_option
 from qdqpatch.cli.sections import SectionCommand
 
 if TYPE_CHECKING:
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 
 @click.command("verify", cls=SectionCommand)
 @click.argument("out", type=click.Path(path_type=Path))
+@json_option
 @verbosity_options
-def command(out: Path, console: Console) -> None:
+def command(out: Path, as_json: bool, console: Console) -> None:
     """Run the canary texts of the folder OUT in the engines that are installed here.
 
     OUT is what export, convert --export or optimize wrote; its qdqpatch.json has a few texts, and what the
@@ -28,7 +31,9 @@ def command(out: Path, console: Console) -> None:
 
     with console.status(f"Running the canary texts of {out}"):
         found = verify(out)
-    for file in found:
+    if as_json:
+        click.echo(json.dumps([file.to_dict() for file in found], indent=2))
+    for file in found if not as_json else ():
         count = len(file.values)
         said = f"logits of {count} texts differ by at most {100 * file.worst:.2f}%"
         if file.measure == "cosine":

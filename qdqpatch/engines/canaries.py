@@ -6,6 +6,7 @@ an engine, must make the same of them but for rounding.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ class Verified:
         """Whether it computes something else than it did."""
         limit = self.worst < LEAST_COSINE if self.measure == "cosine" else self.worst > MOST_APART
         return limit or self.changed or not np.isfinite(self.worst)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        return {**dataclasses.asdict(self), "worst": self.worst, "drifts": self.drifts}
 
 
 def verify(folder: Path) -> list[Verified]:

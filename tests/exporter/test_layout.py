@@ -271,8 +271,12 @@ def test_verify_finds_drift(root: Path, tmp_path: Path) -> None:
     data = json.loads(file.read_text())
     data["canaries"][1]["vector"] = data["canaries"][1]["vector"][::-1]
     file.write_text(json.dumps(data))
-    result = invoke("verify", tmp_path / "out")
+    result = invoke("verify", tmp_path / "out", "--json")
     assert result.exit_code == 1
+    for found in json.loads(result.stdout):
+        assert found["drifts"]
+        assert found["worst"] == min(found["values"])
+        assert found["exactness"]["batch"] == 1
     assert result.stderr.startswith("Error: onnx/model.onnx, openvino/openvino_model.xml of "), result.output
     data["canaries"] = None
     file.write_text(json.dumps(data))
