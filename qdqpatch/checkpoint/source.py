@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from qdqpatch.checkpoint.companions import MODULES
 from qdqpatch.checkpoint.files import HUB_NAME, find_file
 from qdqpatch.checkpoint.fitting import Request, missing_in_head, some
 from qdqpatch.checkpoint.loading import check_unloaded, load_fitting, model_on_meta
@@ -194,6 +195,19 @@ def has_weights(name: str, **hub: Any) -> bool:
     return any(find_file(name, file, **hub) for file in files)
 
 
+def _without_config(name: str) -> str:
+    """Say that a folder is no checkpoint, and where in it there is one."""
+    folder = Path(name)
+    text = f"{name} has no config.json, so it is not a transformers checkpoint."
+    if (folder / MODULES).is_file():
+        return (
+            f"{text} An older sentence-transformers wrote its transformer into a folder of its own: save "
+            f"it once more, SentenceTransformer({name!r}).save_pretrained(...), to another folder."
+        )
+    within = sorted(inner.parent.name for inner in folder.glob("*/config.json"))
+    return f"{text} There is one in {name}/{within[0]}." if within else text
+
+
 def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
     """Read the config of a checkpoint and settle the class to load it with.
 
@@ -216,7 +230,7 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
             "model first: merge_and_unload() of peft, then save_pretrained to another folder."
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{name} has no config.json, so it is not a transformers checkpoint.")
+        raise CheckpointError(_without_config(name))
     if folder.is_dir():
         check_counts(_content(folder / "config.json"), name)
     try:

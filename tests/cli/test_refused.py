@@ -21,6 +21,15 @@ def test_missing_checkpoints(run, float_checkpoint: Path) -> None:
     assert left_behind() == ["empty"]
 
 
+def test_checkpoints_within(run, float_checkpoint: Path) -> None:
+    """As the Trainer and older versions of sentence-transformers write them."""
+    for inner in ("checkpoint-1", "checkpoint-2"):
+        shutil.copytree(float_checkpoint, Path("runs") / inner)
+    assert_fails(run("convert", "runs", "out"), "There is one in runs/checkpoint-1.")
+    Path("runs/modules.json").write_text("[]")
+    assert_fails(run("convert", "runs", "out"), "SentenceTransformer('runs').save_pretrained(...)")
+
+
 def test_damaged_checkpoints(run, float_checkpoint: Path) -> None:
     shutil.copytree(float_checkpoint, "broken")
     weights = Path("broken/model.safetensors")
