@@ -137,9 +137,10 @@ def make_files(config: BertConfig, folder: Path, with_peers: bool = True) -> Fil
 
 
 def multiply(model: PreTrainedModel) -> None:
-    """Give every Linear and residual add factors for the channels that it reads."""
-    for linear in [module for module in model.modules() if isinstance(module, QuantLinear)]:
-        linear.scale_input(torch.linspace(0.5, 1, linear.in_features))
+    """Give Linears and residual adds factors for the channels that they read, as smoothing a BERT would."""
+    for path, module in model.named_modules():
+        if isinstance(module, QuantLinear) and not path.endswith("attention.output.dense"):
+            module.scale_input(torch.linspace(0.5, 1, module.in_features))
     for operand in operands_to_smooth(model).values():
         operand.load_input_scale(torch.linspace(0.5, 1, model.config.hidden_size))
 
