@@ -9,6 +9,9 @@ quiet here need not be so on other texts, and no channel then reaches further th
 That is SmoothQuant's migration (Xiao et al., arXiv 2211.10438), but for an add, which has no weight that
 could take the factors; nor need it, since both operands are multiplied back before they are added. So the
 float model does not change at all. An engine multiplies twice for each operand, where it quantizes it.
+
+The residual operand is what a LayerNorm writes, and Linears read it too. Where `smooth_inputs` gave these
+factors, it takes the same, so that one tensor of integers serves all (`fuse_inputs`).
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.selecting import check_quantized
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import UnsupportedModelError
+from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.input_scales import scaled_modules
 from qdqpatch.rules.rewriting import Wrap
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -57,10 +62,19 @@ def smooth_residuals(model: Model, batches: Iterable[Mapping[str, Any]], padding
     Whatever is raised, the model is as it was.
     """
     operands = operands_to_smooth(model)
-    channels = collect_channels(model, operands, as_tensors(batches, model), padding_aware, inputs=True)
+    linears: dict[str, QuantLinear] = {
+        path: module for path, module in scaled_modules(model) if isinstance(module, QuantLinear)
+    }
+    watched: dict[str, nn.Module] = {**operands, **linears}
+    channels = collect_channels(model, watched, as_tensors(batches, model), padding_aware, inputs=True)
+    given = {channels[path].key: linear.input_scale for path, linear in linears.items()}
     with restored_if_raised(model, ()):
         for path, quantizer in operands.items():
-            quantizer.load_input_scale(_factors(channels[path].amax.float().to(model.device)))
+            seen = channels[path]
+            factors = given.get(seen.key)
+            if factors is None:
+                factors = _factors(seen.amax.float().to(model.device))
+            quantizer.load_input_scale(None if factors is None else factors.float().clone())
         forget_ranges(model, operands.values())
     return model
 

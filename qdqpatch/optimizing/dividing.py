@@ -19,6 +19,9 @@ LEAST = 4
 SHARE = 5
 """One in so many of the texts that are not held back is one to choose by, where none are left over."""
 
+ENOUGH = 16
+"""Fewer texts than this are none to choose by."""
+
 
 @dataclass(frozen=True)
 class Divided:
@@ -27,7 +30,7 @@ class Divided:
     Attributes:
         held: To judge on: nothing else sees them.
         calibration: To calibrate with, and to train on.
-        choosing: To choose by which units stay float; those to calibrate with where there are few in all.
+        choosing: To choose by which units stay float: others, or of few texts those to calibrate with.
     """
 
     held: Sequence[Any]
@@ -57,9 +60,11 @@ def divide(examples: Sequence[Any], held_back: int | None, samples: int | None, 
     if not 0 < count < len(examples):
         raise ConfigError(f"Of {len(examples)} texts {count} cannot be held back.")
     held, others = _split(examples, count, seed)
-    most = len(others) - len(others) // SHARE
-    calibration, left = _split(others, most if samples is None else min(samples, most), seed)
-    return Divided(held, calibration, draw(left, HELD_BACK, seed) or calibration)
+    count = len(others) if samples is None else min(samples, len(others))
+    if (share := len(others) // SHARE) >= ENOUGH:
+        count = min(count, len(others) - share)
+    calibration, left = _split(others, count, seed)
+    return Divided(held, calibration, draw(left, HELD_BACK, seed) if len(left) >= ENOUGH else calibration)
 
 
 def _split(examples: Sequence[Any], count: int, seed: int) -> tuple[list[Any], list[Any]]:

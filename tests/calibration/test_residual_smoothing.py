@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import models
+import onnx
 import pytest
 import torch
 from transformers import AutoModel, PreTrainedModel
@@ -11,6 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 import qdqpatch
 from qdqpatch import QDQConfig, calibrate, calibration, quantize
 from qdqpatch.calibration.residual_smoothing import operands_to_smooth, smooth_residuals
+from qdqpatch.calibration.shared_inputs import readers
 from qdqpatch.errors import (
     CalibrationError,
     CheckpointError,
@@ -189,6 +191,27 @@ def test_readers_of_one_tensor_are_not_fused_with_what_is_multiplied() -> None:
     calibration.fuse_inputs(model, data())
     for path, amax in before.items():
         assert torch.equal(model.get_submodule(path).amax, amax)
+
+
+def test_the_residual_takes_the_factors_of_the_linears_that_read_it_too(tmp_path: Path) -> None:
+    model = with_outliers()
+    with torch.no_grad():
+        for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
+            norm.weight[OUTLIER] *= 40
+    quantize(model)
+    calibration.smooth_inputs(model, data())
+    smooth_residuals(model, data())
+    dense = model.get_submodule("encoder.layer.0.intermediate.dense")
+    assert torch.equal(factors_of(model, RESIDUAL), dense.input_scale)
+    assert not torch.equal(factors_of(model, LOCAL), dense.input_scale)
+    calibrate(model, data(), "max")
+    group = ("encoder.layer.0.intermediate.dense._input_quantizer", RESIDUAL)
+    assert group in readers(model, data()[0])
+    graph = onnx.load(
+        qdqpatch.export(calibration.fuse_inputs(model, data()), tmp_path, "tensorrt").file
+    ).graph
+    quantize_nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantize_nodes) == 2 * 10  # two of a tensor that several read, eight others
 
 
 def test_the_switch_of_ptq_is_the_step() -> None:
