@@ -73,11 +73,6 @@ class Place:
         """Whether the engine's speed is that of the target."""
         return self.target == self.engine.name
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of `ptq` for every rung: in one range TensorRT's kernels write once what several read."""
-        return {"fuse_inputs": True} if self.target == "tensorrt" else {}
-
     def write(self, model: PreTrainedModel, folder: Path, as_float: bool = False) -> Session:
         """Export a model without comparing it, and load the file."""
         given = {name: value for name, value in self.options.items() if not as_float or name == "cpu"}

@@ -149,7 +149,7 @@ def climb(
                 found.rungs.append(RungResult(rung.name, 0.0, note=note))
                 continue
             begun = now()
-            given = {**place.settings, **found.settings, **own}
+            given = {**found.settings, **own}
             try:
                 model = STEPS[rung.kind](material, found.best, given, listener)
             except (ConfigError, TrainingError) as error:

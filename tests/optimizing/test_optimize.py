@@ -217,11 +217,16 @@ def test_for_tensorrt_readers_share_a_range(monkeypatch: pytest.MonkeyPatch) -> 
         raise ConfigError("That is enough.")
 
     monkeypatch.setitem(ladder.STEPS, "ptq", record)
-    with pytest.raises(ConfigError, match="enough"):
-        qdqpatch.optimize(
-            models.float_model(HEAD), texts(24), target="tensorrt", tokenizer=tiny_tasks.tokenizer()
-        )
-    assert given == [{"fuse_inputs": True}]
+    for config in (None, qdqpatch.QDQConfig.preset("outputs")):
+        with pytest.raises(ConfigError, match="enough"):
+            qdqpatch.optimize(
+                models.float_model(HEAD),
+                texts(24),
+                target="tensorrt",
+                config=config,
+                tokenizer=tiny_tasks.tokenizer(),
+            )
+    assert given == [{"fuse_inputs": True}] * 2
 
 
 def test_for_tensorrt_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
