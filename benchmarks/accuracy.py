@@ -41,7 +41,7 @@ CONFIGS = {
 METHODS = (
     *("max", "percentile-99.9", "percentile-99.99", "percentile-99.999", "mse", "entropy", "auto"),
     *("auto-fuse", "auto-shift", "auto-shift-refine", "auto-shift-smooth", "auto-shift-smooth-round"),
-    *("auto-shift-residuals", "auto-shift-smooth-residuals", "auto-shift-smooth-residuals-refine"),
+    *("auto-shift-residuals", "auto-shift-smooth-residuals", "auto-shift-smooth-residuals-fuse"),
 )
 EXAMPLES = 256
 EPOCHS = 4

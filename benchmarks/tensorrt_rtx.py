@@ -1,6 +1,6 @@
 """What TensorRT makes of our files and of others': kernels, fused attentions, and the memory that moves.
 
-    python benchmarks/tensorrt_rtx.py [--capability SM89] [--heads 12] [--shapes 1x128 32x128 8x384]
+    python benchmarks/tensorrt_rtx.py [--capability SM89] [--heads 12] [--shapes 1x128 32x128 8x384] [--ours]
 
 Two layers of BERT-base with random weights are written by every tool and compiled by TensorRT for RTX, which
 needs no GPU. A tool that is not installed is left out (`benchmarks/peers.txt`), and so is the original
@@ -22,7 +22,7 @@ import onnx_ir as ir
 import peers
 import torch
 from common import BERT_BASE, Row, prepare, quiet, show, surroundings
-from export_speed import Feed, feed_of, float_file, tensors
+from export_speed import SMOOTHED, Feed, feed_of, float_file, multiply, tensors
 from transformers import BertConfig, BertModel
 
 import qdqpatch
@@ -45,10 +45,13 @@ OURS = {
     "qdqpatch, qdqbert, fp32": (QDQConfig(), "float32"),
     "qdqpatch, no-residual": (QDQConfig.preset("no-residual"), "float16"),
     "qdqpatch, linear-only": (QDQConfig.preset("linear-only"), "float16"),
+    "qdqpatch, qdqbert, smoothed": (QDQConfig(), "float16"),
     "qdqpatch, outputs": (QDQConfig.preset("outputs"), "float16"),
+    "qdqpatch, outputs, smoothed": (QDQConfig.preset("outputs"), "float16"),
     "qdqpatch, fp8": (QDQConfig.preset("fp8"), "float16"),
 }
-"""Configuration and float type by name. Calibrated by maximum, readers of one tensor have one range."""
+"""Configuration and float type by name. Calibrated by maximum, readers of one tensor have one range; when
+smoothed, they multiply its channels."""
 
 
 def main() -> None:
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("--capability", choices=CAPABILITIES, default="SM89")
     parser.add_argument("--heads", type=int, default=BERT_BASE.num_attention_heads)
     parser.add_argument("--shapes", nargs="+", type=Shape.parse, default=SHAPES)
+    parser.add_argument("--ours", action="store_true", help="without the other tools' files")
     arguments = parser.parse_args()
     try:
         require([arguments.capability])
@@ -68,7 +72,7 @@ def main() -> None:
     rows: list[Row] = []
     moved: dict[Shape, int] = {}
     with tempfile.TemporaryDirectory() as name:
-        for title, file in files(config, Path(name)):
+        for title, file in files(config, Path(name), arguments.ours):
             cells = [cell(file, arguments.capability, shape, moved) for shape in arguments.shapes]
             rows.append((title, *cells))
             print(rows[-1], file=sys.stderr, flush=True)
@@ -88,7 +92,7 @@ def cell(file: Path, capability: str, shape: Shape, floats: dict[Shape, int]) ->
     return f"{len(built.kernels)} ({fused}), {built.moved / 2**20:.1f} ({to_float:.2f})"
 
 
-def files(config: BertConfig, folder: Path) -> Iterator[tuple[str, Path]]:
+def files(config: BertConfig, folder: Path, only_ours: bool = False) -> Iterator[tuple[str, Path]]:
     """Yield name and file of every contender, the float model first."""
     torch.manual_seed(0)
     model, feed = BertModel(config, add_pooling_layer=False).eval(), feed_of(config, 2, 32)
@@ -102,6 +106,11 @@ def files(config: BertConfig, folder: Path) -> Iterator[tuple[str, Path]]:
     remove_quantizers(half)
     ir.save(half, folder / "fp16.onnx")
     yield FLOAT, folder / "fp16.onnx"
+    yield from first.items()
+    for title, (placement, dtype) in list(OURS.items())[1:]:
+        yield title, ours(config, state, placement, dtype, folder / title.replace(", ", "-"), feed)
+    if only_ours:
+        return
     half = ir.load(floating)
     cast_floats(half, ir.DataType.FLOAT16)
     ir.save(half, folder / "torch.onnx")
@@ -109,9 +118,6 @@ def files(config: BertConfig, folder: Path) -> Iterator[tuple[str, Path]]:
     if (original := original_qdqbert(folder)) is not None:
         yield "original QDQBERT", original
     yield from peers.make({**peers.TENSORRT, **peers.from_torch(model)}, floating, feed)
-    yield from first.items()
-    for title, (placement, dtype) in list(OURS.items())[1:]:
-        yield title, ours(config, state, placement, dtype, folder / title.replace(", ", "-"), feed)
 
 
 def ours(
@@ -126,7 +132,10 @@ def ours(
     model = BertModel(config, add_pooling_layer=False).eval()
     model.load_state_dict(state)
     with quiet():
-        qdqpatch.ptq(model, [tensors(feed)], placement, method="max")
+        qdqpatch.quantize(model, placement)
+        if SMOOTHED in folder.name:
+            multiply(model)
+        qdqpatch.calibrate(model, [tensors(feed)], method="max")
         return qdqpatch.export(model, folder, "tensorrt", dtype=dtype, check=False).file
 
 

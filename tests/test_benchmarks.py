@@ -281,18 +281,19 @@ def test_what_training_gains(benchmark_module, monkeypatch, tmp_path):
 def test_what_tensorrt_makes_of_files(benchmark_module, monkeypatch, tmp_path):
     pytest.importorskip("tensorrt_rtx_bindings")
     tensorrt, shape = benchmark_module("tensorrt_rtx"), Shape(2, 16)
-    few = {"qdqpatch, outputs": tensorrt.OURS["qdqpatch, outputs"]}
+    few = {name: tensorrt.OURS[name] for name in ("qdqpatch, outputs", "qdqpatch, outputs, smoothed")}
     monkeypatch.setattr(tensorrt, "OURS", few)
     nobody = {"none": ("a_module_that_is_not_there", None)}
     monkeypatch.setattr(tensorrt.peers, "TENSORRT", nobody)
     monkeypatch.setattr(tensorrt.peers, "from_torch", lambda model: nobody)
     monkeypatch.delenv(tensorrt.REFERENCE, raising=False)
     found = dict(tensorrt.files(config(max_position_embeddings=64), tmp_path))
-    assert list(found) == ["float, fp16", "float, fp16, torch's export", "qdqpatch, outputs"]
+    assert list(found) == ["float, fp16", *few, "float, fp16, torch's export"]
     floats = {}
     cells = [tensorrt.cell(file, "SM89", shape, floats) for file in found.values()]
     assert cells[0].endswith("(1.00)")
-    assert float(cells[2].rpartition("(")[2].rstrip(")")) < 1
+    assert float(cells[1].rpartition("(")[2].rstrip(")")) < 1
+    assert cells[2] == cells[1]
     (tmp_path / "text.onnx").write_text("no model")
     assert tensorrt.cell(tmp_path / "text.onnx", "SM89", shape, floats).startswith("refused: ")
 

@@ -9,23 +9,31 @@ quiet here need not be so on other texts, and no channel then reaches further th
 That is SmoothQuant's migration (Xiao et al., arXiv 2211.10438), but for an add, which has no weight that
 could take the factors; nor need it, since both operands are multiplied back before they are added. So the
 float model does not change at all. An engine multiplies twice for each operand, where it quantizes it.
+
+The residual operand is what a LayerNorm writes, and Linears read it too. Where `smooth_inputs` gave these
+factors, it takes the same, so that one tensor of integers serves all (`fuse_inputs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch import distributed
 from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
 from qdqpatch.calibration.selecting import check_quantized
 from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import UnsupportedModelError
+from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.quantizer import TensorQuantizer
+from qdqpatch.patching.input_scales import scaled_modules
 from qdqpatch.rules.rewriting import Wrap
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -38,7 +46,8 @@ def smooth_residuals(model: Model, batches: Iterable[Mapping[str, Any]], padding
     """Give the quantizers of residual adds factors for their channels, so that none is an outlier, in place.
 
     The float model runs once on the batches; it does not change. Calibration must follow: ranges that no
-    longer fit are dropped, and a quantizer without one computes it from each tensor.
+    longer fit are dropped, and a quantizer without one computes it from each tensor. Adds of images, of four
+    axes, are left as they are.
 
     Args:
         model: A quantized model, calibrated or not.
@@ -57,12 +66,39 @@ def smooth_residuals(model: Model, batches: Iterable[Mapping[str, Any]], padding
     Whatever is raised, the model is as it was.
     """
     operands = operands_to_smooth(model)
-    channels = collect_channels(model, operands, as_tensors(batches, model), padding_aware, inputs=True)
+    linears: dict[str, QuantLinear] = {
+        path: module for path, module in scaled_modules(model) if isinstance(module, QuantLinear)
+    }
+    watched: dict[str, nn.Module] = {**operands, **linears}
+    with _images(operands) as found:
+        channels = collect_channels(model, watched, as_tensors(batches, model), padding_aware, inputs=True)
+    left = distributed.found_by_any(found, list(operands), model.device)
+    operands = {path: quantizer for path, quantizer in operands.items() if path not in left}
+    given = {channels[path].key: linear.input_scale for path, linear in linears.items()}
     with restored_if_raised(model, ()):
         for path, quantizer in operands.items():
-            quantizer.load_input_scale(_factors(channels[path].amax.float().to(model.device)))
+            seen = channels[path]
+            factors = given.get(seen.key)
+            if factors is None:
+                factors = _factors(seen.amax.float().to(model.device))
+            quantizer.load_input_scale(None if factors is None else factors.float().clone())
         forget_ranges(model, operands.values())
     return model
+
+
+@contextmanager
+def _images(operands: Mapping[str, TensorQuantizer]) -> Iterator[set[str]]:
+    """Collect, while the model runs, the paths of operands whose last axis is no channel: `(N, C, H, W)`."""
+    found: set[str] = set()
+
+    def look(path: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if given[0].dim() > 3:
+            found.add(path)
+
+    with ExitStack() as stack:
+        for path, quantizer in operands.items():
+            stack.callback(quantizer.register_forward_pre_hook(partial(look, path)).remove)
+        yield found
 
 
 def operands_to_smooth(model: nn.Module) -> dict[str, TensorQuantizer]:

@@ -20,7 +20,8 @@ from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.observing import no_batch, on_device
 from qdqpatch.calibration.selecting import Model, check_can_share, check_quantized, load_ranges, range_of
 from qdqpatch.calibration.statistics import Statistics
-from qdqpatch.nn.names import is_weight
+from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.names import INPUT, is_weight
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import enabled_quantizers
 from qdqpatch.patching.arguments import run
@@ -99,7 +100,7 @@ def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]
     """Return the paths of the quantizers that read one tensor, for each tensor with several.
 
     Only quantizers of activations with one symmetric range for the whole tensor count, and only such of the
-    same settings go together.
+    same settings, and with the same factors for its channels, go together.
 
     Args:
         model: A quantized model; it is run once.
@@ -108,11 +109,10 @@ def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]
     seen: dict[tuple[Any, ...], list[str]] = {}
     kept: list[Tensor] = []  # so that no tensor gets the memory of another
 
-    def look(path: str, quantizer: TensorQuantizer, inputs: tuple[Tensor, ...]) -> None:
+    def look(path: str, settings: tuple[Any, ...], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         tensor = inputs[0]
         kept.append(tensor)
         place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor._version)
-        settings = (quantizer.num_bits, quantizer.unsigned, quantizer.narrow_range, quantizer.scale_amax)
         seen.setdefault((place, settings), []).append(path)
 
     modes = {module: module.training for module in model.modules()}
@@ -123,12 +123,28 @@ def readers(model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, ...]]
         for path, quantizer in enabled_quantizers(model).items():
             amax = quantizer.amax
             one_range = quantizer.axis is None if amax is None else amax.dim() == 0
-            plain = quantizer.is_symmetric and one_range and quantizer.input_scale is None
-            if not is_weight(path) and plain:
-                stack.callback(quantizer.register_forward_pre_hook(partial(look, path)).remove)
+            if is_weight(path) or not quantizer.is_symmetric or not one_range:
+                continue
+            reader = _what_multiplies(model, path, quantizer)
+            settings = (quantizer.num_bits, quantizer.unsigned, quantizer.narrow_range, quantizer.scale_amax)
+            hook = partial(look, path, (*settings, _bytes(reader.input_scale)))
+            stack.callback(reader.register_forward_pre_hook(hook).remove)
         device = next(model.parameters()).device
         run(model, {name: _own(value) for name, value in on_device(batch, device).items()})
     return [tuple(dict.fromkeys(paths)) for paths in seen.values() if len(set(paths)) > 1]
+
+
+def _what_multiplies(
+    model: nn.Module, path: str, quantizer: TensorQuantizer
+) -> QuantLinear | TensorQuantizer:
+    """Return what has the factors of what a quantizer rounds: its Linear, or the quantizer itself."""
+    owner, _, name = path.rpartition(".")
+    linear = model.get_submodule(owner)
+    return linear if name == INPUT and isinstance(linear, QuantLinear) else quantizer
+
+
+def _bytes(factors: Tensor | None) -> bytes | None:
+    return None if factors is None else factors.float().cpu().numpy().tobytes()
 
 
 def _own(value: Any) -> Any:

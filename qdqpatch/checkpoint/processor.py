@@ -38,6 +38,6 @@ def load_processor(source: str) -> Any:
         )
     try:
         with quiet_export():
-            return AutoImageProcessor.from_pretrained(source)
+            return AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # a damaged file raises whatever its reader does
         raise CheckpointError(f"Cannot load the image processor of {source}: {one_line(error)}") from error

@@ -12,16 +12,17 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from qdqpatch.checkpoint.companions import MODULES
 from qdqpatch.checkpoint.files import HUB_NAME, find_file
 from qdqpatch.checkpoint.fitting import Request, missing_in_head, some
 from qdqpatch.checkpoint.loading import check_unloaded, load_fitting, model_on_meta
+from qdqpatch.checkpoint.refusals import unreadable, without_config
 from qdqpatch.checkpoint.sizes import check_counts
 from qdqpatch.choices import AUTO_CLASSES, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError, one_line
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.guard import lift
+from qdqpatch.patching.own_code import forget_code
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.positions import check_positions
 from qdqpatch.patching.sites import find_sites
@@ -195,19 +196,6 @@ def has_weights(name: str, **hub: Any) -> bool:
     return any(find_file(name, file, **hub) for file in files)
 
 
-def _without_config(name: str) -> str:
-    """Say that a folder is no checkpoint, and where in it there is one."""
-    folder = Path(name)
-    text = f"{name} has no config.json, so it is not a transformers checkpoint."
-    if (folder / MODULES).is_file():
-        return (
-            f"{text} An older sentence-transformers wrote its transformer into a folder of its own: save "
-            f"it once more, SentenceTransformer({name!r}).save_pretrained(...), to another folder."
-        )
-    within = sorted(inner.parent.name for inner in folder.glob("*/config.json"))
-    return f"{text} There is one in {name}/{within[0]}." if within else text
-
-
 def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
     """Read the config of a checkpoint and settle the class to load it with.
 
@@ -230,19 +218,15 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
             "model first: merge_and_unload() of peft, then save_pretrained to another folder."
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CheckpointError(_without_config(name))
+        raise CheckpointError(without_config(name))
     if folder.is_dir():
         check_counts(_content(folder / "config.json"), name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except QdqError:
         raise
     except Exception as error:  # a config can hold anything, and what that raises is anything too
-        if folder.is_dir():
-            raise CheckpointError(f"Cannot read the config of {name}: {one_line(error)}") from error
-        raise CheckpointError(
-            f"There is no folder {name} here, and no model of that name on the hub: {one_line(error)}"
-        ) from error
+        raise CheckpointError(unreadable(name, error)) from error
     if isinstance(config.architectures, str):
         config.architectures = [config.architectures]
     if not isinstance(config.architectures, list | tuple | None):
@@ -252,7 +236,9 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
         )
     _check_method(name, getattr(config, "quantization_config", None))
     lift(config)
-    return Checkpoint(name, config, _model_class(config, task), task)
+    model_class = _model_class(config, task)
+    forget_code(config, model_class)
+    return Checkpoint(name, config, model_class, task)
 
 
 def _content(file: Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
             f"{source} has no tokenizer, which texts need: none of {', '.join(VOCABULARIES)} is there."
         )
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         tokenizer("a")  # one that lacks what every text needs is found now
     except Exception as error:  # a damaged file of a vocabulary raises whatever its reader does
         raise CheckpointError(f"Cannot load the tokenizer of {source}: {one_line(error)}") from error

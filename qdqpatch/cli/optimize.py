@@ -100,7 +100,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
     type=SHAPE,
     cls=SectionOption,
     section="Running",
-    help="What is timed.",
+    help="What is timed; nothing is for tensorrt.",
 )
 @_output("--float-embeddings", is_flag=True, help="Leave the embeddings' tables in float in the file.")
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
@@ -227,14 +227,17 @@ def _write(
         )
         exported = write(folder, output.given)
     print_export(exported, console)
+    if place.target == "tensorrt":
+        console.print(f"What TensorRT makes of it: qdqpatch lint {exported.file} --target tensorrt --build")
 
 
 def _print(found: Optimization, shape: Shape) -> None:
     columns, rows = found.table()
     title = (
         f"{found.target} ({found.placement}), judged in {found.engine} on {found.held_back} texts, "
-        f"calibrated with {found.calibrated}; ms and speed at {shape}, beside float in the same engine"
+        f"calibrated with {found.calibrated}; "
     )
-    print_text(title)
+    timed = f"ms and speed at {shape}, beside float in the same engine"
+    print_text(title + (timed if "ms" in columns else f"not timed, which takes {found.target}"))
     print_table("", columns, rows, numbers=("Seconds", "ms", "Speed"))
     print_text(found.conclusion())

@@ -16,6 +16,9 @@ OUTPUT = "_output_quantizer"
 INPUT_SCALE = "_input_scale"
 """Of what a Linear multiplies the channels of its input by, before the quantizer; most have none."""
 
+FACTORS = "input_scale"
+"""What the names of these factors begin with in an exported graph."""
+
 ZERO_POINT = "_zero_point"
 """Of a quantizer, the level of 0 where its range does not lie around zero."""
 

@@ -52,6 +52,7 @@ class Material:
         batch_size: How many sequences run at once.
         float_pass: Seconds that the float model takes for the calibration texts.
         head: What makes embeddings of the last hidden states; None for their mean.
+        settings: What `ptq` is given from the first rung on.
     """
 
     model: PreTrainedModel
@@ -63,6 +64,7 @@ class Material:
     batch_size: int
     float_pass: float
     head: SentenceHead | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -129,7 +131,7 @@ def climb(
 
     started = now()
     switches = possible(material.model, material.config, rungs)
-    found = Climb()
+    found = Climb(settings=dict(material.settings))
     with tempfile.TemporaryDirectory() as folder:
         listener.say("Exporting the float model")
         float_session = place.write(material.model, Path(folder) / "float", True) if place.is_timed else None
@@ -147,9 +149,9 @@ def climb(
                 found.rungs.append(RungResult(rung.name, 0.0, note=note))
                 continue
             begun = now()
-            settings = {**found.settings, **own}
+            given = {**found.settings, **own}
             try:
-                model = STEPS[rung.kind](material, found.best, settings, listener)
+                model = STEPS[rung.kind](material, found.best, given, listener)
             except (ConfigError, TrainingError) as error:
                 if found.best is None:  # without ranges there is nothing to go on with
                     raise
@@ -163,7 +165,7 @@ def climb(
             judged = material.held.judge(outputs)
             speed = _timed(float_session, session, material.model, shape)
             overhead = max(overhead, now() - made)  # most have a trace that was made before
-            found.take(RungResult(rung.name, now() - begun, judged, *speed), model, settings)
+            found.take(RungResult(rung.name, now() - begun, judged, *speed), model, given)
             del session
             if found.met:
                 break

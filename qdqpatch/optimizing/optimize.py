@@ -179,7 +179,8 @@ def search_best(
     if math.isinf(judge.judge(expected).shortfall):
         raise ConfigError("The float model gives NaN for the texts held back: check its weights.")
     float_pass = per_sequence * len(own)
-    material = Material(model, task, own, texts.choosing, judge, chosen, batch_size, float_pass, head)
+    given = {"fuse_inputs": True} if placement.fuse_inputs else {}  # whatever is quantized
+    material = Material(model, task, own, texts.choosing, judge, chosen, batch_size, float_pass, head, given)
     left = None if seconds is None else seconds - spent
     found = climb(material, place, left, shape, listener)
     name = str(placement) if config is None else "given"

@@ -122,20 +122,24 @@ class Optimization:
 
 
 def table_of(rungs: Sequence[RungResult], chosen: str) -> tuple[list[str], list[list[str]]]:
-    """Return the names of the columns, and a row of cells for each rung."""
+    """Return the names of the columns, and a row of cells for each rung; of time only if one was timed."""
     names = list(dict.fromkeys(name for rung in rungs if rung.judged for name in rung.judged.figures))
-    columns = ["Rung", "Seconds", *names, "ms", "Speed", "Budget", ""]
+    timed = any(rung.latency_ms is not None for rung in rungs)
+    columns = ["Rung", "Seconds", *names, *(("ms", "Speed") if timed else ()), "Budget", ""]
     rows = []
     for rung in rungs:
         figures = {} if rung.judged is None else rung.judged.figures
+        speed = (
+            "-" if rung.latency_ms is None else f"{rung.latency_ms:.2f}",
+            "-" if rung.speedup is None else f"{rung.speedup:.2f}x",
+        )
         met = "" if rung.judged is None else "met" if rung.judged.passes else "missed"
         rows.append(
             [
                 rung.name,
                 f"{rung.seconds:.1f}",
                 *(str(figures[name]) if name in figures else "-" for name in names),
-                "-" if rung.latency_ms is None else f"{rung.latency_ms:.2f}",
-                "-" if rung.speedup is None else f"{rung.speedup:.2f}x",
+                *(speed if timed else ()),
                 met,
                 "; ".join(filter(None, ["chosen" if rung.name == chosen else "", rung.note])),
             ]

@@ -103,7 +103,14 @@ def _text(data: Mapping[str, Any]) -> str:
     for name, export in exports.items():
         off = "; ".join(f"{output} {mean:.2f}" for output, mean in export["steps"].items()) or "not compared"
         matmuls = "not known" if export["matmuls"] is None else f"{export['integer']} of {export['matmuls']}"
-        engine = export["engine"] or export["target"]
-        lines.append(f"| `{name}` | {engine} | {export['bytes'] / 1e6:.1f} | {matmuls} | {off} |")
+        lines.append(f"| `{name}` | {_engine(export)} | {export['bytes'] / 1e6:.1f} | {matmuls} | {off} |")
     versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items())
     return "\n".join([*lines, *([""] if exports else []), f"Made with {versions}.", ""])
+
+
+def _engine(export: Mapping[str, Any]) -> str:
+    """Return what a file is for, and what it was compared in: the same with its version, if it could be."""
+    target, compared = export["target"], export["engine"]
+    if compared is None:
+        return str(target)
+    return compared if compared.startswith(target) else f"{target}, compared in {compared}"

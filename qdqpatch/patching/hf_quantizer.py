@@ -21,6 +21,7 @@ from qdqpatch.patching.apply import apply_plan, named_quantizers, revert, set_fi
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.guard import guard, lift, unguard
 from qdqpatch.patching.input_scales import make_room_for_scales, read_input_scales
+from qdqpatch.patching.own_code import forget_code
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.recorded import KEY
 from qdqpatch.patching.sites import find_sites
@@ -63,6 +64,7 @@ class QDQHfQuantizer(HfQuantizer):
         self.quantization_config = plan.config
         model.config.quantization_config = plan.config
         guard(model.config)
+        forget_code(model.config, type(model))
         vars(model).update(hf_quantizer=self, quantization_method=QUANT_METHOD)
 
     def update_tp_plan(self, config: PreTrainedConfig) -> PreTrainedConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 import models
 import pytest
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig, calibrate, calibration, quantize
@@ -125,6 +125,23 @@ def test_nothing_is_multiplied_where_it_is_not_worth_it(monkeypatch: pytest.Monk
     assert scaled(smoothed()) == []
 
 
+@pytest.mark.parametrize("preset", ["linear-only", "no-residual"])
+def test_what_reads_the_context_of_a_quantized_attention_is_left(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_smoothing, "WORTH", float("inf"))
+    config = DistilBertConfig(dim=24, hidden_dim=32, n_heads=2, n_layers=2, vocab_size=48)
+    for model, context in (
+        (models.build(), "attention.output.dense"),
+        (DistilBertModel(config).eval(), "attention.out_lin"),
+    ):
+        batches = [{name: one[name] for name in ("input_ids", "attention_mask")} for one in data()]
+        smooth_inputs(quantize(model, QDQConfig.preset(preset)), batches)
+        left = {path for path, linear in linears(model).items() if linear.input_scale is None}
+        assert left == {path for path in linears(model) if path.endswith(context) and preset != "linear-only"}
+        assert len(left) in (0, 2)
+
+
 def test_smoothing_again_starts_from_the_float_weights() -> None:
     once = smoothed()
     twice = smooth_inputs(smoothed(), data(), exact=True)
@@ -135,7 +152,10 @@ def test_ranges_that_no_longer_fit_are_dropped() -> None:
     model = smooth_inputs(calibrate(quantize(with_outliers()), data(), "max"), data())
     without = {path for path, quantizer in named_quantizers(model) if quantizer.amax is None}
     assert without == {
-        f"{path}.{name}" for path in linears(model) for name in ("_input_quantizer", "_weight_quantizer")
+        f"{path}.{name}"
+        for path in linears(model)
+        for name in ("_input_quantizer", "_weight_quantizer")
+        if not path.endswith("attention.output.dense")
     }
 
 

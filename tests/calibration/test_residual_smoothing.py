@@ -4,13 +4,15 @@ import copy
 from pathlib import Path
 
 import models
+import onnx
 import pytest
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, ConvNextConfig, ConvNextModel, PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig, calibrate, calibration, quantize
 from qdqpatch.calibration.residual_smoothing import operands_to_smooth, smooth_residuals
+from qdqpatch.calibration.shared_inputs import readers
 from qdqpatch.errors import (
     CalibrationError,
     CheckpointError,
@@ -191,6 +193,27 @@ def test_readers_of_one_tensor_are_not_fused_with_what_is_multiplied() -> None:
         assert torch.equal(model.get_submodule(path).amax, amax)
 
 
+def test_the_residual_takes_the_factors_of_the_linears_that_read_it_too(tmp_path: Path) -> None:
+    model = with_outliers()
+    with torch.no_grad():
+        for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
+            norm.weight[OUTLIER] *= 40
+    quantize(model)
+    calibration.smooth_inputs(model, data())
+    smooth_residuals(model, data())
+    dense = model.get_submodule("encoder.layer.0.intermediate.dense")
+    assert torch.equal(factors_of(model, RESIDUAL), dense.input_scale)
+    assert not torch.equal(factors_of(model, LOCAL), dense.input_scale)
+    calibrate(model, data(), "max")
+    group = ("encoder.layer.0.intermediate.dense._input_quantizer", RESIDUAL)
+    assert group in readers(model, data()[0])
+    graph = onnx.load(
+        qdqpatch.export(calibration.fuse_inputs(model, data()), tmp_path, "tensorrt").file
+    ).graph
+    quantize_nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantize_nodes) == 2 * 10  # two of a tensor that several read, eight others
+
+
 def test_the_switch_of_ptq_is_the_step() -> None:
     model = qdqpatch.ptq(with_outliers(), data(), ADDS, method="max", smooth_residuals=True)
     models.assert_equal(dict(model.state_dict()), dict(smoothed().state_dict()))
@@ -222,6 +245,15 @@ def test_what_cannot_be_smoothed_is_refused(tmp_path: Path) -> None:
     models.assert_unchanged(model, before)
     with pytest.raises(ConfigError, match="smooth_residuals"):
         qdqpatch.save_qdqbert(smoothed(), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:There are no rules:qdqpatch.errors.QuantizationWarning")
+def test_adds_of_images_are_left_alone() -> None:
+    config = ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2)
+    images = [{"pixel_values": torch.randn(1, 3, 32, 32)}]
+    model = quantize(ConvNextModel(config).eval())
+    assert operands_to_smooth(model)
+    assert not scaled(smooth_residuals(model, images))
 
 
 def test_fixed_ranges_are_left_alone() -> None:

@@ -169,6 +169,22 @@ def test_a_checkpoint_says_how_it_was_quantized(calibrated, tmp_path: Path) -> N
     assert "qdqpatch" not in json.dumps({key: value for key, value in written.items() if key not in ours})
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_code_of_its_own_is_named_where_the_class_is_from_it(own: bool, tmp_path: Path) -> None:
+    """The hub's folder of an embedder may name code though transformers has a class for it by now."""
+    model = models.build()
+    model.config.auto_map = {"AutoModel": "mine.MyModel"}
+    if own:
+        model.__class__ = type("MyModel", (type(model),), {"__module__": "transformers_modules.mine"})
+    quantize(model)
+    calibrate(model, [models.inputs()], "max")
+    model.config.save_pretrained(tmp_path)
+    assert ("auto_map" in json.loads((tmp_path / "config.json").read_text())) is own
+    if not own:
+        model.save_pretrained(tmp_path)
+        assert type(AutoModel.from_pretrained(tmp_path, trust_remote_code=True)) is transformers.BertModel
+
+
 def test_loading_needs_no_cuda(calibrated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("CUDA was asked for")

@@ -30,6 +30,18 @@ def test_checkpoints_within(run, float_checkpoint: Path) -> None:
     assert_fails(run("convert", "runs", "out"), "SentenceTransformer('runs').save_pretrained(...)")
 
 
+def test_code_of_a_checkpoint_is_not_run(run, float_checkpoint: Path) -> None:
+    """Nor is anybody asked whether it shall be, as transformers does."""
+    shutil.copytree(float_checkpoint, "own")
+    config = json.loads(Path("own/config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MyConfig"}}
+    Path("own/config.json").write_text(json.dumps(config))
+    Path("own/mine.py").write_text("raise SystemExit(3)")
+    result = run("convert", "own", "out")
+    assert_fails(result, "In Python: AutoModel.from_pretrained('own', trust_remote_code=True)")
+    assert "Do you wish" not in result.output
+
+
 def test_damaged_checkpoints(run, float_checkpoint: Path) -> None:
     shutil.copytree(float_checkpoint, "broken")
     weights = Path("broken/model.safetensors")

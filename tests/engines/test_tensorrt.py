@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import encoders
+import models
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -15,6 +16,8 @@ import pytest
 from click.testing import CliRunner
 from encoders import Style, write_encoder
 
+import qdqpatch
+from qdqpatch.calibration import smooth_residuals
 from qdqpatch.cli import main
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.tensorrt import build as building
@@ -51,6 +54,21 @@ def test_the_log_is_read() -> None:
     assert [tensor.size for tensor in kernel.constants] == [16]
     assert [(tensor.dtype, tensor.size) for tensor in kernel.outputs] == [("fp16", 16), ("new", 4)]
     assert kernel.moved == 32 + 16 + 4
+
+
+def test_without_quantizers_there_are_no_factors_either(tmp_path: Path) -> None:
+    operators = []
+    for name, is_smoothed in (("plain", False), ("smoothed", True)):
+        model = models.uncalibrated()
+        if is_smoothed:
+            smooth_residuals(model, [models.inputs()])
+        qdqpatch.calibrate(model, [models.inputs()], "max")
+        graph = ir.load(qdqpatch.export(model, tmp_path / name, "tensorrt", check=False).file)
+        before = sum(node.op_type == "Mul" for node in graph.graph)
+        remove_quantizers(graph)
+        operators.append(sorted(node.op_type for node in graph.graph))
+    assert operators[0] == operators[1]
+    assert before > operators[1].count("Mul")
 
 
 def test_a_model_in_fp16_without_quantizers_computes_the_same(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from qdqpatch.nn.names import FACTORS
+
 Floats = npt.NDArray[Any]
 
 
@@ -55,8 +57,18 @@ def ir_finfo(dtype: ir.DataType) -> tuple[float, float]:
 
 
 def remove_quantizers(model: ir.Model) -> None:
-    """Take every QuantizeLinear and DequantizeLinear out of a graph, in place; weights become float."""
+    """Take every QuantizeLinear and DequantizeLinear out of a graph, in place; weights become float.
+
+    So are the products with factors of channels, which a float model has none of. The graph is for the
+    compiler then and computes something else: the weights of smoothed Linears were divided by the factors.
+    """
     for node in list(model.graph):
+        if node.op_type == "Mul" and (factors := node.inputs[1]) is not None:
+            if (factors.name or "").startswith(FACTORS) and node.inputs[0] is not None:
+                ir.convenience.replace_all_uses_with(
+                    node.outputs[0], node.inputs[0], replace_graph_outputs=True
+                )
+            continue
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         source = node.inputs[0]
