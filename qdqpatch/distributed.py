@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -92,6 +92,13 @@ def sum_over_processes(values: Mapping[str, Tensor], device: torch.device) -> di
             dist.all_reduce(total)
         summed[name] = total.cpu()
     return summed
+
+
+def found_by_any(found: Collection[str], names: Sequence[str], device: torch.device) -> set[str]:
+    """Return those of the names, in every process the same, that one of the processes has found."""
+    flags = torch.tensor([float(name in found) for name in names])
+    counts = sum_over_processes({"": flags}, device)[""]
+    return {name for name, count in zip(names, counts.tolist(), strict=True) if count}
 
 
 def total(work: Callable[[], Tensor], device: torch.device) -> Tensor:

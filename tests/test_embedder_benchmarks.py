@@ -72,6 +72,18 @@ def test_a_tool_that_is_not_installed_is_left_out_and_named(benchmark_module, ca
     assert capsys.readouterr().out.startswith("other is left out: no_such_tool is not installed")
 
 
+def test_tools_can_be_chosen(benchmark_module, monkeypatch, capsys):
+    module = benchmark_module("embedder_peers")
+    seen = []
+    monkeypatch.setattr(module.embedders, "find", lambda arguments: ("tiny", "ckpt", arguments.folder))
+    monkeypatch.setattr(module, "prepare", lambda: None)
+    monkeypatch.setattr(module, "measure", lambda *given: seen.extend(given[-1]) or ([], []))
+    monkeypatch.setattr("sys.argv", ["embedder_peers.py", "--only", "float, OpenVINO", "float"])
+    module.main()
+    assert [tool.name for tool in seen] == ["float", "float, OpenVINO"]
+    assert "cosine to float" in capsys.readouterr().out
+
+
 def test_what_is_not_there_is_named(benchmark_module, capsys, tmp_path):
     embedders = benchmark_module("embedders")
     arguments = embedders.parser_of("Doc.").parse_args([str(tmp_path), "--model", "folder/mine"])

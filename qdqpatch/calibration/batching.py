@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from qdqpatch.errors import DataError
 from qdqpatch.patching.arguments import IDS, check_arguments
 
+ONE_BATCH = "This is one batch, not a list or an iterable of batches: pass [batch]."
+
 
 def as_tensors(
     batches: Iterable[Mapping[str, Any]], model: nn.Module | None = None
@@ -29,7 +31,7 @@ def as_tensors(
             take it.
     """
     if isinstance(batches, Mapping):
-        raise DataError("This is one batch, not a list or an iterable of batches: pass [batch].")
+        raise DataError(ONE_BATCH)
     if not isinstance(batches, Iterable):
         raise DataError(f"Batches are a list or another iterable of them, not a {type(batches).__name__}.")
     for number, batch in enumerate(batches, start=1):
@@ -37,6 +39,7 @@ def as_tensors(
             raise DataError(
                 f"Batch {number} is a {type(batch).__name__}; each must be a mapping of the model's keyword "
                 "arguments, as a tokenizer returns it."
+                f"{' Texts are passed as a list, with tokenizer=...' if isinstance(batch, str) else ''}"
             )
         made = _as_batch({name: _as_tensor(value, name, number) for name, value in batch.items()})
         if model is not None:

@@ -91,9 +91,8 @@ def smooth_inputs(
     held_back: list[Mapping[str, Any]] = []
     with _after_attention(model) as found:
         channels = collect_channels(model, linears, as_tensors(batches), padding_aware, True, held_back)
-    flags = torch.tensor([float(path in found) for path in linears])
-    flags = distributed.sum_over_processes({"": flags}, model.device)[""]  # one may have seen no batch
-    linears = {path: linears[path] for path, flag in zip(list(linears), flags, strict=True) if not flag}
+    left = distributed.found_by_any(found, list(linears), model.device)
+    linears = {path: linear for path, linear in linears.items() if path not in left}
     channels = {path: channels[path] for path in linears}
     groups = _groups(linears, channels, powers_of_two if exact else around_one)
     observers = {

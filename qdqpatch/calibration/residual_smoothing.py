@@ -16,12 +16,15 @@ factors, it takes the same, so that one tensor of integers serves all (`fuse_inp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch import distributed
 from qdqpatch.calibration.batching import as_tensors
 from qdqpatch.calibration.channels import collect_channels
 from qdqpatch.calibration.forgetting import check_forgettable, forget_ranges
@@ -43,7 +46,8 @@ def smooth_residuals(model: Model, batches: Iterable[Mapping[str, Any]], padding
     """Give the quantizers of residual adds factors for their channels, so that none is an outlier, in place.
 
     The float model runs once on the batches; it does not change. Calibration must follow: ranges that no
-    longer fit are dropped, and a quantizer without one computes it from each tensor.
+    longer fit are dropped, and a quantizer without one computes it from each tensor. Adds of images, of four
+    axes, are left as they are.
 
     Args:
         model: A quantized model, calibrated or not.
@@ -66,7 +70,10 @@ def smooth_residuals(model: Model, batches: Iterable[Mapping[str, Any]], padding
         path: module for path, module in scaled_modules(model) if isinstance(module, QuantLinear)
     }
     watched: dict[str, nn.Module] = {**operands, **linears}
-    channels = collect_channels(model, watched, as_tensors(batches, model), padding_aware, inputs=True)
+    with _images(operands) as found:
+        channels = collect_channels(model, watched, as_tensors(batches, model), padding_aware, inputs=True)
+    left = distributed.found_by_any(found, list(operands), model.device)
+    operands = {path: quantizer for path, quantizer in operands.items() if path not in left}
     given = {channels[path].key: linear.input_scale for path, linear in linears.items()}
     with restored_if_raised(model, ()):
         for path, quantizer in operands.items():
@@ -77,6 +84,21 @@ def smooth_residuals(model: Model, batches: Iterable[Mapping[str, Any]], padding
             quantizer.load_input_scale(None if factors is None else factors.float().clone())
         forget_ranges(model, operands.values())
     return model
+
+
+@contextmanager
+def _images(operands: Mapping[str, TensorQuantizer]) -> Iterator[set[str]]:
+    """Collect, while the model runs, the paths of operands whose last axis is no channel: `(N, C, H, W)`."""
+    found: set[str] = set()
+
+    def look(path: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        if given[0].dim() > 3:
+            found.add(path)
+
+    with ExitStack() as stack:
+        for path, quantizer in operands.items():
+            stack.callback(quantizer.register_forward_pre_hook(partial(look, path)).remove)
+        yield found
 
 
 def operands_to_smooth(model: nn.Module) -> dict[str, TensorQuantizer]:

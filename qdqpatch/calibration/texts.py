@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from qdqpatch.calibration.batching import ONE_BATCH
 from qdqpatch.data.batches import text_batches
 from qdqpatch.errors import DataError
+from qdqpatch.patching.arguments import IDS
 from qdqpatch.patching.wrapped import is_sentence_model
 
 
@@ -16,20 +20,28 @@ def batches_of(data: Any, tokenizer: Any, given: object, model: PreTrainedModel)
     """Return batches as they are, and texts, or pairs of texts, as batches of tokens.
 
     Args:
-        data: Batches; or a list of texts or pairs.
+        data: Batches; or a list, an array or a column of texts or pairs. With a tokenizer also rows of a data
+            set with a column of texts.
         tokenizer: For texts; None for that of `given`, if it has one.
         given: What the user passed as the model. A model of sentence-transformers also says where texts are
             cut, and which prompt they begin with.
         model: The transformers model in it.
 
     Raises:
-        DataError: If there are texts and no tokenizer.
+        DataError: If there are texts and no tokenizer, or it is one text, one batch or a file.
         CalibrationError: If model and tokenizer do not belong together.
     """
-    if isinstance(data, str):
+    if isinstance(data, str | Path):
         raise DataError("This is one text: pass a list of texts. For a file, qdqpatch.data.text_batches.")
-    if not isinstance(data, Sequence) or not data or not _is_text(data[0]):
+    if isinstance(data, Mapping):
+        raise DataError(ONE_BATCH)
+    if isinstance(tokenizer, str):
+        raise DataError(f"The tokenizer is a name: pass AutoTokenizer.from_pretrained({tokenizer!r}).")
+    listed = data.tolist() if isinstance(data, Listed) and not isinstance(data, Tensor) else data
+    first = _first(listed)
+    if not _is_text(first) and not (tokenizer is not None and _has_text(first)):
         return data
+    data = listed
     length = None
     if is_sentence_model(given):
         held: Any = given
@@ -40,6 +52,39 @@ def batches_of(data: Any, tokenizer: Any, given: object, model: PreTrainedModel)
     if tokenizer is None:
         raise DataError("These are texts and no batches: pass the model's tokenizer too, as tokenizer=...")
     return text_batches(data, tokenizer, samples=None, max_length=length, model=model)
+
+
+@runtime_checkable
+class Listed(Protocol):
+    """An array of NumPy, or a column of a data frame."""
+
+    def tolist(self) -> Any:
+        """Return what is in it."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A list, or a data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def _first(data: Any) -> Any:
+    """Return the first row; None of what has no rows, or is to be run through alone."""
+    if not isinstance(data, Rows) or not len(data):
+        return None
+    try:
+        return data[0]
+    except (LookupError, TypeError):  # a data frame has columns by their names
+        return None
+
+
+def _has_text(item: object) -> bool:
+    """Whether something is the row of a data set that nobody has tokenized."""
+    is_row = isinstance(item, Mapping) and IDS not in item
+    return is_row and any(isinstance(value, str) for value in item.values())  # type: ignore[attr-defined]
 
 
 def _is_text(item: object) -> bool:

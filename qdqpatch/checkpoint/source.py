@@ -12,14 +12,15 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from qdqpatch.checkpoint.files import HUB_NAME, find_file
+from qdqpatch.checkpoint.files import HUB_NAME
 from qdqpatch.checkpoint.fitting import Request, missing_in_head, some
 from qdqpatch.checkpoint.loading import check_unloaded, load_fitting, model_on_meta
 from qdqpatch.checkpoint.refusals import unreadable, without_config
 from qdqpatch.checkpoint.sizes import check_counts
+from qdqpatch.checkpoint.weight_files import has_weights, weight_files
 from qdqpatch.choices import AUTO_CLASSES, QUANT_METHOD
 from qdqpatch.config.config import QDQConfig
-from qdqpatch.errors import CheckpointError, QdqError, one_line
+from qdqpatch.errors import CheckpointError, QdqError
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.guard import lift
 from qdqpatch.patching.own_code import forget_code
@@ -35,12 +36,6 @@ from qdqpatch.patching.stored_ranges import (
 )
 from qdqpatch.patching.tensor_files import read_shapes
 from qdqpatch.patching.zero_points import read_zero_points
-
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""The names of a checkpoint's weights, in the order in which transformers looks for them."""
-
-EXPORTED = ("onnx/model.onnx", "openvino/openvino_model.xml")
-"""The files of an exported model."""
 
 ADAPTER = "adapter_config.json"
 """What tells a folder with an adapter of peft."""
@@ -134,17 +129,7 @@ class Checkpoint:
         Raises:
             CheckpointError: If there is none, or one that the index names is missing.
         """
-        for weights in WEIGHTS:
-            if file := find_file(self.name, weights):
-                return [file]
-            if index := find_file(self.name, f"{weights}.index.json"):
-                names = _names_in(index)
-                files = [(name, find_file(self.name, name)) for name in names]
-                if missing := [name for name, file in files if file is None]:
-                    raise CheckpointError(f"{self.name} lacks {', '.join(missing)}, which its index names.")
-                return [file for _, file in files if file is not None]
-        more = " It holds an exported model: name the checkpoint it is from." if self._is_export else ""
-        raise CheckpointError(f"{self.name} has no weights: neither {' nor '.join(WEIGHTS)} is there.{more}")
+        return weight_files(self.name)
 
     def load(
         self, fresh_head: bool = False, finite: bool = True, **options: Any
@@ -182,18 +167,8 @@ class Checkpoint:
         return model_on_meta(self.model_class, self.config, self.name, shapes)
 
     @property
-    def _is_export(self) -> bool:
-        return any((Path(self.name) / file).is_file() for file in EXPORTED)
-
-    @property
     def _request(self) -> Request:
         return Request(self.name, self.task, _named_class(self.config) is not None)
-
-
-def has_weights(name: str, **hub: Any) -> bool:
-    """Whether a folder, or a model on the hub, has weights for torch; `hub` is that of `find_file`."""
-    files = [f"{weights}{index}" for weights in WEIGHTS for index in ("", ".index.json")]
-    return any(find_file(name, file, **hub) for file in files)
 
 
 def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
@@ -269,22 +244,6 @@ def _check_method(name: str, found: object) -> None:
             f"{name} is quantized by another tool ({method}), whose checkpoints are not read here. Name the "
             "float checkpoint."
         )
-
-
-def _names_in(index: str) -> list[str]:
-    """Return the files that an index of shards names."""
-    try:
-        data = json.loads(Path(index).read_text(encoding="utf-8"))
-        names = sorted(set(data["weight_map"].values()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"Cannot read {index}: {one_line(error)}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} is no index of weights: it has no weight_map of file names."
-        ) from error
-    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
-        raise CheckpointError(f"{index} is no index of weights: its weight_map names no files beside it.")
-    return names
 
 
 def _named_class(config: PreTrainedConfig) -> Any | None:

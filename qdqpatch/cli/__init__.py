@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import io
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -52,6 +54,9 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Read the command's options and run it; all messages are for a reader at a terminal."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # whose encoding may lack what a path or a text has
+                stream.reconfigure(errors="replace")
         with on_command_line():
             return super().invoke(ctx)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -45,6 +46,9 @@ def joined(command: str | None) -> Iterator[None]:
 
     from qdqpatch.errors import ProcessError, one_line
 
+    # Imported later, as torch's exporter does, it would keep the group that there is then as a default of its
+    # functions: gloo's threads would still be there when the process ends, which aborts one in fifteen.
+    importlib.import_module("torch.distributed.nn.functional")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
     try:
@@ -57,6 +61,7 @@ def joined(command: str | None) -> Iterator[None]:
         with _silence() if rank else nullcontext():
             yield
     except click.exceptions.Exit:
+        dist.destroy_process_group()
         raise
     except BaseException as error:
         if isinstance(error.__cause__, ProcessError) or not _is_first_to_fail(store):

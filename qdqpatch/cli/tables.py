@@ -49,14 +49,24 @@ def width() -> int:
     return shutil.get_terminal_size().columns if known else WIDE
 
 
+def _rule(length: int) -> str:
+    """Return a line, of what the encoding of the output has."""
+    sign = "─"
+    try:
+        sign.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        sign = "-"
+    return sign * length
+
+
 def table_lines(columns: Row, rows: Sequence[Row], room: int, numbers: Sequence[str] = ()) -> list[str]:
     """Return the lines of a table that is at most `room` wide, if no word is longer than that."""
     at_right = [name in numbers for name in columns]
     whole = list(_aligned([columns, *rows], at_right, gap=2))
     if max(map(len, whole)) <= room:
-        return [whole[0], "─" * max(map(len, whole)), *whole[1:]]
+        return [whole[0], _rule(max(map(len, whole))), *whole[1:]]
     below = list(_below(columns, rows, at_right, room))
-    lines = [columns[0], below[0], "─" * room]
+    lines = [columns[0], below[0], _rule(room)]
     before = None
     for row, line in zip(rows, below[1:], strict=True):
         if row[0] != before:

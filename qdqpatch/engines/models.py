@@ -7,7 +7,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from qdqpatch.checkpoint.files import HUB_NAME
-from qdqpatch.checkpoint.source import WEIGHTS, open_checkpoint
+from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.checkpoint.weight_files import WEIGHTS
 from qdqpatch.data.lengths import positions_for_tokens
 from qdqpatch.engines.contenders import TORCH, Contender, Facts, engine_of
 from qdqpatch.engines.gpu import GPU_ENGINES

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from qdqpatch.checkpoint.companions import read_companions
 from qdqpatch.checkpoint.files import find_file
-from qdqpatch.checkpoint.source import has_weights
+from qdqpatch.checkpoint.weight_files import has_weights
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.contenders import TORCH
 from qdqpatch.engines.models import EXPORTS

@@ -33,6 +33,7 @@ def prepared(model: PreTrainedModel, int8_embeddings: bool) -> Iterator[PreTrain
             stack.callback(setattr, module, "training", module.training)
         model.eval()
         stack.enter_context(unchunked(model))
+        stack.enter_context(torch.autocast("cpu", enabled=False))
         if int8_embeddings:
             for module in list(model.modules()):
                 if type(module) is nn.Embedding:

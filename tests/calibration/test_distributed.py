@@ -18,9 +18,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, quantize
-from qdqpatch.calibration import collect, refine_ranges, refining, round_weights, shift
+from qdqpatch.calibration import (
+    collect,
+    refine_ranges,
+    refining,
+    round_weights,
+    shift,
+    smooth_inputs,
+    smooth_residuals,
+)
 from qdqpatch.calibration.observing import observing
 from qdqpatch.calibration.weight_rounding import linears_to_round
+from qdqpatch.patching.input_scales import scaled_modules
 
 METHODS = ["max", "percentile", "mse", "entropy"]
 AUTO = "*_input_quantizer=off", "*.intermediate.dense._input_quantizer=on", "*.matmul_v_input_quantizer=on"
@@ -48,7 +57,11 @@ def embedded(scale: float) -> dict[str, Tensor]:
 def shards(name: str) -> list[list[Any]]:
     match name:
         case (
-            "empty" | "auto with an empty shard" | "refine with an empty shard" | "round with an empty shard"
+            "empty"
+            | "auto with an empty shard"
+            | "refine with an empty shard"
+            | "round with an empty shard"
+            | "smooth with an empty shard"
         ):
             return [data(), []]
         case "nothing":
@@ -109,6 +122,16 @@ def rounded(shard: list[Any], rank: int) -> Any:
     return {path: linear.weight.detach() for path, linear in linears_to_round(changed).items()}
 
 
+def smoothed(shard: list[Any], rank: int) -> Any:
+    changed = smooth_residuals(smooth_inputs(model(), shard), shard)
+    factors = {path: module.input_scale for path, module in scaled_modules(changed)}
+    return factors, {path: module.input_scale for path, module in scaled_modules(residuals(shard))}
+
+
+def residuals(shard: list[Any]) -> PreTrainedModel:
+    return smooth_residuals(model(), shard)
+
+
 SCENARIOS: dict[str, Callable[[list[Any], int], Any]] = {
     "shards": ranges_by_method,
     "empty": ranges_by_method,
@@ -121,6 +144,8 @@ SCENARIOS: dict[str, Callable[[list[Any], int], Any]] = {
     "auto with an empty shard": automatic,
     "comparing": automatic,
     "shift": shifted,
+    "smooth": smoothed,
+    "smooth with an empty shard": smoothed,
     "round": rounded,
     "round with an empty shard": rounded,
     "rounding": rounded,
@@ -209,6 +234,17 @@ def test_channels_are_shifted_by_what_all_processes_saw(results: list[dict[str, 
         # The means are float64 sums of the same terms in another order, rounded to fp32 once.
         torch.testing.assert_close(mine[name], bias, rtol=2**-23, atol=2**-26, msg=name)
     assert any(not torch.equal(bias, shifted(data()[:2], 0)[name]) for name, bias in expected.items())
+
+
+@pytest.mark.parametrize("name", ["smooth", "smooth with an empty shard"])
+def test_factors_are_those_of_what_all_processes_saw(name: str, results: list[dict[str, Any]]) -> None:
+    (mine, of_adds), (other, others_of_adds) = (result(results, name, rank) for rank in (0, 1))
+    models.assert_equal(mine, other)
+    models.assert_equal(of_adds, others_of_adds)
+    models.assert_equal(
+        of_adds, {path: module.input_scale for path, module in scaled_modules(residuals(data()))}
+    )
+    assert len(of_adds) == 4
 
 
 @pytest.mark.parametrize("name", ["round", "round with an empty shard"])

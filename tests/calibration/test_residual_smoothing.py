@@ -7,7 +7,7 @@ import models
 import onnx
 import pytest
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, ConvNextConfig, ConvNextModel, PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig, calibrate, calibration, quantize
@@ -245,6 +245,15 @@ def test_what_cannot_be_smoothed_is_refused(tmp_path: Path) -> None:
     models.assert_unchanged(model, before)
     with pytest.raises(ConfigError, match="smooth_residuals"):
         qdqpatch.save_qdqbert(smoothed(), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:There are no rules:qdqpatch.errors.QuantizationWarning")
+def test_adds_of_images_are_left_alone() -> None:
+    config = ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2)
+    images = [{"pixel_values": torch.randn(1, 3, 32, 32)}]
+    model = quantize(ConvNextModel(config).eval())
+    assert operands_to_smooth(model)
+    assert not scaled(smooth_residuals(model, images))
 
 
 def test_fixed_ranges_are_left_alone() -> None:

@@ -1,5 +1,6 @@
 """Commands that two processes run together write and print once what one process does."""
 
+import importlib
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from commands import invoke
 from processes import run_two
 from safetensors.torch import load_file
 
+from qdqpatch.cli.processes import joined
 from qdqpatch.data.batches import TextBatches
 from qdqpatch.errors import DataError
 
@@ -44,7 +46,7 @@ pytestmark = pytest.mark.slow  # two processes have to import everything
 def work(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)
-    results = {}
+    results: dict[str, Any] = {"threads": threads_left()}
     for number, (name, command) in enumerate(COMMANDS.items()):
         os.environ["MASTER_PORT"] = os.environ[f"PORT{number}"]
         breaks = mock.patch.object(TextBatches, "__iter__", broken)
@@ -59,6 +61,17 @@ def work(folder: Path, rank: int) -> None:
     (folder / f"results{rank}").write_text(json.dumps(results), encoding="utf-8")
 
 
+def threads_left() -> list[str]:
+    """Import what takes the group as a default while there is one; return gloo's threads afterwards."""
+    holder = "torch.distributed.nn.functional"
+    sys.modules.pop(holder, None)
+    os.environ["MASTER_PORT"] = os.environ[f"PORT{len(COMMANDS)}"]
+    with joined("convert"):
+        importlib.import_module(holder)
+    names = (file.read_text(encoding="utf-8") for file in Path("/proc/self/task").glob("*/comm"))
+    return [name for name in names if "gloo" in name]
+
+
 def broken(self: TextBatches) -> Any:
     raise DataError("This disk is gone.")
 
@@ -71,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sensitivities.write_data(folder / "dev.tsv", sensitivities.labelled())
     (folder / "texts.txt").write_text("\n".join(sensitivities.texts(64)), encoding="utf-8")
     assert invoke("convert", folder / "float", folder / "one", *at(folder, CONVERT)).exit_code == 0
-    run_two(__file__, folder, MASTER_ADDR="127.0.0.1", WORLD_SIZE="2", **free_ports(len(COMMANDS)))
+    run_two(__file__, folder, MASTER_ADDR="127.0.0.1", WORLD_SIZE="2", **free_ports(len(COMMANDS) + 1))
     return folder
 
 
@@ -165,6 +178,12 @@ def test_what_fails_everywhere_is_said_once(folder: Path) -> None:
     found = results(folder, "all fail")
     assert [code for code, _, _ in found] == [1, 1]
     assert sum("nowhere" in said for _, _, said in found) == 1
+
+
+def test_what_binds_the_processes_is_gone_before_they_end(folder: Path) -> None:
+    """Threads that are left when a process ends can abort it, after all of its work."""
+    for rank in (0, 1):
+        assert json.loads((folder / f"results{rank}").read_text(encoding="utf-8"))["threads"] == []
 
 
 def test_a_command_for_one_process_says_so(folder: Path) -> None:

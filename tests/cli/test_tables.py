@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from benches import weigh_nothing
 from checkpoints import SENTENCES, write_checkpoint
-from click.testing import Result
+from click.testing import CliRunner, Result
 from commands import invoke
 
 from qdqpatch.bench.report import COLUMNS, NUMBERS
+from qdqpatch.cli import main
 from qdqpatch.cli.tables import table_lines
 
 PATH = "bert.encoder.layer.{0..11}.attention.output.add_residual_input_quantizer"
@@ -123,3 +124,12 @@ def test_errors_and_warnings_are_shown_as_they_are(folder: Path) -> None:
     assert "no[/b]such[bold]folder" in result.stderr
     result = invoke("convert", folder / "float", folder / "cls[/b]", "--task", "text-classification")
     assert f"Warning: {folder / 'float'} lacks these weights" in result.stderr
+
+
+def test_an_encoding_that_lacks_a_sign_ends_nothing(folder: Path) -> None:
+    """As on Windows where the output goes into a file."""
+    narrow = CliRunner(charset="cp1252")
+    result = narrow.invoke(main, ["inspect", str(folder / "float"), "-q"])
+    assert result.exit_code == 0, result.output
+    assert "-----" in result.stdout
+    assert "There is no folder ./??" in narrow.invoke(main, ["inspect", "./日本"]).stderr

@@ -14,7 +14,7 @@ import torch
 from sentence_folders import write, write_embedder
 
 from qdqpatch.checkpoint.files import find_file
-from qdqpatch.checkpoint.source import WEIGHTS
+from qdqpatch.checkpoint.weight_files import WEIGHTS
 from qdqpatch.engines import models
 from qdqpatch.engines.sessions import ENGINES, Session
 from qdqpatch.errors import CheckpointError, DataError, EngineError, QdqError

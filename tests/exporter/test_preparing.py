@@ -3,6 +3,7 @@
 import threading
 
 import models
+import torch
 
 from qdqpatch.exporter.preparing import prepared
 from qdqpatch.patching.quiet import quiet_export
@@ -15,6 +16,13 @@ def test_feed_forwards_take_all_positions_at_once() -> None:
         assert exported is model
         assert {layer.chunk_size_feed_forward for layer in layers} == {0}
     assert {layer.chunk_size_feed_forward for layer in layers} == {2}
+
+
+def test_it_is_in_fp32_under_autocast_too() -> None:
+    model = models.build()
+    expected = models.outputs(model)
+    with torch.autocast("cpu", torch.bfloat16), prepared(model, int8_embeddings=False) as exported:
+        models.assert_equal(models.outputs(exported), expected)
 
 
 def test_exporters_take_turns() -> None:

@@ -123,6 +123,12 @@ def test_a_file_for_processors_without_vnni_has_unsigned_keys_and_values(lint) -
     assert found(signed_at[1:]) == ["unsigned-key-value"]
 
 
+def test_openvino_takes_levels_from_0_up_on_the_left_alone(lint) -> None:
+    report = lint("openvino", dtype="int8", zero=-128)
+    details = {finding.detail for finding in report.broken["shifted-attention"]}
+    assert details == {"zero point -128 for its key", "zero point -128 for its value"}
+
+
 def test_gemm_with_a_float_bias(lint, tmp_path: Path) -> None:
     report = lint("onnxruntime", fixed=True)
     paths = [finding.site.path for finding in report.broken["float-gemm"]]

@@ -28,6 +28,7 @@ from qdqpatch.optimizing.placements import RANGES, Placement, placement_for
             ("no-residual", RANGES["Linears asymmetric"]),
         ),
         ("tensorrt", "states", "qdqbert", ("qdqbert", {})),
+        ("tensorrt", "classes", "outputs", ("outputs", {})),
     ],
 )
 def test_what_suits_engine_and_head(target: str, meaning: str, name: str, config: tuple) -> None:

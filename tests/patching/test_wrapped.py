@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import models
+import numpy as np
 import pytest
 import torch
 from sentence_folders import TEXTS, write_embedder
@@ -86,6 +87,31 @@ def test_texts_need_a_tokenizer(embedder: nn.Module) -> None:
     batch = tokenizer(long, truncation=True, max_length=12, return_tensors="pt")
     qdqpatch.ptq(inner, [dict(batch)], method="max")
     models.assert_equal(models.ranges(inner), found)
+
+
+class Column:
+    """As pandas has them: no sequence of Python's."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.tolist = lambda: texts
+
+
+def test_texts_come_in_many_forms(embedder: nn.Module) -> None:
+    model, tokenizer = models.build(), embedder.tokenizer
+    qdqpatch.ptq(model, TEXTS, method="max", tokenizer=tokenizer)
+    expected = models.ranges(model)
+    for texts in (Column(TEXTS), np.array(TEXTS), [{"text": text, "label": 0} for text in TEXTS]):
+        qdqpatch.calibrate(model, texts, "max", tokenizer=tokenizer)
+        models.assert_equal(models.ranges(model), expected)
+    for texts, message in (
+        (Path("texts.txt"), "For a file, qdqpatch.data.text_batches"),
+        ((text for text in TEXTS), r"Batch 1 is a str; .* Texts are passed as a list, with tokenizer="),
+        ({"text": TEXTS}, r"This is one batch, .*: pass \[batch\]"),
+    ):
+        with pytest.raises(DataError, match=message):
+            qdqpatch.ptq(model, texts, tokenizer=tokenizer)
+    with pytest.raises(DataError, match=r"is a name: pass AutoTokenizer\.from_pretrained\('it'\)"):
+        qdqpatch.ptq(model, TEXTS, tokenizer="it")
 
 
 @pytest.mark.slow
