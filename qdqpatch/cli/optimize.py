@@ -238,6 +238,6 @@ def _print(found: Optimization, shape: Shape) -> None:
         f"calibrated with {found.calibrated}; "
     )
     timed = f"ms and speed at {shape}, beside float in the same engine"
-    print_text(title + (timed if "ms" in columns else f"not timed, which takes {found.target}"))
+    print_text(title + (timed if "ms" in columns else "not timed, which takes a GPU"))
     print_table("", columns, rows, numbers=("Seconds", "ms", "Speed"))
     print_text(found.conclusion())

@@ -48,6 +48,8 @@ def _read(node: ir.Node, value: ir.Value | None, zero_point: int | None) -> Oper
     if node.op_type == "DynamicQuantizeMatMul":
         return Operand("uint8", zero_point=None)
     value, between = behind_views(value)
+    if node.op_type == "Add":
+        value = _behind_factors(value)
     dequantize = value.producer()
     if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.inputs[0] is None:
         return Operand(constant=constant)
@@ -65,6 +67,15 @@ def _read(node: ir.Node, value: ir.Value | None, zero_point: int | None) -> Oper
         constant and _scales_follow_inputs(node, dequantize, between),
         _type_of(value_of(dequantize, 1)) in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16),
     )
+
+
+def _behind_factors(value: ir.Value) -> ir.Value:
+    """Return what factors of channels multiply; the kernel of an add and its LayerNorm does that too."""
+    product = value.producer()
+    if product is None or product.op_type != "Mul":
+        return value
+    tensors = [tensor for tensor in product.inputs if tensor is not None and not is_constant(tensor)]
+    return tensors[0] if len(tensors) == 1 else value
 
 
 def read_bias(node: ir.Node) -> str | None:

@@ -202,6 +202,18 @@ def test_what_costs_nothing_in_this_version(compiled: Compile, good: EngineTable
 
 
 @COMPILES
+def test_factors_behind_the_operands_of_an_add_cost_nothing(
+    compiled: Compile, good: EngineTable, tmp_path: Path
+) -> None:
+    """As `smooth_residuals` leaves them: lint finds the integers behind them, and the kernel reads those."""
+    table = compiled(factors=True)
+    adds = [(row.fused, row.reads) for row in table.rows if row.operation == "residual add"]
+    assert adds == [(row.fused, row.reads) for row in good.rows if row.operation == "residual add"]
+    assert (len(table.build.kernels), table.build.moved) == (len(good.build.kernels), good.build.moved)
+    assert not check_file(tmp_path / "model.onnx", "tensorrt").broken
+
+
+@COMPILES
 def test_float8_from_ada_on(compiled: Compile, tmp_path: Path) -> None:
     table = compiled(dtype="float8e4m3fn", weight_dtype="float8e4m3fn")
     assert texts(table, "linear") == {"gemm: fp8 -> fp16"}

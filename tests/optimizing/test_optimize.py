@@ -249,7 +249,7 @@ def test_for_tensorrt_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.Monke
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("tensorrt (qdqbert), judged in onnxruntime ")
-    assert lines[0].endswith("; not timed, which takes tensorrt")
+    assert lines[0].endswith("; not timed, which takes a GPU")
     assert lines[1].split() == ["Rung", "Seconds", "cosine", "Budget"]
     assert f"qdqpatch lint {written.file} --target tensorrt --build" in result.stderr
 

@@ -43,6 +43,7 @@ class Style:
         split: Whether each operation has a Q/DQ pair of its own.
         differ: Whether those pairs have different scales.
         late_views: Where Reshape and Transpose stand: before Q, between Q and DQ, or after DQ.
+        factors: Whether channels of the residual adds' operands are multiplied after DQ.
         add: The operator of the residual adds.
         decomposed: Whether LayerNorm and GELU are in parts.
         floats: The quantizers that are left out.
@@ -67,6 +68,7 @@ class Style:
     split: bool = False
     differ: bool = False
     late_views: str = "before Q"
+    factors: bool = False
     add: str = "Add"
     decomposed: bool = False
     floats: tuple[str, ...] = ()
@@ -234,6 +236,9 @@ class Builder:
     def add_norm(self, value: str, residual: str, name: str) -> str:
         self.module = name
         operands = self.qdq(value, f"{name}.local"), self.qdq(residual, f"{name}.residual")
+        if self.style.factors:
+            factors = self.const(f"{name}.factors", np.linspace(0.5, 2, WIDTH, dtype=np.float32))
+            operands = self.op("Mul", operands[0], factors), self.op("Mul", operands[1], factors)
         if self.style.add == "SkipLayerNormalization":
             ones = self.const(f"{name}.gamma", np.ones(WIDTH, np.float32))
             return self.op(self.style.add, *operands, ones, domain=MICROSOFT)
