@@ -12,7 +12,7 @@ from qdqpatch.tasks.agreement import CORRELATION, UNCHANGED
 from qdqpatch.tasks.fill_mask import RELATIVE
 from qdqpatch.tasks.head import Meaning
 from qdqpatch.tasks.metrics import Metric
-from qdqpatch.tasks.neighbours import COSINE, KEPT
+from qdqpatch.tasks.neighbours import COSINE, KEPT, LEAST
 from qdqpatch.tasks.ranking import TAU
 
 
@@ -124,6 +124,12 @@ class Budget:
             examples: How many there are.
             figures: The names of the figures that count.
         """
+        asked = {gate.figure for gate in GATES[self.meaning]}
+        if self.max_drop is None and KEPT in asked - set(figures) and COSINE in figures:
+            return (
+                f"{examples} texts held back cannot tell how many neighbours are kept, which takes {LEAST}: "
+                "only the cosine was judged. Give more texts."
+            )
         shares = [100 - gate.limit for gate in GATES[self.meaning] if gate.figure == UNCHANGED]
         if not shares or RELATIVE in figures:  # cosines, scores and perplexities are no counts
             return None

@@ -67,5 +67,9 @@ def test_what_examples_resolve() -> None:
     message = Budget("classes").resolution(50)
     assert message is not None
     assert message.startswith("50 texts held back cannot resolve 1%: one of them is 2%.")
-    assert Budget("states").resolution(5) is None
+    assert Budget("states").resolution(30, ["cosine", "top-10 kept"]) is None
+    assert Budget("states", 1.0).resolution(5, ["cosine"]) is None
+    message = Budget("states").resolution(5, ["cosine"])
+    assert message is not None
+    assert message.startswith("5 texts held back cannot tell how many neighbours are kept, which takes 21: ")
     assert Budget("classes", 0).resolution(50) is None
