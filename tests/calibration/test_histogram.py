@@ -116,7 +116,7 @@ def test_hidden_zeros_are_left_out() -> None:
 SCALES = [0.0, 1e-38, 1e-9, 2.0**-28, 1e-3, 0.9, 1.0, 3.0, 1e6, 1e38]
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from(SCALES), st.integers(0, 99)), min_size=1, max_size=6),
     st.randoms(use_true_random=False),

@@ -32,8 +32,8 @@ Counts = NDArray[np.int64]
 START = 128
 """The toolkit's `start_bin`: the narrowest range that entropy and mse try."""
 
-slowly = settings(deadline=None, derandomize=True, max_examples=40)
-quickly = settings(deadline=None, derandomize=True, max_examples=200)
+slowly = settings(derandomize=True, max_examples=40)
+quickly = settings(derandomize=True, max_examples=200)
 
 
 def levels_of(bits: int, unsigned: bool) -> int:

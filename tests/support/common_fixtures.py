@@ -11,6 +11,7 @@ import models
 import pytest
 import reports
 import torch
+from hypothesis import HealthCheck, settings
 from pytorch_quantization.nn import QuantLinear, TensorQuantizer
 from texts import Write
 from transformers import PreTrainedModel
@@ -19,6 +20,10 @@ from qdqpatch.nn.quantizer import TensorQuantizer as OurQuantizer
 from qdqpatch.report.page import render_page
 
 torch.set_num_threads(1)
+
+# No test is one of time: on a machine that does something else too, examples may take as long as they like.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # torch has its oneDNN read the setting now. OpenVINO's own oneDNN shall not: it has no kernels for so little.
 torch.nn.functional.conv2d(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1))
