@@ -1,9 +1,11 @@
 """`export` for OpenVINO: as IR, with the model's numbers, and kernels of integers."""
 
+from pathlib import Path
+
 import models
 import pytest
 import torch
-from exports import assert_close, made
+from exports import assert_close, export, made
 
 from qdqpatch.engines.sessions import OPENVINO
 
@@ -46,6 +48,13 @@ def test_what_is_written(case: str) -> None:
     graph = result.file.read_text(encoding="utf-8")
     assert "stack_trace" not in graph
     assert "site-packages" not in graph
+
+
+def test_a_folder_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    model = made("all parts", "openvino").model
+    written = export(model, tmp_path / "base, int8", "openvino", check=False)
+    assert OPENVINO.load(written.file, threads=1).inputs
+    assert written.file.with_suffix(".bin").is_file()
 
 
 def test_integer_kernels_are_counted() -> None:

@@ -29,7 +29,9 @@ VIEWS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 def write(model: ir.Model, file: Path) -> None:
     """Write the graph, an .xml file, and its weights, a .bin file beside it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with no_telemetry(), tempfile.TemporaryDirectory(dir=file.parent) as staging:
+    # OpenVINO takes a comma for the end of a path.
+    beside = None if "," in str(file.parent.resolve()) else file.parent
+    with no_telemetry(), tempfile.TemporaryDirectory(dir=beside) as staging:
         openvino = importlib.import_module("openvino")
         write_onnx(model, Path(staging) / "model.onnx")
         converted = openvino.convert_model(Path(staging) / "model.onnx")
