@@ -81,7 +81,7 @@ class Rewriter:
     def scaled(self, value: ir.Value, factors: npt.NDArray[np.float32]) -> ir.Value:
         """Return a tensor times a factor for each index of its last axis; equal ones are computed once."""
         digest = hashlib.sha256(factors.tobytes()).hexdigest()[:16]
-        constant = self.constant(factors, f"{FACTORS}_{digest}")
+        constant = self.constant(factors, f"{FACTORS}{digest}")
         key = (value, constant.name)
         if key not in self._scaled:
             self._scaled[key] = self.op("Mul", [value, constant])

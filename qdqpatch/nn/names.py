@@ -16,7 +16,7 @@ OUTPUT = "_output_quantizer"
 INPUT_SCALE = "_input_scale"
 """Of what a Linear multiplies the channels of its input by, before the quantizer; most have none."""
 
-FACTORS = "input_scale"
+FACTORS = "input_scale_"
 """What the names of these factors begin with in an exported graph."""
 
 ZERO_POINT = "_zero_point"

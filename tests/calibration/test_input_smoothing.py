@@ -30,10 +30,6 @@ DENSE = "encoder.layer.0.intermediate.dense"
 OUTLIER = 5
 
 
-def data(count: int = 3) -> list[models.Tensors]:
-    return [models.inputs(seed=seed) for seed in range(21, 21 + count)]
-
-
 def with_outliers() -> PreTrainedModel:
     """A float model in which one channel of every LayerNorm's output is far above the others."""
     model = models.build()
@@ -44,7 +40,7 @@ def with_outliers() -> PreTrainedModel:
 
 
 def smoothed(config: QDQConfig = LINEARS, exact: bool = True) -> PreTrainedModel:
-    return smooth_inputs(quantize(with_outliers(), config), data(), exact=exact)
+    return smooth_inputs(quantize(with_outliers(), config), models.batches(), exact=exact)
 
 
 def linears(model: PreTrainedModel) -> dict[str, QuantLinear]:
@@ -77,7 +73,7 @@ def test_a_channel_that_is_quiet_here_is_not_magnified(exact: bool) -> None:
     model = with_outliers()
     with torch.no_grad():
         model.encoder.layer[0].attention.output.LayerNorm.weight[3] = 1e-3
-    smooth_inputs(quantize(model, LINEARS), data(), exact=exact)
+    smooth_inputs(quantize(model, LINEARS), models.batches(), exact=exact)
     factors = linears(model)[DENSE].input_scale
     assert factors is not None
     assert factors[OUTLIER] < 0.5
@@ -98,8 +94,8 @@ def test_the_float_function_stays_bit_for_bit() -> None:
 
 
 def test_errors_become_smaller() -> None:
-    plain = calibrate(quantize(with_outliers(), LINEARS), data(), "max")
-    assert error(calibrate(smoothed(), data(), "max")) < error(plain) / 2
+    plain = calibrate(quantize(with_outliers(), LINEARS), models.batches(), "max")
+    assert error(calibrate(smoothed(), models.batches(), "max")) < error(plain) / 2
 
 
 def test_free_factors_keep_the_float_function_but_for_rounding() -> None:
@@ -107,8 +103,8 @@ def test_free_factors_keep_the_float_function_but_for_rounding() -> None:
     expected = models.outputs(with_outliers())["last_hidden_state"]
     # Values reach 100, and fp32 rounds each product and weight by 6e-8 of itself.
     torch.testing.assert_close(float_outputs(model)["last_hidden_state"], expected, rtol=0, atol=1e-4)
-    plain = calibrate(quantize(with_outliers(), LINEARS), data(), "max")
-    assert error(calibrate(model, data(), "max")) < error(plain) / 2
+    plain = calibrate(quantize(with_outliers(), LINEARS), models.batches(), "max")
+    assert error(calibrate(model, models.batches(), "max")) < error(plain) / 2
     weights = dict(with_outliers().named_parameters())
     for name, weight in qdqpatch.dequantize(model).named_parameters():
         torch.testing.assert_close(weight, weights[name], rtol=3e-7, atol=0)
@@ -135,7 +131,7 @@ def test_what_reads_the_context_of_a_quantized_attention_is_left(
         (models.build(), "attention.output.dense"),
         (DistilBertModel(config).eval(), "attention.out_lin"),
     ):
-        batches = [{name: one[name] for name in ("input_ids", "attention_mask")} for one in data()]
+        batches = [{name: one[name] for name in ("input_ids", "attention_mask")} for one in models.batches()]
         smooth_inputs(quantize(model, QDQConfig.preset(preset)), batches)
         left = {path for path, linear in linears(model).items() if linear.input_scale is None}
         assert left == {path for path in linears(model) if path.endswith(context) and preset != "linear-only"}
@@ -144,12 +140,12 @@ def test_what_reads_the_context_of_a_quantized_attention_is_left(
 
 def test_smoothing_again_starts_from_the_float_weights() -> None:
     once = smoothed()
-    twice = smooth_inputs(smoothed(), data(), exact=True)
+    twice = smooth_inputs(smoothed(), models.batches(), exact=True)
     models.assert_equal(dict(twice.state_dict()), dict(once.state_dict()))
 
 
 def test_ranges_that_no_longer_fit_are_dropped() -> None:
-    model = smooth_inputs(calibrate(quantize(with_outliers()), data(), "max"), data())
+    model = smooth_inputs(calibrate(quantize(with_outliers()), models.batches(), "max"), models.batches())
     without = {path for path, quantizer in named_quantizers(model) if quantizer.amax is None}
     assert without == {
         f"{path}.{name}"
@@ -168,7 +164,7 @@ def test_padding_says_nothing() -> None:
 
 
 def test_a_checkpoint_keeps_the_factors(tmp_path: Path) -> None:
-    model = calibrate(smoothed(), data(), "max")
+    model = calibrate(smoothed(), models.batches(), "max")
     expected = models.outputs(model)
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path).eval()
@@ -176,12 +172,12 @@ def test_a_checkpoint_keeps_the_factors(tmp_path: Path) -> None:
     assert scaled(loaded) == scaled(model)
     models.assert_equal(models.outputs(qdqpatch.dequantize(loaded)), models.outputs(with_outliers()))
     other = quantize(models.build(), LINEARS)
-    other.load_state_dict(calibrate(smoothed(), data(), "max").state_dict())
+    other.load_state_dict(calibrate(smoothed(), models.batches(), "max").state_dict())
     models.assert_equal(models.outputs(other), expected)
 
 
 def test_engines_compute_the_same(tmp_path: Path) -> None:
-    model = calibrate(smoothed(), data(), "max")
+    model = calibrate(smoothed(), models.batches(), "max")
     for write in prepare_exports(model, ["onnxruntime", "openvino"]):
         result = write(tmp_path, tmp_path)
         assert result.comparisons is not None  # it raises where an output is off
@@ -189,7 +185,7 @@ def test_engines_compute_the_same(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_with_another_placement_is_refused(tmp_path: Path) -> None:
-    calibrate(smoothed(QDQConfig()), data(), "max").save_pretrained(tmp_path)
+    calibrate(smoothed(QDQConfig()), models.batches(), "max").save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"linears": true', '"linears": false'))
     with pytest.raises(CheckpointError, match="saved for a smoothed input"):
@@ -198,7 +194,7 @@ def test_a_checkpoint_with_another_placement_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     for factors, reason in ((torch.full((24,), -1.0), "not a positive"), (torch.ones(3), r"shape \(3,\)")):
-        model = calibrate(smoothed(), data(), "max")
+        model = calibrate(smoothed(), models.batches(), "max")
         linears(model)[DENSE].load_input_scale(factors)
         model.save_pretrained(tmp_path)
         with pytest.raises(CheckpointError, match=reason):
@@ -206,7 +202,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_linear_that_is_turned_off_is_as_before(tmp_path: Path) -> None:
-    model = calibrate(smoothed(), data(), "max")
+    model = calibrate(smoothed(), models.batches(), "max")
     calibration.switch_quantizers(model, {f"{DENSE}.*": False})
     assert DENSE not in scaled(model)
     assert torch.equal(linears(model)[DENSE].weight, with_outliers().get_parameter(f"{DENSE}.weight"))
@@ -223,27 +219,27 @@ def test_looking_at_a_float_twin_changes_nothing() -> None:
 
 def test_later_steps_know_the_factors() -> None:
     expected = models.outputs(with_outliers())["last_hidden_state"]
-    model = calibration.shift(smoothed(QDQConfig.preset("no-residual")), data())
+    model = calibration.shift(smoothed(QDQConfig.preset("no-residual")), models.batches())
     found = float_outputs(model)["last_hidden_state"]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # fp32's rounding of values up to 100
-    corrected = calibrate(smoothed(), data(), "max")
+    corrected = calibrate(smoothed(), models.batches(), "max")
     before = error(corrected)
-    assert error(calibration.correct_biases(corrected, data())) < 1.2 * before
+    assert error(calibration.correct_biases(corrected, models.batches())) < 1.2 * before
 
 
 def test_what_cannot_be_smoothed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotQuantizedError, match="is a float model"):
-        smooth_inputs(models.build(), data())
+        smooth_inputs(models.build(), models.batches())
     only_adds = QDQConfig(linears=False, matmuls=False)
     with pytest.raises(UnsupportedModelError, match="no input to smooth"):
-        smooth_inputs(quantize(models.build(), only_adds), data())
+        smooth_inputs(quantize(models.build(), only_adds), models.batches())
     model = quantize(models.build())
     before = models.snapshot(model)
     with pytest.raises(CalibrationError, match="no calibration batch"):
         smooth_inputs(model, [])
     models.assert_unchanged(model, before)
     with pytest.raises(ConfigError, match="multiplies the channels of its input"):
-        qdqpatch.save_qdqbert(calibrate(smoothed(QDQConfig()), data(), "max"), tmp_path)
+        qdqpatch.save_qdqbert(calibrate(smoothed(QDQConfig()), models.batches(), "max"), tmp_path)
 
 
 def test_fixed_ranges_are_left_alone() -> None:
@@ -253,7 +249,10 @@ def test_fixed_ranges_are_left_alone() -> None:
 
 def test_an_error_leaves_a_float_model() -> None:
     model = with_outliers()
-    bad = [*data(2), {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[0, 0]])}]
+    bad = [
+        *models.batches(2),
+        {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[0, 0]])},
+    ]
 
     class Stop(qdqpatch.listening.CalibrationListener):
         def say(self, text: str) -> None:

@@ -34,10 +34,6 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def batches(count: int = 3) -> list[models.Tensors]:
-    return [models.inputs(seed=seed) for seed in range(41, 41 + count)]
-
-
 class Recording(CalibrationListener):
     """Remembers what it is told; raises once a step has been said."""
 
@@ -73,17 +69,17 @@ def by_hand(data: list[models.Tensors]) -> PreTrainedModel:
     return calibration.correct_biases(model, data)
 
 
-@pytest.mark.parametrize("given", [batches, lambda: iter(batches())], ids=["list", "iterator"])
+@pytest.mark.parametrize("given", [models.batches, lambda: iter(models.batches())], ids=["list", "iterator"])
 def test_all_steps_at_once_are_the_steps_one_by_one(given: Callable[[], Any]) -> None:
     model = models.float_model()
     assert ptq(model, given(), FLOAT_ADDS, **EVERYTHING) is model
-    models.assert_equal(dict(model.state_dict()), dict(by_hand(batches()).state_dict()))
+    models.assert_equal(dict(model.state_dict()), dict(by_hand(models.batches()).state_dict()))
 
 
 def test_without_switches_it_quantizes_and_calibrates() -> None:
-    expected = qdqpatch.calibrate(models.uncalibrated(), batches(), "auto")
+    expected = qdqpatch.calibrate(models.uncalibrated(), models.batches(), "auto")
     for model in (models.float_model(), models.uncalibrated(), models.calibrated()):
-        models.assert_equal(dict(ptq(model, batches()).state_dict()), dict(expected.state_dict()))
+        models.assert_equal(dict(ptq(model, models.batches()).state_dict()), dict(expected.state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -96,9 +92,9 @@ def test_without_switches_it_quantizes_and_calibrates() -> None:
     ],
 )
 def test_how_ranges_are_chosen(options: dict[str, Any], expected: dict[str, Any]) -> None:
-    found = models.ranges(ptq(models.float_model(), batches(), **options))
+    found = models.ranges(ptq(models.float_model(), models.batches(), **options))
     models.assert_equal(
-        found, models.ranges(qdqpatch.calibrate(models.uncalibrated(), batches(), **expected))
+        found, models.ranges(qdqpatch.calibrate(models.uncalibrated(), models.batches(), **expected))
     )
 
 
@@ -121,13 +117,13 @@ def test_padding_is_left_out_in_every_step(aware: bool, monkeypatch: pytest.Monk
             return original(*given, **named)
 
         monkeypatch.setattr(module, name, spy)
-    ptq(models.float_model(), batches(2), FLOAT_ADDS, **EVERYTHING, padding_aware=aware)
+    ptq(models.float_model(), models.batches(2), FLOAT_ADDS, **EVERYTHING, padding_aware=aware)
     assert told == [aware] * 7
 
 
 def test_a_listener_is_told_of_every_step() -> None:
     listener = Recording()
-    model = ptq(models.float_model(), batches(3), FLOAT_ADDS, **EVERYTHING, listener=listener)
+    model = ptq(models.float_model(), models.batches(3), FLOAT_ADDS, **EVERYTHING, listener=listener)
     each_batch = [(1, 3), (2, 3), (3, 3)]
     assert listener.said == [
         ("Smoothing", each_batch),
@@ -145,7 +141,7 @@ def test_a_listener_is_told_of_every_step() -> None:
 def test_batches_of_unknown_number_are_told_of_too() -> None:
     class Endless:
         def __iter__(self) -> Any:
-            return iter(batches(2))
+            return iter(models.batches(2))
 
     listener = Recording()
     ptq(models.float_model(), Endless(), listener=listener)
@@ -157,10 +153,10 @@ def test_batches_of_unknown_number_are_told_of_too() -> None:
 def test_an_interruption_leaves_the_model_as_it_was(state: str, stop_at: str) -> None:
     model, config = models.float_model(), FLOAT_ADDS
     if state == "calibrated":
-        model, config = qdqpatch.calibrate(quantize(model, config), batches(1), "max"), None
+        model, config = qdqpatch.calibrate(quantize(model, config), models.batches(1), "max"), None
     before, expected = models.snapshot(model), models.outputs(model)
     with pytest.raises(KeyboardInterrupt):
-        ptq(model, batches(), config, **EVERYTHING, listener=Recording(stop_at))
+        ptq(model, models.batches(), config, **EVERYTHING, listener=Recording(stop_at))
     models.assert_unchanged(model, before)
     models.assert_equal(models.outputs(model), expected)
 
@@ -233,7 +229,7 @@ def test_all_checks_come_before_the_first_batch(
 def test_a_fixed_range_that_others_are_to_have_is_found_before_the_first_step() -> None:
     config, listener = QDQConfig(overrides=("*.query._input_quantizer=amax:0.5",)), Recording()
     models.assert_refused(
-        lambda model: ptq(model, batches(), config, fuse_inputs=True, listener=listener),
+        lambda model: ptq(model, models.batches(), config, fuse_inputs=True, listener=listener),
         models.float_model(),
         ConfigError,
         r"fixes the range of .*query\._input_quantizer at 0\.5, and .*key\._input_quantizer",

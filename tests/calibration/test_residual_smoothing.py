@@ -31,10 +31,6 @@ RESIDUAL = "encoder.layer.0.output.add_residual_input_quantizer"
 OUTLIER = 5
 
 
-def data(count: int = 3) -> list[models.Tensors]:
-    return [models.inputs(seed=seed) for seed in range(21, 21 + count)]
-
-
 def with_outliers() -> PreTrainedModel:
     """A float model in which one channel of what every feed-forward block adds is far above the others."""
     model = models.build()
@@ -45,7 +41,9 @@ def with_outliers() -> PreTrainedModel:
 
 
 def smoothed(config: QDQConfig = ADDS) -> PreTrainedModel:
-    return calibrate(smooth_residuals(quantize(with_outliers(), config), data()), data(), "max")
+    return calibrate(
+        smooth_residuals(quantize(with_outliers(), config), models.batches()), models.batches(), "max"
+    )
 
 
 def factors_of(model: PreTrainedModel, path: str = LOCAL) -> torch.Tensor:
@@ -68,12 +66,12 @@ def test_loud_channels_come_down_to_the_median_and_quiet_ones_stay() -> None:
     model, seen = with_outliers(), []
     dense = model.get_submodule("encoder.layer.0.output.dense")
     hook = dense.register_forward_hook(lambda _, given, output: seen.append(output.detach()))
-    for batch in data():
+    for batch in models.batches():
         model(**batch)
     hook.remove()
-    masks = [batch["attention_mask"].bool() for batch in data()]
+    masks = [batch["attention_mask"].bool() for batch in models.batches()]
     amax = torch.cat([values[mask] for values, mask in zip(seen, masks, strict=True)]).abs().amax(0)
-    factors = factors_of(smooth_residuals(quantize(model, ADDS), data()))
+    factors = factors_of(smooth_residuals(quantize(model, ADDS), models.batches()))
     assert torch.equal(factors, (amax.median() / amax).clamp(max=1))
     assert factors[OUTLIER] < 0.1
     assert (factors == 1).sum() >= len(factors) // 2
@@ -100,12 +98,12 @@ def test_the_float_model_does_not_change() -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_errors_become_smaller(symmetric: bool) -> None:
     config = QDQConfig(linears=False, matmuls=False, activation={"symmetric": symmetric})
-    plain = calibrate(quantize(with_outliers(), config), data(), "max")
+    plain = calibrate(quantize(with_outliers(), config), models.batches(), "max")
     assert error(smoothed(config)) < error(plain) / 10
 
 
 def test_only_ranges_that_no_longer_fit_are_dropped() -> None:
-    model = smooth_residuals(calibrate(quantize(with_outliers()), data(), "max"), data())
+    model = smooth_residuals(calibrate(quantize(with_outliers()), models.batches(), "max"), models.batches())
     without = {path for path, quantizer in named_quantizers(model) if quantizer.amax is None}
     assert without == set(operands_to_smooth(model)) >= {LOCAL, RESIDUAL}
 
@@ -120,7 +118,7 @@ def test_padding_says_nothing() -> None:
 
 def test_smoothing_again_is_the_same() -> None:
     once, twice = smoothed(), smoothed()
-    calibrate(smooth_residuals(twice, data()), data(), "max")
+    calibrate(smooth_residuals(twice, models.batches()), models.batches(), "max")
     models.assert_equal(dict(twice.state_dict()), dict(once.state_dict()))
 
 
@@ -186,9 +184,9 @@ def test_a_quantizer_that_is_turned_off_takes_its_factors_along(tmp_path: Path) 
 
 
 def test_readers_of_one_tensor_are_not_fused_with_what_is_multiplied() -> None:
-    model = calibrate(smooth_residuals(quantize(with_outliers()), data()), data(), "max")
+    model = calibrate(smooth_residuals(quantize(with_outliers()), models.batches()), models.batches(), "max")
     before = {path: quantizer.amax for path, quantizer in named_quantizers(model) if path in scaled(model)}
-    calibration.fuse_inputs(model, data())
+    calibration.fuse_inputs(model, models.batches())
     for path, amax in before.items():
         assert torch.equal(model.get_submodule(path).amax, amax)
 
@@ -199,23 +197,23 @@ def test_the_residual_takes_the_factors_of_the_linears_that_read_it_too(tmp_path
         for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
             norm.weight[OUTLIER] *= 40
     quantize(model)
-    calibration.smooth_inputs(model, data())
-    smooth_residuals(model, data())
+    calibration.smooth_inputs(model, models.batches())
+    smooth_residuals(model, models.batches())
     dense = model.get_submodule("encoder.layer.0.intermediate.dense")
     assert torch.equal(factors_of(model, RESIDUAL), dense.input_scale)
     assert not torch.equal(factors_of(model, LOCAL), dense.input_scale)
-    calibrate(model, data(), "max")
+    calibrate(model, models.batches(), "max")
     group = ("encoder.layer.0.intermediate.dense._input_quantizer", RESIDUAL)
-    assert group in readers(model, data()[0])
+    assert group in readers(model, models.batches()[0])
     graph = onnx.load(
-        qdqpatch.export(calibration.fuse_inputs(model, data()), tmp_path, "tensorrt").file
+        qdqpatch.export(calibration.fuse_inputs(model, models.batches()), tmp_path, "tensorrt").file
     ).graph
     quantize_nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     assert len(quantize_nodes) == 2 * 10  # two of a tensor that several read, eight others
 
 
 def test_the_switch_of_ptq_is_the_step() -> None:
-    model = qdqpatch.ptq(with_outliers(), data(), ADDS, method="max", smooth_residuals=True)
+    model = qdqpatch.ptq(with_outliers(), models.batches(), ADDS, method="max", smooth_residuals=True)
     models.assert_equal(dict(model.state_dict()), dict(smoothed().state_dict()))
 
 
@@ -228,16 +226,16 @@ def test_an_error_takes_the_factors_back() -> None:
     model = quantize(with_outliers())
     before = models.snapshot(model)
     with pytest.raises(KeyboardInterrupt):
-        qdqpatch.ptq(model, data(), smooth_residuals=True, listener=Stop())
+        qdqpatch.ptq(model, models.batches(), smooth_residuals=True, listener=Stop())
     models.assert_unchanged(model, before)
     assert not scaled(model)
 
 
 def test_what_cannot_be_smoothed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotQuantizedError, match="is a float model"):
-        smooth_residuals(models.build(), data())
+        smooth_residuals(models.build(), models.batches())
     with pytest.raises(UnsupportedModelError, match="no residual add to smooth in BertModel"):
-        smooth_residuals(quantize(models.build(), QDQConfig.preset("no-residual")), data())
+        smooth_residuals(quantize(models.build(), QDQConfig.preset("no-residual")), models.batches())
     model = quantize(models.build())
     before = models.snapshot(model)
     with pytest.raises(CalibrationError, match="no calibration batch"):

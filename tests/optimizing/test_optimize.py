@@ -2,18 +2,16 @@
 
 import copy
 import json
-import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import checkpoints
 import models
 import pytest
 import tiny_tasks
 import torch
 from commands import invoke
 from sentence_folders import write_embedder
+from tiny_tasks import distinct_texts
 from transformers import AutoModel
 
 import qdqpatch
@@ -21,7 +19,6 @@ from qdqpatch.engines.sessions import ENGINES
 from qdqpatch.errors import BudgetError, CalibrationError, ConfigError, QuantizedError
 from qdqpatch.optimizing import ladder
 from qdqpatch.optimizing.budget import Judged
-from qdqpatch.optimizing.dividing import divide
 from qdqpatch.optimizing.result import RungResult
 from qdqpatch.optimizing.rungs import Rung
 from qdqpatch.patching.apply import is_quantized
@@ -32,19 +29,12 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 HEAD = "BertForSequenceClassification"
 
 
-def texts(count: int) -> list[str]:
-    """Return texts of the tiny vocabulary, no two alike."""
-    generator = random.Random(0)
-    words = [word for word in checkpoints.WORDS if word.isalpha()]
-    return [" ".join(generator.choices(words, k=generator.randint(3, 28))) for _ in range(count)]
-
-
 @pytest.fixture(scope="module")
 def optimized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder with an optimized embedder `out`, and what the command printed."""
     folder = tmp_path_factory.mktemp("optimized")
     write_embedder(folder / "emb")
-    (folder / "texts.txt").write_text("\n".join(texts(72)), encoding="utf-8")
+    (folder / "texts.txt").write_text("\n".join(distinct_texts(72)), encoding="utf-8")
     result = invoke(
         "optimize", folder / "emb", folder / "out", "--data", folder / "texts.txt", "--shape", "1x8",
         "--cpu", "avx2",
@@ -132,7 +122,7 @@ def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
         "shape": (1, 8),
         "held_back": 8,
     }
-    found = qdqpatch.optimize(model, texts(24), target="onnxruntime", keep_best=True, **options)
+    found = qdqpatch.optimize(model, distinct_texts(24), target="onnxruntime", keep_best=True, **options)
     assert found.model is model
     assert not found.met
     assert [rung.name for rung in found.rungs] == ["float", "ranges", "shift", "units in float", "late"]
@@ -144,7 +134,7 @@ def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.bert.encoder.layer[0].output.dense.weight is weights
     best = climbs[-1].best
     assert best is not None
-    batch = dict(tiny_tasks.tokenizer()(texts(5), padding=True, return_tensors="pt"))
+    batch = dict(tiny_tasks.tokenizer()(distinct_texts(5), padding=True, return_tensors="pt"))
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, best.eval()(**batch).logits)
 
@@ -158,7 +148,7 @@ def test_in_place_ranges_that_are_not_symmetric(monkeypatch: pytest.MonkeyPatch)
     found = ladder.Climb()
     found.take(RungResult("ranges", 1.0, Judged({figure.name: figure}, 0.0, 0.0)), best, {})
     monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", lambda *arguments: found)
-    qdqpatch.optimize(model, texts(24), tokenizer=tiny_tasks.tokenizer(), config=config)
+    qdqpatch.optimize(model, distinct_texts(24), tokenizer=tiny_tasks.tokenizer(), config=config)
     with torch.no_grad():
         assert torch.equal(model(**models.inputs(HEAD)).logits, best(**models.inputs(HEAD)).logits)
 
@@ -174,9 +164,11 @@ def test_tuning_pools_as_the_folder_says(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(ladder, "ptq", record)
     with pytest.raises(ConfigError, match="enough"):
         qdqpatch.optimize(
-            AutoModel.from_pretrained(tmp_path / "emb"), texts(24), tokenizer=tiny_tasks.tokenizer()
+            AutoModel.from_pretrained(tmp_path / "emb"),
+            distinct_texts(24),
+            tokenizer=tiny_tasks.tokenizer(),
         )
-    Path(tmp_path / "texts.txt").write_text("\n".join(texts(24)), encoding="utf-8")
+    Path(tmp_path / "texts.txt").write_text("\n".join(distinct_texts(24)), encoding="utf-8")
     data = ("--data", tmp_path / "texts.txt")
     assert "enough" in invoke("optimize", tmp_path / "emb", tmp_path / "out", *data).stderr
     states, mask = torch.arange(24.0).view(1, 2, 12), torch.ones(1, 2)
@@ -190,7 +182,7 @@ def test_what_was_found_is_shown_before_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_embedder(tmp_path / "emb")
-    Path(tmp_path / "texts.txt").write_text("\n".join(texts(24)), encoding="utf-8")
+    Path(tmp_path / "texts.txt").write_text("\n".join(distinct_texts(24)), encoding="utf-8")
     best = qdqpatch.quantize(AutoModel.from_pretrained(tmp_path / "emb"))
     figure = mean("cosine", [1.0, 1.0], in_percent=False)
     found = ladder.Climb()
@@ -200,58 +192,6 @@ def test_what_was_found_is_shown_before_it_is_written(
     assert result.exit_code == 1  # it has no ranges, and is not exported
     assert "chosen" in result.stdout
     assert not (tmp_path / "out").exists()
-
-
-def test_a_processor_is_nothing_for_tensorrt(tmp_path: Path) -> None:
-    write_embedder(tmp_path / "emb")
-    options = ("--data", tmp_path / "texts.txt", "--target", "tensorrt", "--cpu", "avx2")
-    result = invoke("optimize", tmp_path / "emb", tmp_path / "out", *options)
-    assert "--cpu is for onnxruntime and openvino" in result.stderr
-
-
-def test_for_tensorrt_readers_share_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = []
-
-    def record(*arguments: Any) -> None:
-        given.append(arguments[2])
-        raise ConfigError("That is enough.")
-
-    monkeypatch.setitem(ladder.STEPS, "ptq", record)
-    for config in (None, qdqpatch.QDQConfig.preset("outputs")):
-        with pytest.raises(ConfigError, match="enough"):
-            qdqpatch.optimize(
-                models.float_model(HEAD),
-                texts(24),
-                target="tensorrt",
-                config=config,
-                tokenizer=tiny_tasks.tokenizer(),
-            )
-    assert given == [{"fuse_inputs": True}] * 2
-
-
-def test_for_tensorrt_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_embedder(tmp_path / "emb")
-    Path(tmp_path / "texts.txt").write_text("\n".join(texts(24)), encoding="utf-8")
-    figure = mean("cosine", [1.0, 1.0], in_percent=False)
-    found = ladder.Climb()
-    best = qdqpatch.quantize(AutoModel.from_pretrained(tmp_path / "emb"))
-    found.take(RungResult("ranges", 1.0, Judged({figure.name: figure}, 0.0, 0.0)), best, {})
-    monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", lambda *arguments: found)
-    written = SimpleNamespace(
-        file=tmp_path / "out/onnx/model.onnx", operations=None, comparisons=[], size=1e6
-    )
-    vars(written).update(target="tensorrt", float_matmuls=False)
-    monkeypatch.setattr(
-        "qdqpatch.exporter.export.prepare_export", lambda *arguments: lambda folder, out: written
-    )
-    options = ("--data", tmp_path / "texts.txt", "--target", "tensorrt")
-    result = invoke("optimize", tmp_path / "emb", tmp_path / "out", *options)
-    assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
-    assert lines[0].startswith("tensorrt (qdqbert), judged in onnxruntime ")
-    assert lines[0].endswith("; not timed, which takes a GPU")
-    assert lines[1].split() == ["Rung", "Seconds", "cosine", "Budget"]
-    assert f"qdqpatch lint {written.file} --target tensorrt --build" in result.stderr
 
 
 def test_nothing_is_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +204,7 @@ def test_nothing_is_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", lambda *arguments: found)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(BudgetError) as caught:
-        qdqpatch.optimize(model, texts(24), tokenizer=tiny_tasks.tokenizer())
+        qdqpatch.optimize(model, distinct_texts(24), tokenizer=tiny_tasks.tokenizer())
     assert str(caught.value) == (
         "Nothing meets unchanged predictions of at least 99. Nearest: ranges (no-residual, asymmetric), "
         "unchanged predictions 50.00. To have it all the same: keep_best=True."
@@ -280,7 +220,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match="There is no target 'tvm'"):
         qdqpatch.optimize(model, [], target="tvm")
     with pytest.raises(CalibrationError, match=r"^3 texts cannot be divided"):
-        qdqpatch.optimize(model, texts(3), tokenizer=tiny_tasks.tokenizer())
+        qdqpatch.optimize(model, distinct_texts(3), tokenizer=tiny_tasks.tokenizer())
     assert not is_quantized(model)
 
 
@@ -291,11 +231,11 @@ def test_what_the_float_model_gives_tells_nothing(monkeypatch: pytest.MonkeyPatc
     model = models.build(HEAD, num_labels=1).eval()
     model.classifier.weight.data.zero_()
     with pytest.raises(ConfigError, match="gives the same score for all 8 sequences"):
-        qdqpatch.optimize(model, texts(24), **options)
+        qdqpatch.optimize(model, distinct_texts(24), **options)
     model = models.build(HEAD).eval()
     model.classifier.bias.data[0] = torch.nan
     with pytest.raises(ConfigError, match="The float model gives NaN for the texts held back"):
-        qdqpatch.optimize(model, texts(24), **options)
+        qdqpatch.optimize(model, distinct_texts(24), **options)
 
 
 def test_without_ranges_the_ladder_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,29 +247,7 @@ def test_without_ranges_the_ladder_ends(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(ladder.STEPS, "ptq", refused)
     monkeypatch.setattr("qdqpatch.optimizing.engine.Place.write", lambda *arguments: None)
     with pytest.raises(ConfigError, match=r"^This cannot be calibrated\.$"):
-        qdqpatch.optimize(models.float_model(HEAD), texts(24), tokenizer=tiny_tasks.tokenizer())
-
-
-@pytest.mark.parametrize(
-    ("count", "samples", "sizes"),
-    [
-        (30, 8, (10, 8, 8)),  # too few to choose by others than those to calibrate with
-        (120, None, (40, 64, 16)),
-        (90, 8, (30, 8, 52)),
-        (1000, 256, (256, 256, 256)),
-        (4, None, (1, 3, 3)),
-    ],
-)
-def test_texts_are_divided(count: int, samples: int | None, sizes: tuple[int, ...]) -> None:
-    found = divide(list(range(count)), None, samples, seed=0)
-    assert (len(found.held), len(found.calibration), len(found.choosing)) == sizes
-    assert not {*found.held} & {*found.calibration, *found.choosing}
-    assert not {*found.calibration} & {*found.choosing} or found.choosing == found.calibration
-
-
-def test_not_all_texts_can_be_held_back() -> None:
-    with pytest.raises(ConfigError, match="30 cannot be held back"):
-        divide(list(range(30)), 30, None, 0)
+        qdqpatch.optimize(models.float_model(HEAD), distinct_texts(24), tokenizer=tiny_tasks.tokenizer())
 
 
 def test_times() -> None:

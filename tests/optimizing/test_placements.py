@@ -9,9 +9,7 @@ from exports import export
 
 import qdqpatch
 from qdqpatch import QDQConfig
-from qdqpatch.calibration.shared_inputs import readers
 from qdqpatch.exporter.targets.openvino import TARGET as OPENVINO
-from qdqpatch.optimizing.optimize import optimize
 from qdqpatch.optimizing.placements import RANGES, Placement, placement_for
 
 
@@ -36,17 +34,6 @@ def test_what_suits_engine_and_head(target: str, meaning: str, name: str, config
     assert str(placement) == name
     preset, changes = config
     assert placement.config_for(models.build()) == QDQConfig.preset(preset, **changes)
-
-
-def test_for_tensorrt_all_that_read_a_tensor_have_one_range() -> None:
-    batches = [models.inputs(seed=seed) for seed in range(6)]
-    found = optimize(models.build(), batches, target="tensorrt", shape=(1, 8), keep_best=True, seconds=1e-9)
-    assert found.settings["fuse_inputs"] is True
-    groups = readers(found.model, batches[0])
-    assert len(groups) == 4
-    for group in groups:
-        assert len({found.model.get_submodule(path).amax.item() for path in group}) == 1
-    assert not placement_for("onnxruntime", "states").fuse_inputs
 
 
 def test_what_a_model_has_not_is_left_out() -> None:

@@ -129,6 +129,11 @@ def _shared(state: str, name: str) -> PreTrainedModel:
     return qdqpatch.calibrate(uncalibrated(name), [inputs(name, seed) for seed in (2, 3)], "percentile")
 
 
+def batches(count: int = 3, seed: int = 21) -> list[Tensors]:
+    """Return padded batches for `BertModel`, no two alike."""
+    return [inputs(seed=number) for number in range(seed, seed + count)]
+
+
 def outputs(model: nn.Module, name: str = "BertModel", **changes: Any) -> Tensors:
     """Run the model on its head's inputs without gradients; return every tensor it gives, by name."""
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ from qdqpatch.tasks.base import Columns, DataSource, Task
 
 CLS, SEP, MASK = 2, 3, 4
 """Numbers of tokens in the vocabulary of `checkpoints.WORDS`."""
+
+
+def distinct_texts(count: int) -> list[str]:
+    """Return texts of the tiny vocabulary, no two alike."""
+    generator = random.Random(0)
+    words = [word for word in checkpoints.WORDS if word.isalpha()]
+    return [" ".join(generator.choices(words, k=generator.randint(3, 28))) for _ in range(count)]
 
 
 @functools.cache
