@@ -14,6 +14,7 @@ from qdqpatch.config.config import QDQConfig
 from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.rules.base import Miss
+from qdqpatch.rules.rewriting import portable, rewritten
 from qdqpatch.spelling import spelled
 
 SHOWN = 5
@@ -37,6 +38,13 @@ class Site:
     rule: str
     quantizers: Mapping[str, QuantizerConfig | None]
     becomes: type[nn.Module] = field(repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "becomes": portable(self.becomes)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        float_class, changes = state["becomes"]
+        vars(self).update(state, becomes=rewritten(float_class, changes) if changes else float_class)
 
     def __str__(self) -> str:
         return ", ".join(f"{name}: {config or 'off'}" for name, config in self.quantizers.items())

@@ -75,6 +75,12 @@ def combined(current: type[nn.Module], becomes: type[nn.Module]) -> type[nn.Modu
     return rewritten(becomes.float_class, changes | becomes.changes)  # type: ignore[attr-defined]
 
 
+def portable(cls: type[nn.Module]) -> tuple[type[nn.Module], frozenset[Change]]:
+    """Return what a class can be pickled by: the float class and its changes; itself, if it was not made here."""
+    changes: frozenset[Change] = getattr(cls, "changes", frozenset())
+    return (cls.float_class, changes) if changes else (cls, changes)  # type: ignore[attr-defined]
+
+
 def unguarded(cls: type[nn.Module]) -> type[nn.Module]:
     """Return the class without its guard, if it has one."""
     changes: frozenset[Change] = getattr(cls, "changes", frozenset())

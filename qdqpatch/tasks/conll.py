@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from qdqpatch.data.files import open_text
 from qdqpatch.errors import DataError
 from qdqpatch.tasks.base import DataSource
 from qdqpatch.tasks.reading import LabelledRow, checked_file
+
+COMMENT = re.compile(r"#\s+(\S+(\s+id)?\s+=\s|new(doc|par)\s*$)")
+"""What comments are like, such as `# sent_id = 7`, where blanks separate a word and its tag too."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,9 @@ class Word:
 def read_conll(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
     """Yield the sentences of a file, which blank lines and `-DOCSTART-` lines separate.
 
+    Comments before a sentence are left out: lines without a tab that begin with `#`, in a file that has tabs;
+    in one that has none, only those that are like `COMMENT`. Any other `#` is a word.
+
     Args:
         source: The file. Its columns are separated by tabs, or by blanks on lines without a tab; the first
             one is the word, the last one the tag.
@@ -35,7 +42,11 @@ def read_conll(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
     words: list[Word] = []
     empty = True
     with open_text(path, errors="surrogateescape") as file:
+        has_tabs = any("\t" in line for line in file)
+    with open_text(path, errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
+            if not words and _is_comment(line, has_tabs):
+                continue
             if line.strip() and not line.startswith("-DOCSTART-"):
                 words.append(_word(line, f"{path}, line {number},", labelled))
                 empty = False
@@ -46,6 +57,13 @@ def read_conll(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
         yield words
     if empty:
         raise DataError(f"{path} is empty.")
+
+
+def _is_comment(line: str, has_tabs: bool) -> bool:
+    """Tell whether a line before a sentence's first word is a comment, in a file with tabs or without."""
+    if not line.startswith("#") or "\t" in line:
+        return False
+    return has_tabs or COMMENT.match(line) is not None
 
 
 def _word(line: str, where: str, labelled: bool) -> Word:

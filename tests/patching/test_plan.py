@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import models
 import pytest
 import torch
@@ -39,6 +42,14 @@ def test_every_linear_and_embedding_is_a_site_or_a_miss(any_head: str, float_mod
     layers = {path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     assert layers <= listed
     assert not {site.path for site in found.sites} & {miss.path for miss in found.misses}
+
+
+def test_a_plan_can_be_copied_and_pickled(float_model, uncalibrated) -> None:
+    for model in (float_model(models.CROSS), uncalibrated("BertModel")):
+        found = plan(model)
+        for other in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+            assert other == found
+            assert other.record == found.record
 
 
 HEAD_LINEARS = {

@@ -115,6 +115,23 @@ def test_reads_conll_with_blanks_and_document_starts(task: TokenClassification, 
     assert task.read(DataSource(str(write("words.conll", "the\ncat\n\ndog"))), labelled=False) == without
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# sent_id = 7\n#of any kind\nthe\tO\n#\tO\n\n# newdoc\n#a\tO\n\n# last = 1", ["the #", "#a"]),
+        ("#\tO\n# x = y\tO\n\n# text = a\n\n#\n#tag\tO\n", ["# # x = y", "#tag"]),
+        ("# newdoc id = x\n# text = # O\n# newpar\nthe O\n# O\n\n# text = O\ncat O\n", ["the #", "cat"]),
+        ("# O\n#tag O\n# = O\n\n#a=b O\nthe O\n", ["# #tag #", "#a=b the"]),
+    ],
+    ids=["tabs", "words with tabs", "blanks", "words with blanks"],
+)
+def test_comments_of_conll_are_no_words(
+    text: str, words: list[str], task: TokenClassification, write: Write
+) -> None:
+    found = task.read(DataSource(str(write("tags.conll", text))))
+    assert [" ".join(sentence.words) for sentence in found] == words
+
+
 def test_reads_rows_with_names_and_numbers(task: TokenClassification, write: Write) -> None:
     rows = [
         {"tokens": ["the", "cat"], "ner_tags": ["O", "B-pet"]},
