@@ -23,6 +23,7 @@ from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.engines.exactness import THREADS, Exactness, exactness
 from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME
 from qdqpatch.errors import CheckpointError, ConfigError, EngineError
+from qdqpatch.lint.graph import read_sites
 from qdqpatch.output.manifest import MANIFEST
 from qdqpatch.patching.apply import is_quantized
 
@@ -330,5 +331,12 @@ def test_a_float_file_says_that_it_is_one(root: Path, tmp_path: Path) -> None:
     assert (entry["float"], entry["cpu"], entry["matmuls"]) == (True, "avx2", None)
     outputs = ENGINES["onnxruntime"].load(folder / "onnx/model.onnx").run_tensors(tokens(folder))
     torch.testing.assert_close(torch.from_numpy(outputs["sentence_embedding"]), embeddings(root / "float"))
+    for name in ("query x key", "linear", "residual add"):
+        paths = [
+            [site.path for site in read_sites(file / "onnx/model.onnx") if site.operation == name]
+            for file in (folder, root / "out")
+        ]
+        assert paths[0] == paths[1]
+        assert paths[0][0].startswith("encoder.layer.0.attention.")
     result = invoke("export", root / "out", tmp_path / "again", "--float")
     assert "is for the float one" in result.stderr
