@@ -1,4 +1,7 @@
-"""How a message names what its reader can change: an argument in Python, an option on the command line."""
+"""How messages spell what depends on their reader, and what has to agree with a number.
+
+What a reader can change is an argument in Python, and an option on the command line.
+"""
 
 from __future__ import annotations
 
@@ -42,3 +45,13 @@ def spelled(python: str, option: str | None = None) -> str:
     if option is not None:
         return option
     return OPTIONS.get(python) or f"--{python.replace('_', '-')}"
+
+
+def form(count: int, one: str, many: str | None = None) -> str:
+    """Return the form of a word for a number: `one` for 1, else `many`; None for `one` with an s."""
+    return one if count == 1 else f"{one}s" if many is None else many
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Return a number and what is counted, as `1 batch` or `2 batches`; words as for `form`."""
+    return f"{count} {form(count, one, many)}"

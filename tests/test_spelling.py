@@ -9,7 +9,7 @@ import click
 import qdqpatch
 from qdqpatch.cli import COMMANDS, main
 from qdqpatch.errors import no_range
-from qdqpatch.spelling import OPTIONS, on_command_line, spelled
+from qdqpatch.spelling import OPTIONS, counted, form, on_command_line, spelled
 from qdqpatch.training.folder import OPTIONS as OF_JOBS
 
 PACKAGE = Path(qdqpatch.__file__).parent
@@ -32,6 +32,12 @@ def test_each_reader_gets_one_spelling() -> None:
         ]
         assert no_range(["a"]).endswith("first: qdqpatch convert CKPT OUT --calib FILE.")
     assert no_range(["a"]).endswith("first: qdqpatch.calibrate(model, batches).")
+
+
+def test_words_agree_with_numbers() -> None:
+    assert [counted(count, "text") for count in (0, 1, 2)] == ["0 texts", "1 text", "2 texts"]
+    assert [counted(count, "batch", "batches") for count in (1, 8)] == ["1 batch", "8 batches"]
+    assert [form(count, "stays", "stay") for count in (1, 8)] == ["stays", "stay"]
 
 
 def test_the_options_are_there() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from qdqpatch.bench.report import Benchmark, BenchmarkRow, rounded
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.report.figures import TEXT, write_figure
+from qdqpatch.spelling import counted
 
 BASELINE = "#9aa3ad"
 COLORS = {"torch": "#ee8866", "onnxruntime": "#4477aa", "openvino": "#8a63a8"}
@@ -64,5 +65,5 @@ def _panel(axes: Any, shape: Shape, rows: list[BenchmarkRow], report: Benchmark)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.4 * max(slowest, default=1.0))
-    sequences = "1 sequence" if shape.batch == 1 else f"{shape.batch} sequences"
-    axes.set_title(f"{sequences} of {shape.length} tokens", loc="left", fontsize=9, weight="bold")
+    sequences = counted(shape.batch, "sequence")
+    axes.set_title(f"{sequences} of {counted(shape.length, 'token')}", loc="left", fontsize=9, weight="bold")

@@ -11,6 +11,7 @@ from qdqpatch.engines.contenders import Facts
 from qdqpatch.engines.sessions import Input
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ConfigError
+from qdqpatch.spelling import counted
 
 UNKNOWN_VOCABULARY = 1000
 """Ids are below this where no config tells the size of the vocabulary."""
@@ -65,7 +66,8 @@ def check_inputs(name: str, inputs: Sequence[Input]) -> None:
     for value in inputs:
         if value.name != PIXELS and len(value.shape) not in (0, 2):
             raise ConfigError(
-                f"{name} takes {value.name} of {len(value.shape)} dimensions; bench makes (batch, length)."
+                f"{name} takes {value.name} of {counted(len(value.shape), 'dimension')}; bench makes "
+                "(batch, length)."
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from qdqpatch.engines.exactness import Exactness
 from qdqpatch.engines.loading import Skipped
 from qdqpatch.engines.shapes import Shape
+from qdqpatch.spelling import counted
 
 COLUMNS = (
     "Model",
@@ -120,7 +121,7 @@ class Benchmark:
     @property
     def conditions(self) -> str:
         """What all runs share."""
-        return f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return counted(self.threads, "thread")
 
     @property
     def numbered_notes(self) -> list[str]:
@@ -148,7 +149,7 @@ class Benchmark:
     @property
     def title(self) -> str:
         """What the table is of."""
-        return f"{self.conditions}, {self.rounds} rounds in turns"
+        return f"{self.conditions}, {counted(self.rounds, 'round')} in turns"
 
     def table(self) -> list[list[str]]:
         """Return the cells of a table of `COLUMNS`, by shape; notes are marked by their number."""

@@ -24,7 +24,7 @@ from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.shapes import DEFAULT_SHAPES, Shape, cut
 from qdqpatch.engines.threads import torch_threads
 from qdqpatch.errors import ConfigError, EngineError
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
 
 Step = Callable[[str, int, int], None]
 """Told what is done now, how many steps are done, and of how many."""
@@ -175,8 +175,11 @@ def _shapes_for(
     if too_long is None:
         return shapes, None
     if asked:
-        raise ConfigError(f"{too_long} is too long: {shortest.model} takes at most {limit} tokens.")
-    return cut(shapes, limit), f"Sequences: cut to {limit} tokens, the most that {shortest.model} takes."
+        raise ConfigError(
+            f"{too_long} is too long: {shortest.model} takes at most {counted(limit, 'token')}."
+        )
+    shortened = f"Sequences: cut to {counted(limit, 'token')}, the most that {shortest.model} takes."
+    return cut(shapes, limit), shortened
 
 
 def _fitting(loaded: Loaded, shapes: Sequence[Shape]) -> list[Shape]:

@@ -21,7 +21,7 @@ from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
 from qdqpatch.patching.arguments import run
 from qdqpatch.patching.chunks import unchunked
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
 
 HELD_BACK = 8
 """Of so many batches one is held back, the second first, where ranges are to be compared on it."""
@@ -187,7 +187,8 @@ def nothing_seen(path: str, was_reached: bool, batches: int) -> CalibrationError
             f"{spelled('the batches, or pass padding_aware=False', 'the texts')}."
         )
     return CalibrationError(
-        f"{path} saw no tensor in {batches} batches: their inputs do not reach it. Add the inputs it needs "
+        f"{path} saw no tensor in {counted(batches, 'batch', 'batches')}: their inputs do not reach it. "
+        "Add the inputs it needs "
         "(encoder_hidden_states for cross-attention, global_attention_mask for Longformer, entity_ids for "
         "LUKE), or turn it off with "
         f"{spelled('an override', '--override')}."

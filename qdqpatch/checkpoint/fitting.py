@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, PreTrainedModel
 
 from qdqpatch.errors import CheckpointError
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
 
 NOT_WEIGHTS = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq)$")
 """Constants that old versions of transformers stored with the weights."""
@@ -91,7 +91,7 @@ def missing_in_head(model: PreTrainedModel, missing: Iterable[str]) -> list[str]
 
 def some(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
-    more = f" and {len(names) - 3} more weights" if len(names) > 3 else ""
+    more = f" and {counted(len(names) - 3, 'more weight')}" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
@@ -124,7 +124,8 @@ def _mismatch(
     model: PreTrainedModel, mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]], request: Request
 ) -> str:
     name, stored, built = mismatched[0]
-    more = f", and {len(mismatched) - 1} more weights differ" if len(mismatched) > 1 else ""
+    others = counted(len(mismatched) - 1, "more weight differs", "more weights differ")
+    more = f", and {others}" if len(mismatched) > 1 else ""
     text = (
         f"Cannot load {request.name}: {name} has shape {tuple(stored)} in it, and {tuple(built)} by its "
         f"config.json{more}."
@@ -172,7 +173,7 @@ def _family_names(model: PreTrainedModel) -> set[str]:
 
 
 def _left_over(kind: str, strange: Sequence[str], request: Request) -> str:
-    text = f"{kind} has no place for {len(strange)} weights of {request.name}: {some(strange)}."
+    text = f"{kind} has no place for {counted(len(strange), 'weight')} of {request.name}: {some(strange)}."
     if all(name.endswith(STATE) for name in strange):
         return f"{text} They are ranges of quantizers that its config.json does not tell of."
     if any("lora_" in name for name in strange):

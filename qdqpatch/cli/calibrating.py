@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qdqpatch.choices import Method
 from qdqpatch.cli.bar import CalibrationBar
 from qdqpatch.errors import CheckpointError
+from qdqpatch.spelling import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -159,7 +160,8 @@ class Calibration:
         batches = TextBatches(rows, tokenizer, model, batch_size=self.batch_size, max_length=self.max_length)
         columns = " and ".join(column for column in texts.columns if column is not None)
         console.print(
-            f"Calibrating with {len(texts.rows)} of {texts.total} texts in {texts.source} ({columns}).",
+            f"Calibrating with {len(texts.rows)} of {counted(texts.total, 'text')} in {texts.source} "
+            f"({columns}).",
         )
         if not self.length_given and is_first():
             warn_if_short(batches, served_length(tokenizer, model))
@@ -258,7 +260,9 @@ class PreparedImages:
         settings, total = self.settings, self.total
         own = share(self.paths, HELD_BACK * settings.batch_size)
         batches = ImageBatches(own, self.processor, settings.batch_size)
-        self.console.print(f"Calibrating with {len(self.paths)} of {total} images in {settings.source}.")
+        self.console.print(
+            f"Calibrating with {len(self.paths)} of {counted(total, 'image')} in {settings.source}."
+        )
         return settings._ranges(model, batches, self.console)
 
     def record(self, model: PreTrainedModel) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from qdqpatch.cli.options import cpu_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.errors import CalibrationError, ConfigError, QuantizedError
+from qdqpatch.spelling import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,8 +137,8 @@ def command(
     enabled = [quantizer for _, quantizer in named_quantizers(model) if quantizer.is_enabled]
     calibrated = [quantizer.amax is not None for quantizer in enabled]
     console.print(
-        f"Wrote {out}: {len(plan.sites)} operations quantized, {len(plan.misses)} left float; "
-        f"{sum(calibrated)} of {len(calibrated)} quantizers have a range "
+        f"Wrote {out}: {counted(len(plan.sites), 'operation')} quantized, {len(plan.misses)} left float; "
+        f"{sum(calibrated)} of {counted(len(calibrated), 'quantizer')} have a range "
         f"({time.perf_counter() - started:.1f} s)."
     )
     if before is not None and texts is not None and close:
@@ -182,7 +183,7 @@ def _print_outcome(
 
     figures = ", ".join(f"{metric.name} {metric}" for metric in reversed(close))
     which = "held back" if held_back else "that it was calibrated with, for lack of others"
-    console.print(f"Beside the float model, on {len(before.rows)} texts {which}: {figures}.")
+    console.print(f"Beside the float model, on {counted(len(before.rows), 'text')} {which}: {figures}.")
     budget = Budget(before.meaning)
     if not budget.judge(close).passes:
         asked = budget.asked(metric.name for metric in close)

@@ -15,6 +15,7 @@ from qdqpatch.cli.numbers import NOT_NEGATIVE
 from qdqpatch.cli.options import SEED, engine_option, json_option, threads_option
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table, print_text
+from qdqpatch.spelling import form
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -135,7 +136,7 @@ def _print_evaluation(evaluation: Evaluation) -> None:
         figures = [str(metric) for metric in row.metrics.values()]
         differences = _differences(row, evaluation.metric) if compared else []
         rows.append([row.model, row.engine + mark, *figures, *differences, f"{row.seconds:.1f}"])
-    count = f"{evaluation.examples:,} example{'s' if evaluation.examples > 1 else ''}"
+    count = f"{evaluation.examples:,} {form(evaluation.examples, 'example')}"
     print_text(f"{evaluation.task}, {count} of {evaluation.data}")  # a table's title would be as narrow
     print_table("", columns, rows)
     for number, note in enumerate(notes, start=1):

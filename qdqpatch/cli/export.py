@@ -17,6 +17,7 @@ from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.cli.shapes import SHAPE
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import NotQuantizedError
+from qdqpatch.spelling import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -176,8 +177,8 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
     if result.operations is not None:
         left = [operation for operation in result.operations if not operation.integer]
         console.print(
-            f"{len(result.operations) - len(left)} of {len(result.operations)} matmuls run as integer kernels"
-            + (". Float:" if left else ".")
+            f"{len(result.operations) - len(left)} of {counted(len(result.operations), 'matmul')} run as "
+            "integer kernels" + (". Float:" if left else ".")
         )
         for path, _, reason in fold((kernel.name, "", kernel.reason) for kernel in left):
             console.print(f"  {path}: {reason}")
@@ -189,7 +190,7 @@ def print_export(result: Export, console: Console, taken: str = "") -> None:
             f"{comparison.mean:.2f} steps in the mean and {comparison.largest:.1f} at most (a step is 1/127 "
             "of its range)"
             + (
-                f"; {comparison.changed} of {comparison.predictions} predictions differ."
+                f"; {comparison.changed} of {counted(comparison.predictions, 'prediction')} differ."
                 if comparison.predictions
                 else "."
             )

@@ -15,6 +15,7 @@ from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table, print_text
 from qdqpatch.errors import NotQuantizedError, QuantizedError
+from qdqpatch.spelling import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +101,9 @@ def command(
     if html is not None:
         with console.status(f"Drawing {html}"):
             write_page(html, ckpt, plan.model, reports)
-        console.print(f"Wrote {html}: {len(reports)} quantizers, {html.stat().st_size / 1e6:.1f} MB.")
+        console.print(
+            f"Wrote {html}: {counted(len(reports), 'quantizer')}, {html.stat().st_size / 1e6:.1f} MB."
+        )
     audited = None
     if with_audit:
         with console.status(f"Tracing {ckpt}"):
@@ -125,7 +128,9 @@ def command(
         )
     ranges = sum(report.amax is not None for report in reports)
     hint = "" if html is not None or statistics is None else " To see them: --html FILE."
-    print_text(f"{ckpt} is quantized; {ranges} of its {len(reports)} quantizers have a range.{hint}")
+    print_text(
+        f"{ckpt} is quantized; {ranges} of its {counted(len(reports), 'quantizer')} have a range.{hint}"
+    )
 
 
 def _audit(source: Checkpoint, config: QDQConfig | None) -> Audit:
@@ -146,11 +151,11 @@ def print_plan(plan: Plan) -> None:
     """Print the plan as two tables, fit for a narrow screen: rows that repeat in every layer are one."""
     from qdqpatch.patching.folding import fold
 
-    title = f"{plan.model}: {len(plan.sites)} operations quantized"
+    title = f"{plan.model}: {counted(len(plan.sites), 'operation')} quantized"
     rows = fold([(site.path, site.operation, site.brief()) for site in plan.sites])
     print_table(title, ["Module", "Operation", "Quantizers"], rows)
     if plan.misses:
-        title = f"{len(plan.misses)} operations stay float"
+        title = counted(len(plan.misses), "operation stays float", "operations stay float")
         print_table(title, ["Module", "Operation", "Reason"], plan.miss_rows())
 
 

@@ -18,6 +18,7 @@ from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.shapes import SHAPE
 from qdqpatch.cli.tables import print_table, print_text, width
 from qdqpatch.errors import EngineError
+from qdqpatch.spelling import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,7 +117,7 @@ def _print_report(file: Path, report: LintReport) -> None:
     print_table(f"{file.name} in {report.target}", ["Module", "Operation", "Result"], fold(rows))
     for name, findings in report.broken.items():
         rule = findings[0].rule
-        operations = f"{len(findings)} operation{'s' * (len(findings) > 1)}"
+        operations = counted(len(findings), "operation")
         click.echo(f"{name}: {rule.effect}, {operations}")
         details = Counter(finding.detail for finding in findings)
         _print_field("Found", "; ".join(f"{detail} ({count}x)" for detail, count in details.items()))
@@ -144,9 +145,10 @@ def _verdict(report: LintReport, site: Site) -> str:
 
 def _summary(file: Path, report: LintReport) -> str:
     if not report.findings:
-        return f"{file.name} breaks no rule of {report.target}: {len(report.sites)} operations are fine."
+        operations = counted(len(report.sites), "operation is", "operations are")
+        return f"{file.name} breaks no rule of {report.target}: {operations} fine."
     fine = Counter(site.operation for site in report.sites if not report.of(site))
     counts = Counter(site.operation for site in report.sites)
     parts = ", ".join(f"{fine[name]} of {count} ({name})" for name, count in counts.items())
-    rules = f"{len(report.broken)} rule{'s' * (len(report.broken) > 1)}"
+    rules = counted(len(report.broken), "rule")
     return f"{file.name} breaks {rules} of {report.target}. Fine: {parts}."

@@ -24,6 +24,7 @@ from qdqpatch.cli.shapes import SHAPE
 from qdqpatch.cli.tables import print_table, print_text
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import QuantizedError
+from qdqpatch.spelling import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -234,7 +235,8 @@ def _write(
 def _print(found: Optimization, shape: Shape) -> None:
     columns, rows = found.table()
     title = (
-        f"{found.target} ({found.placement}), judged in {found.engine} on {found.held_back} texts, "
+        f"{found.target} ({found.placement}), judged in {found.engine} on "
+        f"{counted(found.held_back, 'text')}, "
         f"calibrated with {found.calibrated}; "
     )
     timed = f"ms and speed at {shape}, beside float in the same engine"

@@ -18,6 +18,7 @@ from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table, print_text
 from qdqpatch.errors import CalibrationError, ConfigError, DataError, QuantizedError, no_range
+from qdqpatch.spelling import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,10 +143,10 @@ def command(
         console.print(f"Warning: {ckpt} lacks these weights, which are random now: {', '.join(missing)}")
     if source.quantization is None:
         chosen = draw(everything, CALIBRATION, seed)
-        with console.status(f"Calibrating with {len(chosen)} of {len(everything)} examples"):
+        with console.status(f"Calibrating with {len(chosen)} of {counted(len(everything), 'example')}"):
             features = share(task.features(chosen), HELD_BACK * batch_size)
             ptq(model, batches(task, features, batch_size, model), config)
-        console.print(f"Calibrated with {len(chosen)} of {len(everything)} examples of the data.")
+        console.print(f"Calibrated with {len(chosen)} of {counted(len(everything), 'example')} of the data.")
     _check_calibrated(ckpt, model)
     with progress_bar(console) as bar:
         step = _stepping(bar)
@@ -158,10 +159,8 @@ def command(
     if not is_first():
         return
     if found is not None and reason is not None:
-        counted = (
-            "counts predictions that change" if found.metric == UNCHANGED else f"goes by the {found.metric}"
-        )
-        console.print(f"There are no labels, so --max-drop {counted}. ({reason})")
+        way = "counts predictions that change" if found.metric == UNCHANGED else f"goes by the {found.metric}"
+        console.print(f"There are no labels, so --max-drop {way}. ({reason})")
     if plot is not None:
         write_chart(plot, costs, found)
         console.print(f"Wrote {plot}.")
@@ -220,7 +219,7 @@ def _print_report(costs: Sensitivity, found: MixedPrecision | None) -> None:
 
     print_table(cost_title(costs), COST_COLUMNS, cost_rows(costs))
     if found is not None:
-        title = f"Drop of at most {found.max_drop:g}%, {found.examples} examples"
+        title = f"Drop of at most {found.max_drop:g}%, {counted(found.examples, 'example')}"
         print_table(title, trial_columns(found), trial_rows(found))
         if found.config is not None:
             print_text(conclusion(found))

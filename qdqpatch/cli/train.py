@@ -18,6 +18,7 @@ from qdqpatch.cli.sections import SectionCommand, SectionOption
 from qdqpatch.cli.tables import print_table
 from qdqpatch.errors import CheckpointError
 from qdqpatch.listening import TrainingListener
+from qdqpatch.spelling import counted
 from qdqpatch.training.job import Job, TrainingReport
 from qdqpatch.training.schedule import Schedule
 
@@ -279,7 +280,7 @@ def _print_report(report: TrainingReport) -> None:
                 _time(stage.seconds),
             )
         )
-    title = f"On {report.examples} examples{' held out' if report.held_out else ''}"
+    title = f"On {counted(report.examples, 'example')}{' held out' if report.held_out else ''}"
     print_table(title, ("model", *names, "to float", "time"), rows)
 
 

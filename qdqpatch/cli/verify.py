@@ -11,6 +11,7 @@ import click
 from qdqpatch.cli.common import verbosity_options
 from qdqpatch.cli.options import json_option
 from qdqpatch.cli.sections import SectionCommand
+from qdqpatch.spelling import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,9 +36,9 @@ def command(out: Path, as_json: bool, console: Console) -> None:
         click.echo(json.dumps([file.to_dict() for file in found], indent=2))
     for file in found if not as_json else ():
         count = len(file.values)
-        said = f"logits of {count} texts differ by at most {100 * file.worst:.2f}%"
+        said = f"logits of {counted(count, 'text')} differ by at most {100 * file.worst:.2f}%"
         if file.measure == "cosine":
-            said = f"lowest cosine {file.worst:.5f} of {count} texts"
+            said = f"lowest cosine {file.worst:.5f} of {counted(count, 'text')}"
         click.echo(f"{file.file} in {file.engine}: {said}.")
         if file.exactness is not None:
             click.echo(f"  {file.exactness}")

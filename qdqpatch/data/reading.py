@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from qdqpatch.data.columns import Columns, Text, check_columns, choose_columns, problem_of, text_of
 from qdqpatch.data.records import Record
 from qdqpatch.errors import CalibrationError, CalibrationWarning
+from qdqpatch.spelling import counted
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Reading:
         if not seen:
             raise CalibrationError(f"{self.source} has no text to calibrate with.")
         number, problem = self.first
-        what = f"{self.unreadable} of {seen} {self.unit}s"
+        what = f"{self.unreadable} of {counted(seen, self.unit)}"
         if self.unreadable > seen / 2:
             raise CalibrationError(
                 f"{self.source}: {what} cannot be read; {self.unit} {number} {problem}. Correct the data, or "

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from qdqpatch.data.files import open_text
 from qdqpatch.data.squad import read_squad
 from qdqpatch.errors import DataError
+from qdqpatch.spelling import counted
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _read_rows(reader: Any, delimiter: str) -> Iterator[Record]:
         if not header:
             header = _checked_header([name.strip() for name in row], delimiter)
         elif len(row) != len(header):
-            problem = f"has {len(row)} columns where the first line names {len(header)}"
+            problem = f"has {counted(len(row), 'column')} where the first line names {len(header)}"
             yield Record(number, problem=problem, lines=lines)
         else:
             yield Record(number, dict(zip(header, row, strict=True)), lines=lines)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from qdqpatch.spelling import counted
+
 
 def vocabulary_problem(
     tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, words: int | None = None
@@ -19,6 +21,7 @@ def vocabulary_problem(
     if not isinstance(known, int) or len(tokenizer) <= known:
         return None
     return (
-        f"The tokenizer has {len(tokenizer)} tokens and the model only {known}: they do not belong together. "
+        f"The tokenizer has {counted(len(tokenizer), 'token')} and the model only {known}: they do not "
+        "belong together. "
         "Take the tokenizer that the model was trained with."
     )

@@ -25,6 +25,7 @@ from qdqpatch.evaluation.models import Model, load
 from qdqpatch.evaluation.predicting import predict
 from qdqpatch.evaluation.result import Evaluation, EvaluationRow, Figure
 from qdqpatch.evaluation.shared_task import settle
+from qdqpatch.spelling import counted
 from qdqpatch.tasks.base import DataSource, Feature, Task, draw
 
 Step = Callable[[str, int, int], None]
@@ -179,7 +180,7 @@ def _check_numbers(outputs: Sequence[Arrays], model: Model) -> None:
     broken = sum(any(np.isnan(value).any() for value in output.values()) for output in outputs)
     if broken:
         raise EngineError(
-            f"{model.contender} gives NaN for {broken} of {len(outputs)} sequences: check "
+            f"{model.contender} gives NaN for {broken} of {counted(len(outputs), 'sequence')}: check "
             "its weights and ranges."
         )
 

@@ -14,7 +14,7 @@ from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.errors import ConfigError, EngineError, one_line
 from qdqpatch.evaluation.predicting import Run, engine_run, torch_run
 from qdqpatch.evaluation.static_shapes import filled
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
 from qdqpatch.tasks.base import Batch, Feature, Task
 
 
@@ -46,7 +46,8 @@ class Model:
         if self.length is not None and longest > self.length:
             shorter = spelled(f"max_length={self.length}", f"--max-length {self.length}")
             raise ConfigError(
-                f"{self.contender} is made for sequences of {self.length} tokens, and the data has some of "
+                f"{self.contender} is made for sequences of {counted(self.length, 'token')}, and the data "
+                "has some of "
                 f"{longest}. Cut them with {shorter}."
             )
 

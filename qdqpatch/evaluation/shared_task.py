@@ -19,6 +19,7 @@ from qdqpatch.checkpoint.tokenizer import VOCABULARIES, load_tokenizer
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.homes import home_of
 from qdqpatch.errors import ConfigError
+from qdqpatch.spelling import counted
 from qdqpatch.tasks import TASKS, default_length, make_task, task_of
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
@@ -133,7 +134,8 @@ def _check_labels(described: Sequence[Described]) -> None:
     for (first, labels), (name, others) in _with_first(labelled):
         if labels.keys() != others.keys():
             raise ConfigError(
-                f"{first} has {len(labels)} labels and {name} has {len(others)}: they cannot be compared."
+                f"{first} has {counted(len(labels), 'label')} and {name} has {len(others)}: they cannot be "
+                "compared."
             )
         for number, label in labels.items():
             if label and others[number] and label != others[number]:

@@ -18,7 +18,7 @@ from qdqpatch.errors import ExportError
 from qdqpatch.nn.names import WEIGHT
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import named_quantizers
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
 from qdqpatch.tasks.head import is_known, meaning_of, orders, predictions
 
 STEPS = 127
@@ -212,7 +212,7 @@ def require_equal(
             raise ExportError(
                 f"The file does not compute what the model does: {comparison.output} is off by "
                 f"{comparison.mean:.2f} steps of 1/{STEPS} of its range in the mean (allowed: {mean:.2f}), "
-                f"and {comparison.changed} of {comparison.predictions} predictions differ "
+                f"and {comparison.changed} of {counted(comparison.predictions, 'prediction')} differ "
                 f"(allowed: {changed:.0f}). Nothing was written. To have the file all the same, and measure "
                 f"it by eval: {spelled('check=False', '--no-check')}."
             )

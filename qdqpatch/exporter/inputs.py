@@ -15,6 +15,7 @@ from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import ExportError, one_line
 from qdqpatch.patching.arguments import position_limit
+from qdqpatch.spelling import counted
 
 Batch = dict[str, Tensor]
 
@@ -188,7 +189,7 @@ class Inputs:
         longest = self.longest
         if self.fixed is not None and self.fixed.length > longest:
             raise ExportError(
-                f"The model has {longest} positions; sequences of {self.fixed.length} do not fit."
+                f"The model has {counted(longest, 'position')}; sequences of {self.fixed.length} do not fit."
             )
         if self.fixed is not None and min(self.fixed.batch, self.fixed.length) < 1:
             raise ExportError("A batch and a sequence have at least 1.")

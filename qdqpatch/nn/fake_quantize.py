@@ -14,6 +14,7 @@ from torch.autograd.function import FunctionCtx
 
 from qdqpatch.errors import ConfigError
 from qdqpatch.nn import float8
+from qdqpatch.spelling import counted
 
 Limits = tuple[int, int] | tuple[Tensor, Tensor]
 """The lowest and the highest multiple of a step; tensors where there is a zero point."""
@@ -34,7 +35,7 @@ def absolute_max(inputs: Tensor, axis: int | tuple[int, ...] | None) -> Tensor:
     axes = (axis,) if isinstance(axis, int) else axis
     for dim in axes:
         if not -inputs.dim() <= dim < inputs.dim():
-            raise ConfigError(f"There is no axis {dim} in a tensor of {inputs.dim()} dimensions.")
+            raise ConfigError(f"There is no axis {dim} in a tensor of {counted(inputs.dim(), 'dimension')}.")
     kept = {dim % inputs.dim() for dim in axes}
     return magnitudes.amax([dim for dim in range(inputs.dim()) if dim not in kept], keepdim=True)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from qdqpatch.errors import ConfigError
 from qdqpatch.evaluation.bootstrap import difference
+from qdqpatch.spelling import counted
 from qdqpatch.tasks.agreement import CORRELATION, UNCHANGED
 from qdqpatch.tasks.fill_mask import RELATIVE
 from qdqpatch.tasks.head import Meaning
@@ -127,7 +128,8 @@ class Budget:
         asked = {gate.figure for gate in GATES[self.meaning]}
         if self.max_drop is None and KEPT in asked - set(figures) and COSINE in figures:
             return (
-                f"{examples} texts held back cannot tell how many neighbours are kept, which takes {LEAST}: "
+                f"{counted(examples, 'text')} held back cannot tell how many neighbours are kept, which "
+                f"takes {LEAST}: "
                 "only the cosine was judged. Give more texts."
             )
         shares = [100 - gate.limit for gate in GATES[self.meaning] if gate.figure == UNCHANGED]
@@ -137,7 +139,8 @@ class Budget:
         if not percent or examples * percent >= 100:  # no number of examples resolves 0%
             return None
         return (
-            f"{examples} texts held back cannot resolve {percent:g}%: one of them is {100 / examples:.2g}%. "
+            f"{counted(examples, 'text')} held back cannot resolve {percent:g}%: one of them is "
+            f"{100 / examples:.2g}%. "
             "Give more texts."
         )
 

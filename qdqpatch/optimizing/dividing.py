@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qdqpatch.errors import CalibrationError, ConfigError
+from qdqpatch.spelling import counted
 from qdqpatch.tasks.base import draw
 
 HELD_BACK = 256
@@ -53,12 +54,13 @@ def divide(examples: Sequence[Any], held_back: int | None, samples: int | None, 
     """
     if len(examples) < LEAST:
         raise CalibrationError(
-            f"{len(examples)} texts cannot be divided into some to calibrate with and some to judge on: give "
+            f"{counted(len(examples), 'text')} cannot be divided into some to calibrate with and some to "
+            "judge on: give "
             f"at least {LEAST}, better some hundred."
         )
     count = min(HELD_BACK, len(examples) // 3) if held_back is None else held_back
     if not 0 < count < len(examples):
-        raise ConfigError(f"Of {len(examples)} texts {count} cannot be held back.")
+        raise ConfigError(f"Of {counted(len(examples), 'text')} {count} cannot be held back.")
     held, others = _split(examples, count, seed)
     count = len(others) if samples is None else min(samples, len(others))
     if (share := len(others) // SHARE) >= ENOUGH:

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from qdqpatch.output.manifest import add_sections, read_sections
+from qdqpatch.spelling import counted
 
 CARD = "README.md"
 BEGIN, END = "<!-- qdqpatch -->", "<!-- /qdqpatch -->"
@@ -82,7 +83,10 @@ def _text(data: Mapping[str, Any]) -> str:
         lines += [f"Calibrated: {settings}.", ""]
     if gates := data.get("optimization"):
         met = "met" if gates["met"] else "not met"
-        lines += [f"Judged in {gates['engine']} on {gates['held_back']} texts: {gates['asked']}, {met}.", ""]
+        lines += [
+            f"Judged in {gates['engine']} on {counted(gates['held_back'], 'text')}: {gates['asked']}, {met}.",
+            "",
+        ]
         chosen = next(rung for rung in gates["rungs"] if rung["name"] == gates["chosen"])
         lines += [f"- {name}: {value:.5g}" for name, value in chosen["figures"].items()]
         if chosen["speedup"] is not None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qdqpatch.errors import DataError, QdqError, one_line
 from qdqpatch.nn.attention import HARMLESS
+from qdqpatch.spelling import counted
 
 IDS, EMBEDDED, MASK = "input_ids", "inputs_embeds", "attention_mask"
 
@@ -79,7 +80,8 @@ def check_arguments(model: nn.Module, batch: Mapping[str, Any], where: str = "Th
     limit = position_limit(model)
     if shape[-1] > limit:
         raise DataError(
-            f"{where} has sequences of {shape[-1]} tokens, and the model has positions for {limit}: tokenize "
+            f"{where} has sequences of {counted(shape[-1], 'token')}, and the model has positions for "
+            f"{limit}: tokenize "
             f"with truncation=True, max_length={limit}."
         )
     mask = batch.get(MASK)

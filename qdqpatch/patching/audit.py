@@ -19,6 +19,7 @@ from qdqpatch.patching.arguments import check_arguments
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.patching.operations import Operation, operations_of
 from qdqpatch.patching.quiet import quiet_export
+from qdqpatch.spelling import counted
 
 WIDTH = 80
 _LAYER = re.compile(r"(?<![^. ])\d+(?![^. ])")
@@ -44,7 +45,8 @@ class Audit:
     def title(self) -> str:
         """Return the result in one line."""
         return (
-            f"{self.model}: {len(self.operations)} operations on the path, {len(self.misses)} of them with "
+            f"{self.model}: {counted(len(self.operations), 'operation')} on the path, {len(self.misses)} "
+            "of them with "
             "float operands"
         )
 

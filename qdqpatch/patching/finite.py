@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qdqpatch.errors import CheckpointError, QdqError
+from qdqpatch.spelling import counted
 
 
 def check_finite(
@@ -25,7 +26,7 @@ def check_finite(
     if bad := not_finite(model):
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise error(
-            f"{subject} holds NaN or infinity in {len(bad)} of {len(model.state_dict())} tensors: "
+            f"{subject} holds NaN or infinity in {len(bad)} of {counted(len(model.state_dict()), 'tensor')}: "
             f"{', '.join(bad[:3])}{more}.{f' {advice}' if advice else ''}"
         )
 

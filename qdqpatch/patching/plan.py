@@ -15,7 +15,7 @@ from qdqpatch.config.quantizer import QuantizerConfig
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.rules.base import Miss
 from qdqpatch.rules.rewriting import portable, rewritten
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
 
 SHOWN = 5
 """How many rows of what stays float a warning has."""
@@ -134,9 +134,16 @@ class Plan:
         misses = [{name: getattr(miss, name) for name in names} for miss in self.misses]
         return {"model": self.model, "config": self.config.to_dict(), "sites": sites, "misses": misses}
 
+    def counts(self) -> tuple[str, str]:
+        """Return in words how many operations are quantized, and how many stay float."""
+        return (
+            counted(len(self.sites), "operation quantized", "operations quantized"),
+            counted(len(self.misses), "stays float", "stay float"),
+        )
+
     def _repr_html_(self) -> str:
         """Return the plan as notebooks show it: two tables that can be folded."""
-        quantized, floating = f"{len(self.sites)} operations quantized", f"{len(self.misses)} stay float"
+        quantized, floating = self.counts()
         return (
             f"<p><b>{escape(self.model)}</b></p>"
             + _table(quantized, ("Module", "Operation", "Quantizers"), self.site_rows())
@@ -144,7 +151,7 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        lines = [f"{self.model}: {len(self.sites)} operations quantized, {len(self.misses)} stay float"]
+        lines = [f"{self.model}: {', '.join(self.counts())}"]
         for title, rows in (("Quantized", self.site_rows()), ("Float", self.miss_rows())):
             widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
             lines += ["", title] if rows else []

@@ -17,6 +17,7 @@ from qdqpatch.nn.names import is_weight
 from qdqpatch.patching.apply import named_quantizers, without_range
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.tensor_files import open_tensors
+from qdqpatch.spelling import counted
 
 SUFFIX = "._amax"
 
@@ -49,7 +50,7 @@ def _check_values(ranges: Mapping[str, Tensor]) -> None:
     if bad:
         worst = ranges[bad[0]].flatten()
         value = worst[~((worst >= 0) & worst.isfinite())][0].item()
-        more = f", and {len(bad) - 1} more quantizers have such ranges" if len(bad) > 1 else ""
+        more = f", and {_more(len(bad) - 1)}" if len(bad) > 1 else ""
         raise CheckpointError(
             f"The stored range of {bad[0]} is {value:g}, where it must be finite and not negative{more}. "
             + AGAIN
@@ -60,10 +61,14 @@ def _check_values(ranges: Mapping[str, Tensor]) -> None:
     if zero:
         warnings.warn(
             f"The stored range of {zero[0]} is 0, so that all values become 0 there"
-            + (f"; {len(zero) - 1} more quantizers have such a range." if len(zero) > 1 else "."),
+            + (f"; {_more(len(zero) - 1)}." if len(zero) > 1 else "."),
             CalibrationWarning,
             stacklevel=3,
         )
+
+
+def _more(count: int) -> str:
+    return f"{counted(count, 'more quantizer has', 'more quantizers have')} such a range"
 
 
 def check_shape(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qdqpatch.report.quantizers import QuantizerReport
+from qdqpatch.spelling import counted
 
 
 def range_text(report: QuantizerReport) -> str:
@@ -14,7 +15,7 @@ def range_text(report: QuantizerReport) -> str:
         return " to ".join(f"{value:.4g}" for value in report.ends.tolist())
     if amax.numel() == 1:
         return f"{amax.item():.4g}"
-    return f"{amax.min().item():.4g} to {amax.max().item():.4g} ({amax.numel()} channels)"
+    return f"{amax.min().item():.4g} to {amax.max().item():.4g} ({counted(amax.numel(), 'channel')})"
 
 
 def share_text(report: QuantizerReport) -> str:

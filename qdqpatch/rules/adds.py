@@ -21,6 +21,7 @@ from qdqpatch.rules.flow import residual_adds
 from qdqpatch.rules.rewriting import Wrap, rewritten
 from qdqpatch.rules.source import Method, SourceError
 from qdqpatch.rules.values import Add
+from qdqpatch.spelling import counted
 
 _FOUND: dict[tuple[type[nn.Module], str], tuple[ast.FunctionDef, list[Add]]] = {}
 
@@ -93,10 +94,9 @@ def quantized_classes(
     """
     found = adds_of(float_class, method)
     if found != count:
-        adds = "add" if found == 1 else "adds"
         raise SourceError(
-            f"its {method} has {found} {adds} of the block's input to a computed tensor, and the rule needs "
-            f"{'exactly one' if count == 1 else count}"
+            f"its {method} has {counted(found, 'add')} of the block's input to a computed tensor, and the "
+            f"rule needs {'exactly one' if count == 1 else count}"
         )
     return [
         rewritten(float_class, [Wrap(method, "residual add", number, names)])

@@ -18,6 +18,7 @@ from qdqpatch.rules.base import Match, Miss, Operand
 from qdqpatch.rules.products import products
 from qdqpatch.rules.rewriting import GUARD, Change, Wrap, rewritten
 from qdqpatch.rules.source import Method, SourceError
+from qdqpatch.spelling import counted
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 
@@ -84,7 +85,7 @@ class AttentionMatmuls:
             if found != len(pairs):
                 return (
                     f"{cls.__name__}.{method} does not call transformers' attention interface, and has "
-                    f"{found} matrix {'product' if found == 1 else 'products'} where the rule needs "
+                    f"{counted(found, 'matrix product')} where the rule needs "
                     f"{len(pairs)}"
                 )
         return ""

@@ -76,7 +76,7 @@ def combined(current: type[nn.Module], becomes: type[nn.Module]) -> type[nn.Modu
 
 
 def portable(cls: type[nn.Module]) -> tuple[type[nn.Module], frozenset[Change]]:
-    """Return what a class can be pickled by: the float class and its changes; itself, if it was not made here."""
+    """Return what a class can be pickled by: its float class and changes; itself if it was not made here."""
     changes: frozenset[Change] = getattr(cls, "changes", frozenset())
     return (cls.float_class, changes) if changes else (cls, changes)  # type: ignore[attr-defined]
 

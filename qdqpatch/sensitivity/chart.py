@@ -9,6 +9,7 @@ from qdqpatch.report.figures import TEXT, write_figure
 from qdqpatch.sensitivity.measure import Sensitivity
 from qdqpatch.sensitivity.report import cost_title, number
 from qdqpatch.sensitivity.search import MixedPrecision
+from qdqpatch.spelling import counted
 
 INT8, FLOAT, LINE = "#4477aa", "#ee8866", "#9aa3ad"
 
@@ -88,5 +89,5 @@ def _curve(axes: Any, sensitivity: Sensitivity, found: MixedPrecision) -> None:
     axes.set_xlabel(f"units left in float, of {found.units}")
     axes.set_ylabel(found.metric)
     axes.legend(frameon=False, loc="best")
-    title = f"What leaving units in float gains: {found.metric}, {found.examples} examples"
+    title = f"What leaving units in float gains: {found.metric}, {counted(found.examples, 'example')}"
     axes.set_title(title, loc="left", fontsize=9, weight="bold")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qdqpatch.sensitivity.measure import Sensitivity
 from qdqpatch.sensitivity.search import MixedPrecision, Trial
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
 from qdqpatch.tasks.agreement import CORRELATION, UNCHANGED
 
 COST_COLUMNS = ("Unit", "Quantizers", "Cost", "Share of all costs")
@@ -12,7 +12,7 @@ COST_COLUMNS = ("Unit", "Quantizers", "Cost", "Share of all costs")
 
 def cost_title(sensitivity: Sensitivity) -> str:
     """Say what the table of costs shows."""
-    return f"Cost of quantizing each alone: {sensitivity.measure}, {sensitivity.examples} examples"
+    return f"Cost of quantizing each alone: {sensitivity.measure}, {counted(sensitivity.examples, 'example')}"
 
 
 def cost_rows(sensitivity: Sensitivity) -> list[list[str]]:
@@ -79,7 +79,8 @@ def unresolved(found: MixedPrecision) -> str | None:
     if not found.max_drop or found.resolution is None or found.resolution <= found.max_drop:
         return None
     return (
-        f"{found.examples} examples cannot resolve a drop of {found.max_drop:g}%: what is measured is only "
+        f"{counted(found.examples, 'example')} cannot resolve a drop of {found.max_drop:g}%: what is "
+        "measured is only "
         f"right to about {found.resolution:.2g}%. Take more "
         f"of them{spelled('', ' (--samples)')}, or allow more."
     )

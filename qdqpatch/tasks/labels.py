@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from qdqpatch.errors import DataError
+from qdqpatch.spelling import counted
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.head import problem_of
 from qdqpatch.tasks.pairs import SCORES
@@ -58,7 +59,8 @@ def label_columns(
             check_column(name, row, source)
         if len(chosen) != len(names):
             raise DataError(
-                f"{len(chosen)} columns of labels are named, and the model has {len(names)} labels: "
+                f"{counted(len(chosen), 'column of labels is', 'columns of labels are')} named, and the "
+                f"model has {counted(len(names), 'label')}: "
                 f"{', '.join(names)}."
             )
         return chosen

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError
+from qdqpatch.spelling import counted
 from qdqpatch.tasks.base import DataSource, Feature, Task, rows
 from qdqpatch.tasks.libraries import require_metric
 from qdqpatch.tasks.metrics import Metric, mean
@@ -75,7 +76,8 @@ class QuestionAnswering(Task[Question]):
         self._room = self.max_length - special
         if self._room < 4:
             raise ConfigError(
-                f"Windows of {self.max_length} tokens, {special} of them special ones, are too short for a "
+                f"Windows of {counted(self.max_length, 'token')}, {special} of them special ones, are too "
+                "short for a "
                 "question and its paragraph."
             )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qdqpatch.data.squad import read_squad
 from qdqpatch.errors import DataError, NoLabelsError
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
 from qdqpatch.tasks.base import Columns, DataSource
 from qdqpatch.tasks.reading import LabelledRow, checked_file, is_format, read_rows
 
@@ -46,7 +46,7 @@ def read_questions(source: DataSource, labelled: bool, no_answer: bool = False) 
     named = source.columns.label
     if labelled and named is None and not any(ANSWERS in row.fields for row in raw):
         raise NoLabelsError(
-            f"{source.name} has no answers: {ANSWERS!r} is in none of its {len(raw)} questions."
+            f"{source.name} has no answers: {ANSWERS!r} is in none of its {counted(len(raw), 'question')}."
         )
     return [_question(row, source.columns, labelled, no_answer) for row in raw]
 

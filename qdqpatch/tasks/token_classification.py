@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.errors import ConfigError, DataError, NoLabelsError
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
 from qdqpatch.tasks.base import IGNORED, DataSource, Feature, Task, rows
 from qdqpatch.tasks.conll import Word, read_conll
 from qdqpatch.tasks.entities import OUTSIDE, are_entity_tags, entity_f1
@@ -168,7 +168,9 @@ def _rows(source: DataSource, labelled: bool) -> Iterator[list[Word]]:
         LabelledRow(row.where, {words: " ".join(texts)}).text(words)
         found = [str(tag) for tag in _list(row, tags)] if labelled else [None] * len(texts)
         if len(found) != len(texts):
-            raise DataError(f"{row.where} has {len(texts)} words and {len(found)} tags.")
+            raise DataError(
+                f"{row.where} has {counted(len(texts), 'word')} and {counted(len(found), 'tag')}."
+            )
         yield [
             Word(text, tag, f"{row.where} word {number},")
             for number, (text, tag) in enumerate(zip(texts, found, strict=True), start=1)

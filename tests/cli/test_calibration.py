@@ -171,7 +171,7 @@ def test_data_that_is_not_there(convert, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_data_that_cannot_be_used(convert) -> None:
     for name, content, fragment in (
         ("a.csv", b"left,right\na b,c d\n", "a.csv: which column holds the texts is not clear"),
-        ("a.jsonl", b"{\n", "a.jsonl: 1 of 1 lines cannot be read; line 1 is not JSON"),
+        ("a.jsonl", b"{\n", "a.jsonl: 1 of 1 line cannot be read; line 1 is not JSON"),
         ("a.txt.gz", b"\x1f\x8b\x08", "a.txt.gz is damaged"),
         ("a.pdf", b"text", "The name of a.pdf does not tell its format"),
     ):

@@ -39,7 +39,7 @@ def test_training_prints_what_each_stage_gained(ckpt: Path, data: Path) -> None:
     for stage in report["stages"]:
         assert [stage["name"], f"{stage['metrics']['accuracy']:.2f}"] in [row[:2] for row in table]
     assert [stage["name"] for stage in report["stages"]] == ["float", "calibrated", "distilled"]
-    assert "On 1 examples held out" in result.stdout
+    assert "On 1 example held out" in result.stdout
     assert result.stderr.splitlines()[-1] == "Wrote out."
     assert "loss" not in result.stdout  # of the Trainer's own lines
     assert report["job"]["schedule"] == {

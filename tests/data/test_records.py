@@ -60,7 +60,7 @@ def test_columns_that_are_not_there_or_not_clear(write: Write) -> None:
             rows(write(name, content))
     with pytest.raises(CalibrationError, match=r"a\.csv has no column 'middle'; it has left, right\."):
         rows("a.csv", "left", "middle")
-    with pytest.raises(CalibrationError, match=r"a\.jsonl: 1 of 1 lines .* line 1 has no field 'middle'"):
+    with pytest.raises(CalibrationError, match=r"a\.jsonl: 1 of 1 line .* line 1 has no field 'middle'"):
         rows("a.jsonl", "middle")
     with pytest.raises(CalibrationError, match=r"s\.csv .* 'text;label' .* ';'"):
         rows(write("s.csv", "text;label\nthe cat;1\n"))
@@ -73,7 +73,7 @@ def test_columns_that_are_not_there_or_not_clear(write: Write) -> None:
 BAD_LINES = {
     "utf8.txt": (b"ok\n\nb\xe9d\nok\nok\n\xff\n", "2 of 5 lines left out; line 3 is not UTF-8 text"),
     "nul.txt": (b"ok\nok\n\0\n", "1 of 3 lines left out; line 3 has a NUL character in 'text'"),
-    "narrow.csv": (b"text,n\nok,1\nbad\nok,2\n", "1 of 3 lines left out; line 3 has 1 columns where the"),
+    "narrow.csv": (b"text,n\nok,1\nbad\nok,2\n", "1 of 3 lines left out; line 3 has 1 column where the"),
     "wide.tsv": (b"text\tn\nbad\t1\t2\nok\t1\nok\t1\n", "line 2 has 3 columns where the first line names 2"),
     "quote.csv": (b'text,n\nok,1\n"bad"x,2\nok,3\n', "1 of 3 lines left out; line 3 is not valid CSV"),
     "open.csv": (b'text\nok\nok\nok\n"bad\nworse\n', "2 of 5 lines left out; line 5 is not valid CSV"),

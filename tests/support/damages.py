@@ -148,7 +148,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
                 {"bert.encoder.layer.0.attention.self.query.lora_A.weight": torch.ones(2, 24)}
             ),
         ),
-        "no place for 1 weights of ckpt.*merge_and_unload",
+        "no place for 1 weight of ckpt.*merge_and_unload",
     ),
     "relative positions": (layer_of_positions, r"position_embedding_type='relative_key'"),
     "other tool": (
@@ -221,7 +221,7 @@ UNCLEAR: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: change_weights(
             folder, lambda tensors: tensors.update({"crf.transitions": torch.ones(3, 3)})
         ),
-        r"BertForSequenceClassification has no place for 1 weights of ckpt: crf\.transitions\..*--task",
+        r"BertForSequenceClassification has no place for 1 weight of ckpt: crf\.transitions\..*--task",
     ),
 }
 

@@ -13,6 +13,7 @@ from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.tensorrt.build import Build, build
 from qdqpatch.engines.tensorrt.layers import Kernel
 from qdqpatch.errors import EngineError
+from qdqpatch.spelling import counted
 
 _LIBRARY = ("gemm", "runtime_fusion")
 """Kinds of kernels that multiply: of several with parts of a Linear, the product is in the first of these."""
@@ -118,12 +119,13 @@ class EngineTable:
     @property
     def summary(self) -> str:
         """One line: kernels and bytes, and those in fp16."""
-        line = f"{len(self.build.kernels)} kernels, {self.build.moved / 2**20:.0f} MiB read and written"
+        kernels = counted(len(self.build.kernels), "kernel")
+        line = f"{kernels}, {self.build.moved / 2**20:.0f} MiB read and written"
         if self.half is None:
             return f"{line}; the same model in fp16 does not compile."
         ratio = self.build.moved / self.half.moved
         return (
-            f"{line}; in fp16 without quantizers {len(self.half.kernels)} kernels, "
+            f"{line}; in fp16 without quantizers {counted(len(self.half.kernels), 'kernel')}, "
             f"{self.half.moved / 2**20:.0f} MiB: {ratio:.2f} times that."
         )
 
