@@ -6,6 +6,7 @@ Several processes climb together: they share the texts, and go by the clock of t
 from __future__ import annotations
 
 import copy
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from qdqpatch.listening import CalibrationListener
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.optimizing.engine import Place, latencies, outputs_in
 from qdqpatch.optimizing.judging import BudgetJudge, HeldBack
-from qdqpatch.optimizing.result import RungResult
+from qdqpatch.optimizing.result import FLOAT, RungResult
 from qdqpatch.optimizing.rungs import RUNGS, Kind, Rung, possible
 from qdqpatch.packages import missing, pip_install
 from qdqpatch.patching.switch import switch_quantizers
@@ -135,7 +136,7 @@ def climb(
     with tempfile.TemporaryDirectory() as folder:
         listener.say("Exporting the float model")
         float_session = place.write(material.model, Path(folder) / "float", True) if place.is_timed else None
-        found.rungs.append(RungResult("float", now() - started))
+        found.rungs.append(RungResult(FLOAT, now() - started, material.held.judge(material.held.expected)))
         overhead, slower = now() - started, 1.0
         for rung in rungs:
             own = {name: value for name, value in rung.switches.items() if name in switches}
@@ -202,7 +203,8 @@ def _time_float(found: Climb) -> None:
     best = next(rung for rung in found.rungs if rung.name == found.chosen)
     if best.latency_ms is not None and best.speedup is not None:
         first = found.rungs[0]
-        found.rungs[0] = RungResult(first.name, first.seconds, None, 1.0, best.latency_ms * best.speedup)
+        latency = best.latency_ms * best.speedup
+        found.rungs[0] = dataclasses.replace(first, speedup=1.0, latency_ms=latency)
 
 
 def _calibrated(

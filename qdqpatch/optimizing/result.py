@@ -10,6 +10,9 @@ from torch import nn
 
 from qdqpatch.optimizing.budget import Judged
 
+FLOAT = "float"
+"""The name of the rung that the ladder stands on: the float model."""
+
 
 @dataclass(frozen=True)
 class RungResult:
@@ -18,7 +21,8 @@ class RungResult:
     Attributes:
         name: The rung's.
         seconds: What it took, with exporting and judging.
-        judged: How far its model is from the budget; None if it was not climbed.
+        judged: How far its model is from the budget; None if it was not climbed. The float model's says what
+            the others are compared with.
         speedup: How many times faster than the float model in the same engine; None if that is not known.
         latency_ms: The median latency.
         note: Why it was not climbed, or what else there is to know.
@@ -31,6 +35,11 @@ class RungResult:
     latency_ms: float | None = None
     note: str = ""
 
+    @property
+    def within_budget(self) -> bool | None:
+        """Whether its model meets the budget; None for the float one, and where nothing was climbed."""
+        return None if self.judged is None or self.name == FLOAT else self.judged.passes
+
     def to_dict(self) -> dict[str, Any]:
         """Return the rung as data for JSON."""
         judged = self.judged
@@ -38,7 +47,7 @@ class RungResult:
             "name": self.name,
             "seconds": round(self.seconds, 1),
             "figures": {} if judged is None else {name: one.value for name, one in judged.figures.items()},
-            "within_budget": None if judged is None else judged.passes,
+            "within_budget": self.within_budget,
             "speedup": self.speedup,
             "latency_ms": self.latency_ms,
             "note": self.note,
@@ -133,7 +142,7 @@ def table_of(rungs: Sequence[RungResult], chosen: str) -> tuple[list[str], list[
             "-" if rung.latency_ms is None else f"{rung.latency_ms:.2f}",
             "-" if rung.speedup is None else f"{rung.speedup:.2f}x",
         )
-        met = "" if rung.judged is None else "met" if rung.judged.passes else "missed"
+        met = "" if rung.within_budget is None else "met" if rung.within_budget else "missed"
         rows.append(
             [
                 rung.name,

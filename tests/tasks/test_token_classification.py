@@ -197,7 +197,7 @@ def test_words_of_tag_100_below_zero_do_not_count(write: Write) -> None:
         (
             "fewer.jsonl",
             '{"tokens": ["the", "cat"], "tags": ["O"]}',
-            "fewer.jsonl, line 1, has 2 words and 1 tags.",
+            "fewer.jsonl, line 1, has 2 words and 1 tag.",
         ),
         (
             "text.jsonl",
