@@ -88,6 +88,10 @@ class CalibrationWarning(UserWarning):
     """Calibration goes on, but its data is not what it should be."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint is read or written, but not all that belongs to it."""
+
+
 def no_range(paths: Sequence[str], remedy: str | None = None) -> str:
     """Return what is to be said of quantizers, by their paths, that have no range and need one.
 

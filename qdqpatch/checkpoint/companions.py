@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,7 @@ from typing import Any
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.processor import PROCESSOR_FILES
 from qdqpatch.checkpoint.tokenizer import copy_tokenizer
-from qdqpatch.errors import CheckpointError, ConfigError, one_line
+from qdqpatch.errors import CheckpointError, CheckpointWarning, ConfigError, one_line
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
@@ -109,10 +110,21 @@ def read_companions(source: str) -> Companions:
 
     Raises:
         CheckpointError: If a file cannot be read, or names what is not there.
+
+    Warns:
+        CheckpointWarning: If the folder is the transformer alone of one of sentence-transformers.
     """
     names = (MODULES, PROMPTS, *LENGTHS, CARD, *PROCESSOR_FILES)
     files = {name: file for name in names if (file := find_file(source, name)) is not None}
     modules = _modules(source, files[MODULES]) if MODULES in files else ()
+    if MODULES not in files and (whole := _whole(Path(source))) is not None:
+        warnings.warn(
+            f"{source} is the transformer alone of a model of sentence-transformers. How texts become "
+            f"embeddings is said in {whole / MODULES}, and left out here. To take it along, save the whole "
+            f"once more, SentenceTransformer({str(whole)!r}).save_pretrained(...), to another folder.",
+            CheckpointWarning,
+            stacklevel=2,
+        )
     for module in modules:
         files |= _module_files(source, module)
     prompts, default_prompt = _prompts(source, files.get(PROMPTS))
@@ -140,6 +152,16 @@ def companions_of(model: object) -> Companions | None:
 def module_settings(companions: Companions, module: Module) -> dict[str, Any]:
     """Return a module's settings; empty if it has no file of them."""
     return _object(companions.files.get(f"{module.path}/{CONFIG}"))
+
+
+def _whole(folder: Path) -> Path | None:
+    """Return the folder of the model whose transformer alone lies in `folder`; None if there is none."""
+    parent = folder.parent if folder.name else folder.resolve().parent
+    try:
+        path = json.loads((parent / MODULES).read_text(encoding="utf-8"))[0]["path"]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
+    return parent if path == folder.resolve().name else None
 
 
 def _modules(source: str, file: str) -> tuple[Module, ...]:

@@ -16,7 +16,7 @@ import click
 
 from qdqpatch.choices import AUTO_CLASSES, PRESETS
 from qdqpatch.cli.sections import SectionOption
-from qdqpatch.errors import CalibrationWarning, ConfigError, InterruptedRunError, QdqError
+from qdqpatch.errors import CalibrationWarning, CheckpointWarning, ConfigError, InterruptedRunError, QdqError
 from qdqpatch.output.signals import ended_by_signals
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from qdqpatch.config.quantizer import Override
 
 Command = Callable[..., None]
+
+OURS = (CalibrationWarning, CheckpointWarning)
+"""The warnings that the commands print."""
 
 
 task_option = click.option(
@@ -187,7 +190,7 @@ def _warnings_on(console: Console, others: bool) -> Iterator[None]:
         def print_ours(
             message: Warning | str, category: type[Warning], *where: Any, **more: Any
         ) -> None:  # the signature that warnings.showwarning is called with
-            if issubclass(category, CalibrationWarning):
+            if issubclass(category, OURS):
                 if str(message) in printed:  # a checkpoint's files are read more than once
                     return
                 printed.add(str(message))
@@ -197,7 +200,8 @@ def _warnings_on(console: Console, others: bool) -> Iterator[None]:
 
         if not others:
             warnings.simplefilter("ignore")
-        warnings.simplefilter("always", CalibrationWarning)
+        for ours in OURS:
+            warnings.simplefilter("always", ours)
         warnings.showwarning = print_ours  # the documented way to redirect warnings; put back at the end
         yield
 

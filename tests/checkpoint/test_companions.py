@@ -12,7 +12,7 @@ from sentence_folders import DENSE, POOLING, SIZE, TEXTS, write, write_embedder
 from qdqpatch.checkpoint.companions import read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
-from qdqpatch.errors import CheckpointError, ConfigError
+from qdqpatch.errors import CheckpointError, CheckpointWarning, ConfigError
 from qdqpatch.nn.pooling import POOLINGS
 from qdqpatch.tasks import make_task
 from qdqpatch.tasks.unlabelled import Text
@@ -49,6 +49,25 @@ def test_all_files_that_modules_name_are_carried_along(embedder: Path, tmp_path:
     for name in carried - {"README.md"}:
         assert (tmp_path / "out" / name).read_bytes() == (embedder / name).read_bytes()
     assert (tmp_path / "out/README.md").read_text() == "of its own"
+
+
+def test_a_transformer_apart_from_its_modules_is_told_of(embedder: Path, tmp_path: Path) -> None:
+    """As an older sentence-transformers wrote them."""
+    old = tmp_path / "old"
+    shutil.copytree(embedder, old / "0_Transformer")
+    (old / "0_Transformer/modules.json").unlink()
+    listed = json.loads((embedder / "modules.json").read_text())
+    write(old / "modules.json", [listed[0] | {"path": "0_Transformer"}, *listed[1:]])
+    with pytest.warns(CheckpointWarning) as caught:
+        assert read_companions(str(old / "0_Transformer")).modules == ()
+    assert len(caught) == 1
+    result = invoke("convert", old / "0_Transformer", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count(f"Warning: {caught[0].message}\n") == 1
+    assert f"SentenceTransformer({str(old)!r})" in result.stderr
+    for other in ("[]", "{", json.dumps(listed)):
+        (old / "modules.json").write_text(other)
+        read_companions(str(old / "0_Transformer"))
 
 
 def test_what_is_read(embedder: Path) -> None:
