@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import HfQuantizer
 
@@ -24,6 +25,7 @@ from qdqpatch.patching.input_scales import make_room_for_scales, read_input_scal
 from qdqpatch.patching.own_code import forget_code
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.recorded import KEY
+from qdqpatch.patching.saved_part import warn_of_part
 from qdqpatch.patching.sites import find_sites
 from qdqpatch.patching.stored_ranges import make_room, read_ranges, warn_of_missing, weight_settings
 from qdqpatch.patching.zero_points import make_room_for_zero_points, read_zero_points
@@ -53,6 +55,7 @@ class QDQHfQuantizer(HfQuantizer):
         self._conversions: list[Any] | None = None
         self.record: tuple[Mapping[str, Any], ...] = ()
         self._paths: tuple[str, ...] = ()
+        self._hook: RemovableHandle | None = None
 
     def patch(self, model: PreTrainedModel, plan: Plan) -> None:
         """Apply the plan and make the model say so."""
@@ -66,6 +69,7 @@ class QDQHfQuantizer(HfQuantizer):
         guard(model.config)
         forget_code(model.config, type(model))
         vars(model).update(hf_quantizer=self, quantization_method=QUANT_METHOD)
+        self._hook = model.register_state_dict_pre_hook(warn_of_part)
 
     def update_tp_plan(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Lift the guard: the first that transformers before 5.20 asks of a checkpoint's config."""
@@ -108,6 +112,8 @@ class QDQHfQuantizer(HfQuantizer):
         revert(model, self.attn_implementation)
         vars(model.config).pop(KEY, None)
         unguard(model.config)
+        if self._hook is not None:
+            self._hook.remove()
         if vars(model).get(CONVERSIONS) == []:
             vars(model)[CONVERSIONS] = self._conversions
         if isinstance(dtype, str):  # as transformers leaves it in the config of a model that was saved

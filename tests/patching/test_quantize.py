@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2Model
 import qdqpatch
 from qdqpatch import QDQConfig, calibrate, dequantize, plan, quantize
 from qdqpatch.errors import (
+    CheckpointWarning,
     ConfigError,
     NotQuantizedError,
     OverrideError,
@@ -162,6 +163,21 @@ def test_a_model_of_which_a_part_was_quantized(tmp_path: Path, float_model) -> N
             verb(model)
     dequantize(model.bert)
     quantize(model)
+
+
+def test_what_saves_more_than_the_quantized_part_is_told(tmp_path: Path, float_model) -> None:
+    whole = float_model("BertForSequenceClassification")
+    quantize(whole.bert)
+    for model in (whole, copy.deepcopy(whole)):
+        with pytest.warns(
+            CheckpointWarning, match="BertForSequenceClassification the part bert alone"
+        ) as caught:
+            model.save_pretrained(tmp_path / "whole")
+        assert len(caught) == 1
+    whole.bert.save_pretrained(tmp_path / "part")
+    nn.ModuleDict({"mine": whole}).state_dict()  # not to be loaded by transformers
+    dequantize(whole.bert)
+    whole.save_pretrained(tmp_path / "float")
 
 
 def test_a_model_that_only_matmuls_mark_as_quantized_counts_too(float_model) -> None:
