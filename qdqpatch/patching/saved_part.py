@@ -25,9 +25,9 @@ def warn_of_part(part: nn.Module, prefix: str, keep_vars: bool) -> None:
     """
     if prefix and (whole := _saved()) is not None:
         warnings.warn(
-            f"Of this {type(whole).__name__} the part {prefix.removesuffix('.')} alone was quantized, of which "
-            "its config.json says nothing: from_pretrained will give a float model. To have it back as it is, "
-            "quantize the whole, then calibrate and save that.",
+            f"Of this {type(whole).__name__} the part {prefix.removesuffix('.')} alone was quantized, of "
+            "which its config.json says nothing: from_pretrained will give a float model. To have it back as "
+            "it is, quantize the whole, then calibrate and save that.",
             CheckpointWarning,
             stacklevel=2,
         )
