@@ -38,6 +38,7 @@ from qdqpatch.calibration import (
 )
 from qdqpatch.calibration.calibrate import calibrate
 from qdqpatch.calibration.collecting import collect
+from qdqpatch.calibration.known_outputs import check_known_outputs
 from qdqpatch.calibration.methods import check_method, check_weight_method, method_for
 from qdqpatch.calibration.texts import batches_of
 from qdqpatch.calibration.undo import restored_if_raised
@@ -160,6 +161,7 @@ def ptq(
         if refine or tune:
             refining.check_can_refine(inner)
         if tune:
+            check_known_outputs(inner, data.batches)
             changed += tuning.tuned_parameters(inner)
         if fuse_qkv:
             fusing.groups_to_fuse(inner)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch import distributed
 from qdqpatch.calibration.batching import as_tensors
+from qdqpatch.calibration.known_outputs import known_outputs
 from qdqpatch.calibration.observing import no_batch, observing, on_device
 from qdqpatch.calibration.reconstruction import quantized_layers, quantizing
 from qdqpatch.calibration.refining import (
@@ -38,8 +39,7 @@ from qdqpatch.errors import CalibrationError
 from qdqpatch.nn.pooling import Pooling, SentenceHead
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
-from qdqpatch.patching.arguments import run
-from qdqpatch.tasks.head import classifier_of, divergence, is_known, meaning_of
+from qdqpatch.tasks.head import classifier_of, divergence, meaning_of
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Batch = Mapping[str, Any]
@@ -188,11 +188,9 @@ class _Divergence:
         """Return how far the outputs are from the float ones, the mean over texts or tokens, 0-dim."""
         inputs = on_device(batch, self.model.device)
         with torch.no_grad(), self._state.as_before():
-            expected = self._outputs(inputs)
+            expected = known_outputs(self.model, inputs)
         with quantizing(self._quantizers):
-            found = self._outputs(inputs)
-        if not found:
-            raise CalibrationError(f"{type(self.model).__name__} has no output that tuning knows.")
+            found = known_outputs(self.model, inputs)
         mask = inputs.get("attention_mask")
         return torch.stack([self._between(name, expected[name], found[name], mask) for name in found]).sum()
 
@@ -201,12 +199,6 @@ class _Divergence:
         with torch.no_grad():
             losses = [self.loss(batch) for batch in batches]
             return torch.stack(losses).sum() if losses else torch.zeros((), device=self.model.device)
-
-    def _outputs(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        outputs = run(self.model, inputs)
-        return {
-            name: value for name, value in outputs.items() if is_known(name) and isinstance(value, Tensor)
-        }
 
     def _between(self, name: str, expected: Tensor, found: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None or mask.shape != found.shape[:2]:  # of images, say, which have no padding

@@ -93,8 +93,11 @@ class Checkpoint:
                     check_shape(path, ranges[stored], settings.axis, weight_shape(model, path))
         return plan
 
-    def check_weights(self) -> list[str]:
+    def check_weights(self, fresh_head: bool = False) -> list[str]:
         """Find out without loading whether the weights are those of the class, and all files are whole.
+
+        Args:
+            fresh_head: Whether the head may be one that the checkpoint does not hold.
 
         Returns:
             The names of weights outside the encoder that the checkpoint lacks: its head's, or its pooler's.
@@ -105,7 +108,10 @@ class Checkpoint:
         shapes = self._shapes()
         model = self._on_meta(shapes)
         check_positions(model)
-        return check_unloaded(model, shapes, self._request)
+        missing = check_unloaded(model, shapes, self._request)
+        if not fresh_head:
+            self._check_head(model, missing)
+        return missing
 
     def ranges(self) -> dict[str, Tensor]:
         """Return the ranges that the checkpoint holds, by quantizer, and check that its files are whole.
@@ -153,12 +159,16 @@ class Checkpoint:
         shapes = self._shapes()
         check_positions(self._on_meta(shapes))
         model, missing = load_fitting(self.model_class, shapes, self._request, config=self.config, **options)
-        if not fresh_head and (head := missing_in_head(model, missing)):
-            purpose = f"model for {self.task}" if self.task else f"whole {type(model).__name__}"
-            raise CheckpointError(f"{self.name} is no {purpose}: it lacks {some(head)}.")
+        if not fresh_head:
+            self._check_head(model, missing)
         if finite:
             check_finite(model, self.name)
         return model, missing
+
+    def _check_head(self, model: PreTrainedModel, missing: list[str]) -> None:
+        if head := missing_in_head(model, missing):
+            purpose = f"model for {self.task}" if self.task else f"whole {type(model).__name__}"
+            raise CheckpointError(f"{self.name} is no {purpose}: it lacks {some(head)}.")
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return read_shapes(self.weight_files())

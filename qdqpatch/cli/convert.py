@@ -107,7 +107,7 @@ def command(
         )
     output = OutputFolder.open(out, inputs(), force)
     plan = source.plan(config)
-    source.check_weights()
+    source.check_weights(fresh_head=True)
     if source.quantization is None and (shortfall := plan.shortfall()):
         console.print(f"Warning: {shortfall}")
     set_ranges = None if calibration is None else calibration.prepare(ckpt, companions, console)

@@ -89,7 +89,7 @@ def command(
         raise NotQuantizedError(f"{ckpt} is a float checkpoint: `qdqpatch convert` it first for --html.")
     plan = source.plan(config)
     if quantized or Path(ckpt).is_dir():  # of a float model on the hub, the config is enough
-        source.check_weights()
+        source.check_weights(fresh_head=True)
     statistics = None
     if quantized:
         with console.status(f"Judging the quantizers of {ckpt}"):

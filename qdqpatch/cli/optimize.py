@@ -157,6 +157,7 @@ def command(
     place = Place.of(target, threads, cpu=cpu, int8_embeddings=embeddings)
     output = OutputFolder.open(out, inputs(), force)
     config = placement()
+    source.check_weights()
     with console.status(f"Reading {data.source.name}"):
         task = data.make_task(ckpt, source.config)
         examples, reason = task.read_any(data.source)

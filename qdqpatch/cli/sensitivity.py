@@ -130,6 +130,7 @@ def command(
     config = placement()
     if config is not None and source.quantization is not None:
         raise QuantizedError(f"{ckpt} is quantized already, so its placement is not an option's to change.")
+    source.check_weights()
     with console.status(f"Reading {data.source.name}"):
         task = data.make_task(ckpt, source.config)
         everything, labelled, reason = _read(task, data.source, by_metric, max_drop is not None)

@@ -149,7 +149,13 @@ def _open(job: Job, companions: Companions) -> tuple[Checkpoint, Task[Any]]:
     task = task_beside(job.ckpt, job.task, source.config, job.max_length, job.options, companions)
     if job.distillation is None and not task.has_loss:
         raise ConfigError(f"A model for {task.name} has no loss: train it with {spelled('distillation')}.")
+    source.check_weights(_may_lack_head(job))
     return source, task
+
+
+def _may_lack_head(job: Job) -> bool:
+    """Whether the head may be new: it can learn from labels, but not from a teacher that has none either."""
+    return job.distillation is None
 
 
 def _check_teacher(job: Job, teacher: str, student: Checkpoint) -> None:
@@ -168,8 +174,7 @@ def _build(
     job: Job, source: Checkpoint, has_loss: bool, listener: TrainingListener
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Load the checkpoint, and return the quantized model and the float one, to compare with and distil."""
-    # A new head can learn from labels, but not from a teacher that has none either.
-    model, missing = source.load(fresh_head=job.distillation is None)
+    model, missing = source.load(_may_lack_head(job))
     to_fastest_device(model)
     if missing and has_loss:
         listener.warn(f"{job.ckpt} lacks these weights, which are random now: {', '.join(missing)}")

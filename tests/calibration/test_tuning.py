@@ -142,6 +142,23 @@ def test_it_is_a_step_of_the_sequence() -> None:
         qdqpatch.ptq(models.float_model(), batches(1), tune=-1)
 
 
+def test_what_returns_nothing_that_is_known_is_refused_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(CalibrationListener, "say", lambda self, text: said.append(text))
+    monkeypatch.setattr("qdqpatch.calibration.known_outputs.is_known", lambda name: name == "other")
+    for outputs in ("only last_hidden_state, pooler_output", "only some without names"):
+        models.assert_refused(
+            lambda model: qdqpatch.ptq(model, batches(2), tune=1),
+            models.float_model(),
+            CalibrationError,
+            f"BertModel has no output that tuning knows, {outputs}",
+        )
+        monkeypatch.setattr("qdqpatch.calibration.known_outputs.run", lambda model, inputs: (inputs,))
+    assert said == []
+
+
 def test_images_and_embeddings_are_given_without_tokens() -> None:
     config = ViTConfig(
         hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40, image_size=8,

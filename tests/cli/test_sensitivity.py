@@ -197,6 +197,15 @@ def test_mistakes(run, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize("command", ["sensitivity CKPT", "optimize CKPT out", "train CKPT out --distill"])
+def test_a_checkpoint_without_the_head_is_refused_before_the_data_is_read(
+    command: str, checkpoint: Path
+) -> None:
+    arguments = [str(checkpoint) if word == "CKPT" else word for word in command.split()]
+    result = invoke(*arguments, "--task", "question-answering", "--data", "no.json")
+    assert_fails(result, "is no model for question-answering: it lacks qa_outputs.bias")
+
+
 def test_help_has_sections(run) -> None:
     found = run("--help").stdout
     assert re.findall(r"^([A-Z][a-z ]+):$", found, re.MULTILINE) == [
