@@ -86,7 +86,7 @@ def qdq_attention(
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None:
-        scores = scores + _additive(attention_mask, scores.dtype)
+        scores = scores + additive(attention_mask, scores.dtype)
     if s_aux is not None:
         sinks = s_aux.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, sinks], dim=-1)
@@ -99,7 +99,7 @@ def qdq_attention(
     return context.transpose(1, 2).contiguous(), probabilities
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what a mask adds to the scores: transformers hands a mask of four dimensions on as it is."""
     if mask.dtype != torch.bool:
         return mask

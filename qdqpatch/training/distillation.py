@@ -78,8 +78,9 @@ def distillation_loss(
 ) -> Tensor:
     """Return the loss of a batch, a mean over its examples or tokens: fp32, 0-dim.
 
-    Positions that the attention mask hides count for nothing. Where `inputs` has labels for each token, those
-    with the label -100 count for nothing either: for masked language modelling the masked ones are left.
+    Positions that the attention mask hides count for nothing: of one of queries by keys, what no query sees.
+    Where `inputs` has labels for each token, those with the label -100 count for nothing either: for masked
+    language modelling the masked ones are left.
 
     Args:
         student: The student's outputs, with hidden states, attentions and loss if `parts` needs them.
@@ -174,6 +175,23 @@ def _mask(student: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
         images, length = len(inputs["pixel_values"]), 1 if states is None else states.shape[1]
         return torch.ones(images, length, dtype=torch.bool, device=inputs["pixel_values"].device)
     if mask is None:
-        ids = inputs.get("input_ids")
-        mask = torch.ones_like(inputs["inputs_embeds"][..., 0] if ids is None else ids)
+        mask = torch.ones_like(_tokens(inputs))
+    if mask.dim() == 4:
+        return _seen(mask).expand(len(_tokens(inputs).flatten(0, -2)), -1)
     return mask.reshape(-1, mask.shape[-1]).bool()
+
+
+def _tokens(inputs: Mapping[str, Any]) -> Tensor:
+    """Return one number for each token."""
+    ids: Tensor | None = inputs.get("input_ids")
+    return inputs["inputs_embeds"][..., 0] if ids is None else ids
+
+
+def _seen(mask: Tensor) -> Tensor:
+    """Return which keys some query sees: bool, `(sequences, keys)`, of a mask of queries by keys.
+
+    Args:
+        mask: Shape `(sequences, heads, queries, keys)`; of bool, or what is added to the scores.
+    """
+    shown = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
+    return shown.flatten(1, 2).any(dim=1)

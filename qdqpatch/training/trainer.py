@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from qdqpatch.errors import ConfigError
+from qdqpatch.nn.attention import additive
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.patching.arguments import by_name
@@ -100,7 +101,7 @@ class DistillationTrainer(Trainer):
         theirs = {}
         if self.teacher is not None:
             with torch.no_grad():
-                theirs = self.teacher(**bare, **needed, **by_name(self.teacher))
+                theirs = self.teacher(**_for_any(bare, self.teacher), **needed, **by_name(self.teacher))
         ours = model(**(inputs if parts.labels else bare), **needed, **by_name(model))
         loss = distillation_loss(ours, theirs, inputs, parts, self._classifier, self._head)
         return (loss, ours) if return_outputs else loss
@@ -115,3 +116,11 @@ class DistillationTrainer(Trainer):
             )
             self.optimizer = cls(groups, **options)
         return self.optimizer
+
+
+def _for_any(inputs: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """Return inputs whose mask of queries by keys, if it is of bool, suits "eager" too, which adds it."""
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        return inputs
+    return {**inputs, "attention_mask": additive(mask, model.dtype)}

@@ -74,6 +74,25 @@ def test_positions_whose_label_is_ignored_count_for_nothing(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_what_no_query_sees_counts_for_nothing_either(name: str) -> None:
+    """Masks of queries by keys, as transformers takes them for packed sequences."""
+    student, teacher, inputs = pair(name, output_hidden_states=True, output_attentions=True)
+    parts = Distillation(hidden_states=1.0, attentions=1.0)
+    expected = distillation_loss(student, teacher, inputs, parts)
+    mask = inputs["attention_mask"].reshape(-1, 1, 1, 8).bool()
+    own = mask & torch.eye(8, dtype=torch.bool)  # every token sees itself alone
+    for seen in (mask, mask.expand(-1, 2, 8, -1), own, torch.where(own, 0.0, torch.finfo(torch.float32).min)):
+        loss = distillation_loss(student, teacher, inputs | {"attention_mask": seen}, parts)
+        assert torch.equal(loss, expected)
+    everything = inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])}
+    one_for_all = inputs | {"attention_mask": torch.zeros(1, 1, 8, 8)}
+    assert torch.equal(
+        distillation_loss(student, teacher, one_for_all, parts),
+        distillation_loss(student, teacher, everything, parts),
+    )
+
+
 def test_temperature() -> None:
     student, teacher, inputs = pair("BertForSequenceClassification")
     loss = distillation_loss(student, teacher, inputs, Distillation(temperature=3.0))

@@ -65,6 +65,22 @@ def test_other_parts_of_the_loss_train_too(part: str, tmp_path: Path) -> None:
     assert min(found[-3:]) < 0.7 * found[0]
 
 
+def test_masks_of_queries_by_keys_and_embeddings_without_tokens(tmp_path: Path) -> None:
+    name, parts = "BertForTokenClassification", Distillation(hidden_states=1.0, attentions=1.0)
+    mask = models.inputs(name, seed=4)["attention_mask"].bool()[:, None, None].expand(-1, 1, 8, -1)
+    options: dict[str, Any] = {"teacher": models.float_model(name), "distillation": parts, "steps": 2}
+    expected = losses(trainer(damaged(name), tmp_path, name, **options))
+    options["labels"] = {"attention_mask": mask}
+    assert losses(trainer(damaged(name), tmp_path, name, **options)) == expected
+    training = trainer(damaged(name), tmp_path, name, **options)
+    words = training.model.get_input_embeddings()
+    training.train_dataset = [
+        {"inputs_embeds": words(example["input_ids"]).detach(), "attention_mask": example["attention_mask"]}
+        for example in training.train_dataset
+    ]
+    assert all(0 < loss < 1 for loss in losses(training))
+
+
 def test_the_teacher_has_no_dropout(tmp_path: Path) -> None:
     name = "BertForSequenceClassification"
     training = trainer(models.calibrated(name), tmp_path, name, teacher=models.float_model(name).train())
