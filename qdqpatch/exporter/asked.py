@@ -12,12 +12,21 @@ from qdqpatch.choices import CPUS, OPSETS
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError, QuantizedError
+from qdqpatch.exporter.options import DEFAULTS, ExportOptions
 from qdqpatch.patching.apply import is_quantized
 from qdqpatch.spelling import spelled
 
 if TYPE_CHECKING:  # these need packages that are not always installed
     from qdqpatch.exporter.precision import Precision
     from qdqpatch.exporter.targets.base import Target
+
+
+OPTIONS_OF = {
+    "onnxruntime": ("cpu", "vnni", "triton"),
+    "openvino": ("cpu",),
+    "tensorrt": ("float_weights", "dtype", "int32_inputs", "float32_outputs", "build"),
+}
+"""The options of `export` that not every target takes."""
 
 
 def are_exact(target: str, cpu: str | None, vnni: bool | None) -> bool | None:
@@ -41,6 +50,31 @@ def are_exact(target: str, cpu: str | None, vnni: bool | None) -> bool | None:
             "the second one out."
         )
     return exact if target == "onnxruntime" else None
+
+
+def check_together(targets: Sequence[str]) -> None:
+    """Find out whether one folder can have the files of these targets.
+
+    Raises:
+        ExportError: If there is no target, one is there twice, or two of them have the same file.
+    """
+    if not targets or len({*targets}) < len(targets):
+        raise ExportError(f"Name one target or several, none of them twice, not {list(targets)}.")
+    if {"onnxruntime", "tensorrt"} <= {*targets}:
+        raise ExportError(
+            "onnxruntime and tensorrt both write onnx/model.onnx: leave one out, and write it to another "
+            "folder."
+        )
+
+
+def of_several(options: ExportOptions, target: str, targets: Sequence[str]) -> ExportOptions:
+    """Return the options without those that are for another one of the targets.
+
+    What is for none of them stays, and is refused.
+    """
+    others = {*targets} - {target}
+    foreign = {name for other in others for name in OPTIONS_OF[other] if name not in OPTIONS_OF[target]}
+    return replace(options, **{name: getattr(DEFAULTS, name) for name in foreign})
 
 
 def check_is_float(model: PreTrainedModel, float_weights: bool, int8_embeddings: bool) -> None:

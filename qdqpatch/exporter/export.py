@@ -19,7 +19,9 @@ from qdqpatch.exporter.asked import (
     are_exact,
     check_build,
     check_is_float,
+    check_together,
     fixed_shape,
+    of_several,
     precision_of,
     target_of,
 )
@@ -42,7 +44,7 @@ PACKAGES = ("onnx", "onnx_ir", "onnxscript")
 def export(
     model: nn.Module,
     out: str | Path,
-    target: str = "onnxruntime",
+    target: str | list[str] | tuple[str, ...] = "onnxruntime",
     *,
     shape: tuple[int, int] | None = None,
     float_weights: bool = False,
@@ -77,7 +79,8 @@ def export(
             `onnx/model_quantized.onnx`, or for OpenVINO `openvino/openvino_model.xml` and `.bin`; with
             `config.json`, the tokenizer and `export.json`, which transformers' `ExportedModel` reads. More
             than 1.8 GB of weights go into `onnx/model.onnx_data`.
-        target: `tensorrt`, `onnxruntime` or `openvino`.
+        target: `tensorrt`, `onnxruntime` or `openvino`; or several, all of which the folder then has a file
+            for. The names of those for TensorRT and ONNX Runtime are the same, so not for both.
         shape: Batch and sequence length, if the file shall take no other; None for any.
         float_weights: For TensorRT: store the weights in fp32 and quantize them in the graph.
         cpu: What will run the file: `vnni` (x86 with VNNI), `avx2` (x86 without) or `arm`. For ONNX Runtime
@@ -110,6 +113,7 @@ def export(
 
     Returns:
         What was written, how each matmul is computed and how far the outputs are from the model's.
+        Of several targets that of the first, with the others in `also`.
 
     Raises:
         NotQuantizedError: If the model has no enabled quantizer, and `as_float` is not set.
@@ -131,18 +135,20 @@ def export(
             float32_outputs=float32_outputs,
             opset=opset,
             check=check,
-            batches=batches,
+            batches=None if batches is None else list(batches),
             tokenizer=its_tokenizer,
             source=folder_of_it,
             triton=triton,
             build=build,
             progress=progress,
         )
-        write = prepare_export(inner, target, options)
+        targets = target if isinstance(target, list | tuple) else [target]
+        writers = prepare_exports(inner, targets, options)
         read = [getattr(inner, "name_or_path", None) or "", source or ""]
         output = OutputFolder.open(out, {"the checkpoint": read}, force)
         with output.staged() as folder:
-            return write(folder, output.given)
+            first, *others = (write(folder, output.given) for write in writers)
+        return replace(first, also=tuple(others))
 
 
 def prepare_export(
@@ -242,29 +248,18 @@ def check_placement(model: PreTrainedModel, target: str) -> None:
 def prepare_exports(
     model: PreTrainedModel, targets: Sequence[str], options: ExportOptions = DEFAULTS
 ) -> list[Callable[[Path, Path], Export]]:
-    """Prepare exports for several targets, which share what is traced.
+    """Prepare exports for one target or several, which share what is traced.
 
-    Errors are those of `prepare_export`, and so is what is returned for each target. Of the options, `triton`
-    is for ONNX Runtime, if it is one of the targets, and `cpu` not for TensorRT.
+    Errors are those of `prepare_export`, and one of targets that do not go together; so is what is returned
+    for each target. Of several, each gets the options that are for it.
     """
     for target in targets:
         require_packages(target, options.check)
+    check_together(targets)
     from qdqpatch.exporter.tracing import Traces
 
     traces = Traces()
-    return [
-        prepare_export(
-            model,
-            target,
-            replace(
-                options,
-                cpu=None if target == "tensorrt" else options.cpu,
-                triton=options.triton and target == "onnxruntime",
-            ),
-            traces,
-        )
-        for target in targets
-    ]
+    return [prepare_export(model, target, of_several(options, target, targets), traces) for target in targets]
 
 
 def _check_ranges(model: PreTrainedModel) -> None:

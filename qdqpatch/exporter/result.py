@@ -25,6 +25,7 @@ class Export:
         float_matmuls: Whether it was checked with the products in fp32, because the engine's integer kernels
             saturate on this processor: the file is right where there is VNNI, and its outputs are not here.
         builds: The file as TensorRT for RTX compiled it, one for each compute capability that was asked for.
+        also: What was written for the other targets, where several were asked for.
     """
 
     folder: Path
@@ -36,3 +37,4 @@ class Export:
     engine: str | None
     float_matmuls: bool = False
     builds: tuple[Build, ...] = ()
+    also: tuple[Export, ...] = ()

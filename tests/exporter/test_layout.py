@@ -18,6 +18,7 @@ from sentence_folders import DENSE, TEXTS, write_embedder
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
+import qdqpatch
 from qdqpatch.checkpoint.companions import read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.engines.exactness import THREADS, Exactness, exactness
@@ -206,6 +207,20 @@ def test_eval_pools_as_the_folder_says(root: Path, expected: torch.Tensor) -> No
     rows = json.loads(result.stdout)["results"]
     cosine = torch.nn.functional.cosine_similarity(embeddings(root / "out"), expected).mean()
     assert np.isclose(rows[1]["metrics"]["cosine"], float(cosine), atol=1e-5)
+
+
+def test_several_targets_from_python_are_those_of_the_command(root: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(root / "out")
+    options = {"source": root / "float", "tokenizer": AutoTokenizer.from_pretrained(root / "float")}
+    found = qdqpatch.export(model, tmp_path / "out", ("onnxruntime", "openvino"), triton=True, **options)
+    assert (found.target, [other.target for other in found.also]) == ("onnxruntime", ["openvino"])
+    assert all(one.file.is_file() and one.comparisons for one in (found, *found.also))
+    ours, theirs = (
+        {path.relative_to(folder) for path in folder.rglob("*")}
+        for folder in (tmp_path / "out", root / "out")
+    )
+    assert {str(path) for path in theirs - ours} == {"model.safetensors", "calibration.safetensors"}
+    assert ours <= theirs
 
 
 def test_two_targets_with_one_file_name_are_refused(root: Path) -> None:

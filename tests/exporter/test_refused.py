@@ -73,6 +73,21 @@ REFUSED: list[tuple[Callable[[], PreTrainedModel], dict[str, Any], type[Exceptio
         ExportError,
         "^The model has 32 positions; sequences of 33 do not",
     ),
+    (
+        models.calibrated,
+        {"target": ["onnxruntime", "tensorrt"]},
+        ExportError,
+        "^onnxruntime and tensorrt both write onnx/model.onnx",
+    ),
+    (models.calibrated, {"target": ("openvino", "tvm")}, ExportError, "^There is no target 'tvm'"),
+    (models.calibrated, {"target": ()}, ExportError, "^Name one target or several"),
+    (models.calibrated, {"target": ["openvino"] * 2}, ExportError, "^Name one target or several"),
+    (
+        models.calibrated,
+        {"target": ["onnxruntime", "openvino"], "dtype": "float16"},
+        ExportError,
+        "^dtype is for TensorRT; onnxruntime gets",
+    ),
     (models.calibrated, {"shape": (0, 8)}, ExportError, "^A batch and a sequence have at least 1"),
 ]
 
