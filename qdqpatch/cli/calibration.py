@@ -31,8 +31,8 @@ OPTIONS = (
         help="Set the ranges from the texts in FILE: lines of .txt, rows of .csv or .tsv (the first line "
         "names the columns) or .parquet, objects of .jsonl, questions of SQuAD's .json, also gzipped (.gz); "
         "or from the images in FOLDER, or the data set (save_to_disk). A NAME that is neither is a data set "
-        "on the Hugging Face hub. Without --calib, ranges are computed from each input, and engines that need "
-        "fixed ones cannot take the model.",
+        "on the Hugging Face hub. Without --calib, ranges are computed from each input, and engines that "
+        "need fixed ones cannot take the model.",
     ),
     _data(
         "--text-column",
