@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdqpatch.choices import Method
 from qdqpatch.cli.bar import CalibrationBar
+from qdqpatch.data.stored import is_stored
 from qdqpatch.errors import CheckpointError
 from qdqpatch.spelling import counted
 
@@ -68,15 +69,16 @@ class Calibration:
         Raises:
             ConfigError: If there is no such prompt.
         """
-        if Path(self.source).is_dir():
+        if Path(self.source).is_dir() and not is_stored(self.source):
             return self._with_images(ckpt, console)
         from qdqpatch.checkpoint.sentence_head import load_sentence_head
         from qdqpatch.checkpoint.tokenizer import load_tokenizer
-        from qdqpatch.data.texts import is_hub_name, read_texts
+        from qdqpatch.data.named import is_dataset
+        from qdqpatch.data.texts import read_texts
 
         prompt = companions.prompt(self.prompt)
         tokenizer = load_tokenizer(ckpt)
-        if is_hub_name(self.source):
+        if is_dataset(self.source):
             _silence_datasets()
         read = functools.partial(
             read_texts,

@@ -17,6 +17,7 @@ from qdqpatch.cli.common import Command
 from qdqpatch.cli.numbers import LARGEST, Number
 from qdqpatch.cli.options import COLUMN_HELP, EPOCHS, LENGTH, SEED, SPLIT_HELP, batch_option
 from qdqpatch.cli.sections import SectionOption
+from qdqpatch.data.stored import is_stored
 
 _data = functools.partial(click.option, cls=SectionOption, section="Data")
 _option = functools.partial(click.option, cls=SectionOption, section="Calibration")
@@ -28,9 +29,10 @@ OPTIONS = (
         "source",
         metavar="FILE|FOLDER|NAME",
         help="Set the ranges from the texts in FILE: lines of .txt, rows of .csv or .tsv (the first line "
-        "names the columns), objects of .jsonl, questions of SQuAD's .json; also gzipped (.gz); or from the "
-        "images in FOLDER. A NAME that is neither is a data set on the Hugging Face hub. Without --calib, "
-        "ranges are computed from each input, and engines that need fixed ones cannot take the model.",
+        "names the columns) or .parquet, objects of .jsonl, questions of SQuAD's .json, also gzipped (.gz); "
+        "or from the images in FOLDER, or the data set (save_to_disk). A NAME that is neither is a data set "
+        "on the Hugging Face hub. Without --calib, ranges are computed from each input, and engines that "
+        "need fixed ones cannot take the model.",
     ),
     _data(
         "--text-column",
@@ -192,14 +194,16 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         raise click.UsageError(f"--percentile is for --method percentile, not {values['method']}.")
     if "text_pair_column" in given and "text_column" not in given:
         raise click.UsageError("--text-pair-column needs --text-column, for the first text of each pair.")
-    if values["source"] is not None and Path(values["source"]).is_dir():
+    source = values["source"]
+    if source is not None and Path(source).is_dir() and not is_stored(source):
         of_texts = ("text_column", "text_pair_column", "split", "subset", "max_length", "prompt")
         if wrong := [given[name] for name in of_texts if name in given]:
             raise click.UsageError(
                 f"{', '.join(wrong)}: this is for texts, and --calib names a folder of images."
             )
     if given.keys() & {"split", "subset"}:
-        from qdqpatch.data.texts import is_hub_name
+        from qdqpatch.data.named import has_splits, is_hub_name
 
-        for name in () if is_hub_name(values["source"]) else given.keys() & {"split", "subset"}:
-            raise click.UsageError(f"{given[name]} is for data sets on the hub, not for a file.")
+        for name, fits in (("split", has_splits), ("subset", is_hub_name)):
+            if name in given and not fits(source):
+                raise click.UsageError(f"{given[name]} is for data sets on the hub, not for a file.")

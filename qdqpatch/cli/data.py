@@ -33,9 +33,10 @@ OPTIONS = (
         "--data",
         metavar="FILE|NAME",
         required=True,
-        help="The data: a file (.csv, .tsv, .jsonl; SQuAD's .json for question answering; .conll for token "
-        "classification; .txt where no labels are needed), also gzipped (.gz); for image classification a "
-        "folder. A NAME that is neither is a data set on the Hugging Face hub.",
+        help="The data: a file (.csv, .tsv, .jsonl, .parquet; SQuAD's .json for question answering; .conll "
+        "for token classification; .txt where no labels are needed), also gzipped (.gz); a folder with a "
+        "data set (save_to_disk), or for image classification with images. A NAME that is neither is a data "
+        "set on the Hugging Face hub.",
     ),
     _option("--text-column", metavar="COLUMN", help=COLUMN_HELP),
     _option(
@@ -110,10 +111,10 @@ class Data:
         return task_beside(ckpt, self.task, config, self.max_length, self.options, companions)
 
     def to_evaluate_on(self, name: str) -> DataSource:
-        """Return another source with the same columns; of a data set on the hub, what it has for that."""
-        from qdqpatch.data.texts import is_hub_name
+        """Return another source with the same columns; of a data set with splits, what it has for that."""
+        from qdqpatch.data.named import has_splits
 
-        if is_hub_name(name):
+        if has_splits(name):
             return replace(self.source, name=name, split="validation")
         return replace(self.source, name=name, split=None, subset=None)
 

@@ -117,10 +117,9 @@ def command(
 
 def _split(data: Data) -> str | None:
     """Return the split: what a model was trained on says little of it, so that is not the default."""
-    from qdqpatch.data.texts import is_hub_name
+    from qdqpatch.data.named import has_splits
 
-    on_hub = is_hub_name(data.source.name)
-    return data.source.split or ("validation" if on_hub else None)
+    return data.source.split or ("validation" if has_splits(data.source.name) else None)
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:

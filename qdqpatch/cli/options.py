@@ -74,6 +74,6 @@ cpu_option = click.option(
     "this machine. For avx2 all integers are uint8: exact everywhere, but slower where there is VNNI.",
 )
 
-SPLIT_HELP = "The split of a hub data set.  [default: train; for eval, validation]"
+SPLIT_HELP = "The split of a data set that has some.  [default: train; for eval, validation]"
 
 COLUMN_HELP = "The column with the texts. The default is a usual name, such as text or sentence1."

@@ -120,9 +120,9 @@ def text_batches(
     texts are less than half as long as what the model takes.
 
     Args:
-        data: A .txt, .csv, .tsv, .jsonl or SQuAD .json file, also gzipped; the name of a data set on
-            the Hugging Face hub, which a string is that names no file; a `datasets.Dataset`; a list of texts,
-            or of pairs.
+        data: A .txt, .csv, .tsv, .jsonl or SQuAD .json file, also gzipped, or a .parquet file; a folder that
+            `save_to_disk` wrote; the name of a data set on the Hugging Face hub, which a string is that names
+            no file; a `datasets.Dataset`; a list of texts, or of pairs.
         tokenizer: The model's tokenizer.
         text_column: The column of the texts; None chooses columns by their usual names.
         text_pair_column: The column of the second texts, if the model reads two together.
@@ -132,7 +132,7 @@ def text_batches(
             what model and tokenizer take, and at most 512.
         seed: What the draw depends on.
         model: The model to calibrate, to which the batches are fitted then.
-        split: The split of a hub data set; None for "train".
+        split: The split of a hub data set, or of a folder with several; None for "train".
         subset: The subset, also called config, of a hub data set; None for the only or default one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files of texts as records: lines of .txt, rows of .csv and .tsv, objects of .jsonl, SQuAD's questions."""
+"""Files of texts as records: lines of .txt, rows of .csv, .tsv and .parquet, objects of .jsonl, SQuAD's."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from qdqpatch.data.files import open_text
+from qdqpatch.data.parquet import PARQUET, read_parquet
 from qdqpatch.data.squad import read_squad
 from qdqpatch.errors import DataError
 from qdqpatch.spelling import counted
@@ -20,7 +21,7 @@ class Record:
     """One record of a file or data set.
 
     Attributes:
-        number: The line that it begins on, from 1; in data that is no file, its index, from 0.
+        number: The line that it begins on, from 1; in data that has no lines, its index, from 0.
         fields: What it holds, by column.
         problem: Why it cannot be read, as the end of a sentence that begins with its line; else empty.
         lines: How many lines it takes up.
@@ -35,7 +36,12 @@ class Record:
 def file_format(path: Path) -> str:
     """Return the format of a file by its name: a key of `FORMATS`, or an empty string for another one."""
     name = path.name.lower().removesuffix(".gz")
-    return next((suffix for suffix in (*FORMATS, SQUAD) if name.endswith(suffix)), "")
+    return next((suffix for suffix in (*FORMATS, SQUAD, PARQUET) if name.endswith(suffix)), "")
+
+
+def unit_of(path: Path) -> str:
+    """Return what the numbers of a file's records count."""
+    return "row" if file_format(path) == PARQUET else "line"
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -44,20 +50,23 @@ def read_records(path: Path) -> Iterator[Record]:
     Args:
         path: A UTF-8 file, with or without a byte order mark and with any line ends. A .csv or .tsv file
             names its columns in the first line. Quotes mean something in .csv and nothing in .tsv. A .json
-            file has SQuAD's layout.
+            file has SQuAD's layout. Or a .parquet file.
 
     Raises:
-        DataError: If it cannot be opened, has another format, names no columns, or is a damaged gzip
-            file.
+        DataError: If it cannot be opened, has another format, names no columns, or is damaged.
     """
     suffix = file_format(path)
     if not suffix:
         raise DataError(
             f"The name of {path} does not tell its format: it must end in "
-            f"{', '.join((*FORMATS, SQUAD))} (words with tags: {CONLL}), and may have .gz after that."
+            f"{', '.join((*FORMATS, SQUAD))} (words with tags: {CONLL}), and may have .gz after that; or in "
+            f"{PARQUET}."
         )
     if suffix == SQUAD:
         yield from (Record(line, fields) for line, fields in read_squad(path))
+        return
+    if suffix == PARQUET:
+        yield from (Record(number, fields) for number, fields in enumerate(read_parquet(path)))
         return
     try:
         # Bytes that are not UTF-8 become lone surrogates, so that one bad line does not end the reading.

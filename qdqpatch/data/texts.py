@@ -10,9 +10,9 @@ from typing import Any
 
 from qdqpatch.data.columns import Columns, Text
 from qdqpatch.data.files import check_file
-from qdqpatch.data.hub import load_hub_dataset
+from qdqpatch.data.named import is_dataset, load_dataset
 from qdqpatch.data.reading import Reading
-from qdqpatch.data.records import Record, file_format, read_records
+from qdqpatch.data.records import Record, file_format, read_records, unit_of
 from qdqpatch.data.sampling import random_order, reservoir
 from qdqpatch.errors import CalibrationError, ConfigError
 
@@ -49,14 +49,14 @@ def read_texts(
     Lines and rows that cannot be read are left out, and told of in one `CalibrationWarning`.
 
     Args:
-        data: A .txt, .csv, .tsv, .jsonl or SQuAD .json file, also gzipped; the name of a data set on
-            the Hugging Face hub, which a string is that names no file; a `datasets.Dataset`; a list of texts,
-            or of pairs.
+        data: A .txt, .csv, .tsv, .jsonl or SQuAD .json file, also gzipped, or a .parquet file; a folder that
+            `save_to_disk` wrote; the name of a data set on the Hugging Face hub, which a string is that names
+            no file; a `datasets.Dataset`; a list of texts, or of pairs.
         text_column: The column of the texts; None chooses columns by their usual names.
         text_pair_column: The column of the second texts, if the model reads two together.
         samples: How many to draw; None, or more than there are, for all.
         seed: What the draw depends on.
-        split: The split of a hub data set; None for "train".
+        split: The split of a hub data set, or of a folder with several; None for "train".
         subset: The subset, also called config, of a hub data set; None for the only or default one.
 
     Raises:
@@ -70,8 +70,8 @@ def read_texts(
     columns = None if text_column is None else (text_column, text_pair_column)
     named = isinstance(data, (str, Path))
     source = str(data) if named else "The data"
-    if named and is_hub_name(data):
-        data = load_hub_dataset(source, split, subset)
+    if named and is_dataset(data):
+        data = load_dataset(data, split, subset)
         named = False
     elif split is not None or subset is not None:
         raise ConfigError(f"split and subset are for data sets on the hub; {source} is none.")
@@ -80,18 +80,9 @@ def read_texts(
     return _from_rows(data, source, columns, samples, seed)
 
 
-def is_hub_name(data: str | Path) -> bool:
-    """Tell whether a string stands for a data set on the hub: there is no such file, nor could there be."""
-    try:
-        exists = Path(data).exists()
-    except OSError:  # too long for a name
-        exists = False
-    return isinstance(data, str) and not exists and not file_format(Path(data))
-
-
 def _from_file(path: Path, columns: Columns | None, samples: int | None, seed: int) -> Texts:
     check_file(path)
-    reading = Reading(str(path), "line", columns, ragged=file_format(path) == ".jsonl")
+    reading = Reading(str(path), unit_of(path), columns, ragged=file_format(path) == ".jsonl")
     drawn, total = reservoir(reading.texts(read_records(path)), samples, seed)
     return _finished(reading, drawn, total)
 

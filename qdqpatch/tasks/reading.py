@@ -9,9 +9,8 @@ from typing import Any
 
 from qdqpatch.data import columns as text_columns
 from qdqpatch.data.files import check_file
-from qdqpatch.data.hub import load_hub_dataset
-from qdqpatch.data.records import Record, read_records
-from qdqpatch.data.texts import is_hub_name
+from qdqpatch.data.named import is_dataset, load_dataset
+from qdqpatch.data.records import Record, read_records, unit_of
 from qdqpatch.errors import ConfigError, DataError, NoLabelsError
 from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Columns, DataSource
@@ -87,13 +86,14 @@ def _rows(source: DataSource) -> Iterator[LabelledRow]:
 
 
 def _records(source: DataSource) -> Iterator[tuple[str, Record]]:
-    if is_hub_name(source.name):
-        data = load_hub_dataset(source.name, source.split, source.subset)
+    if is_dataset(source.name):
+        data = load_dataset(source.name, source.split, source.subset)
         for number, fields in enumerate(data):
             yield f"{source.name}, row {number},", Record(number, fields)
         return
-    for record in read_records(checked_file(source)):
-        yield f"{source.name}, line {record.number},", record
+    path = checked_file(source)
+    for record in read_records(path):
+        yield f"{source.name}, {unit_of(path)} {record.number},", record
 
 
 def checked_file(source: DataSource) -> Path:

@@ -132,7 +132,7 @@ def test_a_named_field_may_be_missing_from_the_first_object(write: Write) -> Non
         ("a.bio", "EU B-ORG\n", r"a\.bio does not tell its format: .* \(words with tags: \.conll\)"),
         ("a.jsonl", '{"text": "ok"}\n[]\n[]\n', r"a\.jsonl: 2 of 3 lines cannot be read; line 2 is JSON"),
         ("a.csv", 'text\nok\n"bad\nworse\nworst\n', r"a\.csv: 3 of 4 lines cannot be read; line 3 is not"),
-        ("a.parquet", "", r"a\.parquet does not tell its format: .*\.txt, \.csv, \.tsv, \.jsonl"),
+        ("a.orc", "", r"a\.orc does not tell its format: .*\.txt, \.csv, \.tsv, \.jsonl"),
     ],
 )
 def test_files_that_cannot_be_used(write: Write, name: str, content: str | bytes, message: str) -> None:

@@ -103,7 +103,7 @@ def test_row_with_other_columns(write: Write, name: str) -> None:
 def test_format_without_a_reader(write: Write, case: tuple[Task[Any], str]) -> None:
     assert tiny_tasks.error_of(case[0], write("data.xml", "<cat/>")) == (
         "The name of data.xml does not tell its format: it must end in .txt, .csv, .tsv, .jsonl, .json "
-        "(words with tags: .conll), and may have .gz after that."
+        "(words with tags: .conll), and may have .gz after that; or in .parquet."
     )
 
 
