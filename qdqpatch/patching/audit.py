@@ -70,7 +70,7 @@ class Audit:
         """Return the audit as JSON-ready data."""
         return asdict(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [self.title()]
         for path, kind, operands in self.rows():
             lines += ["", *textwrap.wrap(f"{path}: {kind}", WIDTH, break_long_words=False)]

@@ -86,6 +86,27 @@ def test_another_file_can_be_named(name: str, folder: Path, opened: list[Any]) -
     assert opened == [("other.onnx", None)]
 
 
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "other.onnx"])
+def test_what_runs_is_saved_and_loads_again(
+    name: str, folder: Path, tmp_path: Path, opened: list[Any]
+) -> None:
+    exported.write_onnx(folder / name)
+    (folder / f"{name}_data").write_bytes(b"weights of a large one")
+    chosen = {"model_kwargs": {"file_name": name}}
+    model = load(folder, **chosen)
+    model.save_pretrained(str(tmp_path / "saved"))
+    model.save_pretrained(str(folder))  # where it is from
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    for place in (folder, tmp_path / "saved"):
+        again = load(place, **chosen)
+        assert torch.equal(again[0].model(ids)["logits"], model[0].model(ids)["logits"])
+        assert again.prompts == model.prompts
+        assert [type(module) for module in again] == [type(module) for module in model]
+    assert opened == [(Path(name).name, None)] * 3
+    assert (tmp_path / "saved" / f"{name}_data").is_file()
+    assert not (tmp_path / "saved" / WEIGHTS[0]).exists()
+
+
 def refused(folder: Path, error: type[QdqError], pattern: str, **options: Any) -> None:
     with pytest.raises(error, match=pattern) as caught:
         load(folder, **options)
