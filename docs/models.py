@@ -79,8 +79,8 @@ Of {partial_count} others the plan names what stays float in the layers:
 
 {refused}
 
-A checkpoint that brings the code of its model along (`auto_map` in its `config.json`) is of such a type too. The
-commands run that code with `--trust-remote-code` alone, and write it beside what they save.
+A checkpoint that brings the code of its model along (`auto_map` in its `config.json`) is of such a type too.
+Commands run that code with `--trust-remote-code` alone, and write it beside what they save.
 """
 
 
