@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.errors import CheckpointError, one_line
+from qdqpatch.patching.own_code import is_code_trusted
 
 FAST = "tokenizer.json"
 """All of a tokenizer in one file, which servers without transformers read."""
@@ -42,7 +43,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
             f"{source} has no tokenizer, which texts need: none of {', '.join(VOCABULARIES)} is there."
         )
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=is_code_trusted()
+        )
         tokenizer("a")  # one that lacks what every text needs is found now
     except Exception as error:  # a damaged file of a vocabulary raises whatever its reader does
         raise CheckpointError(f"Cannot load the tokenizer of {source}: {one_line(error)}") from error

@@ -170,6 +170,26 @@ def verbosity_options(command: Command) -> Command:
     return with_console
 
 
+def code_option(command: Command) -> Command:
+    """Add --trust-remote-code, which lets the checkpoints that a command reads run their code."""
+
+    @click.option(
+        "--trust-remote-code",
+        "trusted",
+        is_flag=True,
+        help="Run the code that a checkpoint brings along for a model that transformers does not have. Do so "
+        "only if you trust it.",
+    )
+    @functools.wraps(command)
+    def with_code(trusted: bool, **arguments: Any) -> None:
+        from qdqpatch.patching.own_code import trusting_code
+
+        with trusting_code(trusted):
+            command(**arguments)
+
+    return with_code
+
+
 def progress_bar(console: Console, auto_refresh: bool = True) -> Progress:
     """Return a bar on the console, which stays away where that is quiet or no terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

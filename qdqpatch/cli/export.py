@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.choices import OPSETS, Cpu
-from qdqpatch.cli.common import task_option, verbosity_options
+from qdqpatch.cli.common import code_option, task_option, verbosity_options
 from qdqpatch.cli.compiling import build_options, check_options, print_builds, read_builds, wanted
 from qdqpatch.cli.options import cpu_option, target_option
 from qdqpatch.cli.places import inputs
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
 )
 @build_options
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
+@code_option
 @verbosity_options
 def command(
     ckpt: str,

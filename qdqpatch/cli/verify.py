@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.common import code_option, verbosity_options
 from qdqpatch.cli.options import json_option
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.spelling import counted
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.command("verify", cls=SectionCommand)
 @click.argument("out", type=click.Path(path_type=Path))
 @json_option
+@code_option
 @verbosity_options
 def command(out: Path, as_json: bool, console: Console) -> None:
     """Run the canary texts of the folder OUT in the engines that are installed here.
