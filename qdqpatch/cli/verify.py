@@ -41,6 +41,8 @@ def command(out: Path, as_json: bool, console: Console) -> None:
         if file.measure == "cosine":
             said = f"lowest cosine {file.worst:.5f} of {counted(count, 'text')}"
         click.echo(f"{file.file} in {file.engine}: {said}.")
+        if file.note is not None:
+            click.echo(f"  {file.engine.split()[0]} {file.note}")
         if file.exactness is not None:
             click.echo(f"  {file.exactness}")
     if changed := [file.file for file in found if file.changed]:
