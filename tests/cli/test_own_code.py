@@ -9,7 +9,7 @@ import pytest
 from checkpoints import write_tokenizer
 from commands import assert_fails, invoke
 from tiny_tasks import distinct_texts
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from qdqpatch.checkpoint.source import open_checkpoint
 from qdqpatch.errors import CheckpointError, QuantizationWarning
@@ -31,6 +31,13 @@ class MyModel(BertModel):
 class MyClassifier(BertForSequenceClassification):
     config_class = MyConfig
 """
+TOKENIZER = """
+from transformers import BertTokenizer
+
+
+class MyTokenizer(BertTokenizer):
+    pass
+"""
 PLACES = {
     "AutoConfig": "mine.MyConfig",
     "AutoModel": "mine.MyModel",
@@ -49,6 +56,10 @@ def own(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config |= {"model_type": "mine", "architectures": ["MyClassifier"], "auto_map": PLACES}
     Path("own/config.json").write_text(json.dumps(config))
     Path("own/mine.py").write_text(CODE)
+    settings = json.loads(Path("own/tokenizer_config.json").read_text())
+    named = {"auto_map": {"AutoTokenizer": [None, "words.MyTokenizer"]}, "tokenizer_class": "MyTokenizer"}
+    Path("own/tokenizer_config.json").write_text(json.dumps(settings | named))
+    Path("own/words.py").write_text(TOKENIZER)
     Path("texts.txt").write_text("\n".join(distinct_texts(8)))
     return Path("own")
 
@@ -59,6 +70,7 @@ def test_it_is_run_where_it_is_trusted(own: Path) -> None:
     result = invoke(*arguments, TRUST)
     assert result.exit_code == 0, result.output
     assert Path("out/mine.py").read_text() == CODE
+    assert type(AutoTokenizer.from_pretrained("out", trust_remote_code=True)).__name__ == "MyTokenizer"
     assert_fails(invoke("inspect", "out"), "is run only where you trust it: --trust-remote-code.")
     result = invoke("inspect", "out", TRUST)
     assert "MyClassifier: 20 operations quantized" in result.stdout
