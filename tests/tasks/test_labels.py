@@ -49,7 +49,7 @@ def test_of_many_labels_some_are_named() -> None:
     with pytest.raises(
         DataError, match=r"the model's are 0 \(intent 0\), .*, 19 \(intent 19\) and 130 more\.$"
     ):
-        read("refund", id2label={number: f"intent {number}" for number in range(150)})
+        read("refund", num_labels=150, id2label={number: f"intent {number}" for number in range(150)})
 
 
 def test_what_may_be_either_is_refused() -> None:
