@@ -35,6 +35,7 @@ from transformers import AutoTokenizer
 
 import qdqpatch
 from qdqpatch.engines.sessions import ENGINES, Session
+from qdqpatch.exporter.asked import weight_method_for
 from qdqpatch.exporter.targets.base import Target
 from qdqpatch.exporter.targets.onnxruntime import TARGET as ONNX_RUNTIME
 from qdqpatch.exporter.targets.openvino import TARGET as OPENVINO
@@ -45,7 +46,8 @@ ALONE = 32
 """So many questions are embedded alone too."""
 
 STEPS: dict[str, Any] = {"shift": True, "smooth_inputs": True}
-"""What ours are made with: the first rung of `qdqpatch.optimize` that meets its budget on this model."""
+"""What ours are made with, beside what a processor asks for: the first rung of `qdqpatch.optimize` that meets
+its budget on this model."""
 
 LINEARS = Placement("linear-only", "asymmetric")
 QUALITY = (*embedders.COLUMNS, "alone", "integer", "MB")
@@ -91,7 +93,9 @@ def ours(target: Target, placement: Placement) -> Make:
 
     def make(material: Material) -> Path:
         model = embedders.load(material.checkpoint)
-        qdqpatch.ptq(model, material.batches, placement.config_for(model), **STEPS)
+        weights = weight_method_for(target.name, None)
+        config = placement.config_for(model)
+        qdqpatch.ptq(model, material.batches, config, weight_method=weights, **STEPS)
         out = material.folder / f"{target.name}-{placement.preset}"
         return qdqpatch.export(model, out, target.name, int8_embeddings=True).file
 
