@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from qdqpatch.errors import DataError
 from qdqpatch.patching.arguments import IDS, check_arguments
 
-ONE_BATCH = "This is one batch, not a list or an iterable of batches: pass [batch]."
+TEXT = " Tokenize texts first; what calibrates does that of a list of them, with tokenizer=..."
+
+
+def check_iterable(batches: object) -> None:
+    """Find out whether something can be gone through, batch by batch.
+
+    Raises:
+        DataError: If not, or if it is a batch itself.
+    """
+    if isinstance(batches, Mapping):
+        raise DataError("This is one batch, not a list or an iterable of batches: pass [batch].")
+    if not any(hasattr(type(batches), name) for name in ("__iter__", "__getitem__")):
+        raise DataError(f"Batches are a list or another iterable of them, not a {type(batches).__name__}.")
 
 
 def as_tensors(
@@ -30,16 +42,13 @@ def as_tensors(
         DataError: If a batch is no mapping of names, a value cannot be made a tensor, or the model does not
             take it.
     """
-    if isinstance(batches, Mapping):
-        raise DataError(ONE_BATCH)
-    if not isinstance(batches, Iterable):
-        raise DataError(f"Batches are a list or another iterable of them, not a {type(batches).__name__}.")
+    check_iterable(batches)
     for number, batch in enumerate(batches, start=1):
         if not isinstance(batch, Mapping):
             raise DataError(
                 f"Batch {number} is a {type(batch).__name__}; each must be a mapping of the model's keyword "
                 "arguments, as a tokenizer returns it."
-                f"{' Texts are passed as a list, with tokenizer=...' if isinstance(batch, str) else ''}"
+                f"{TEXT if isinstance(batch, str) else ''}"
             )
         made = _as_batch({name: _as_tensor(value, name, number) for name, value in batch.items()})
         if model is not None:

@@ -23,8 +23,9 @@ def check_method(method: str, share: float) -> None:
     if method not in METHODS:
         known = ", ".join(f'"{name}"' for name in METHODS)
         raise ConfigError(f"There is no calibration method {method!r}; there are {known}.")
-    if not 0 < share <= 100:
-        raise ConfigError(f"percentile must be above 0 and at most 100, not {share!r}.")
+    if not 1 < share <= 100:
+        hint = f": in percent that is {100 * share:.10g}" if 0 < share <= 1 else ""
+        raise ConfigError(f"percentile must be above 1 and at most 100, not {share!r}{hint}.")
 
 
 def check_weight_method(method: str) -> None:

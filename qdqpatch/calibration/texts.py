@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from qdqpatch.calibration.batching import ONE_BATCH
+from qdqpatch.calibration.batching import check_iterable
 from qdqpatch.data.batches import text_batches
 from qdqpatch.errors import DataError
 from qdqpatch.patching.arguments import IDS
@@ -33,11 +33,9 @@ def batches_of(data: Any, tokenizer: Any, given: object, model: PreTrainedModel)
     """
     if isinstance(data, str | Path):
         raise DataError("This is one text: pass a list of texts. For a file, qdqpatch.data.text_batches.")
-    if isinstance(data, Mapping):
-        raise DataError(ONE_BATCH)
-    if isinstance(tokenizer, str):
-        raise DataError(f"The tokenizer is a name: pass AutoTokenizer.from_pretrained({tokenizer!r}).")
+    check_tokenizer(tokenizer)
     listed = data.tolist() if isinstance(data, Listed) and not isinstance(data, Tensor) else data
+    check_iterable(listed)
     first = _first(listed)
     if not _is_text(first) and not (tokenizer is not None and _has_text(first)):
         return data
@@ -52,6 +50,12 @@ def batches_of(data: Any, tokenizer: Any, given: object, model: PreTrainedModel)
     if tokenizer is None:
         raise DataError("These are texts and no batches: pass the model's tokenizer too, as tokenizer=...")
     return text_batches(data, tokenizer, samples=None, max_length=length, model=model)
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Raise a `DataError` if a tokenizer is only the name of one."""
+    if isinstance(tokenizer, str | Path):
+        raise DataError(f"The tokenizer is a name: pass AutoTokenizer.from_pretrained({str(tokenizer)!r}).")
 
 
 @runtime_checkable

@@ -82,7 +82,7 @@ OPTIONS = (
         "--percentile",
         default=DEFAULT_PERCENTILE,
         show_default=True,
-        type=Number(0, 100, min_open=True),
+        type=Number(1, 100, min_open=True),
         help="How many percent of the values a range takes in; sets --method percentile.",
     ),
     _option(

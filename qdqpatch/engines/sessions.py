@@ -157,7 +157,7 @@ class Engine:
         try:
             return self._open(module, path, threads, exact)
         except Exception as error:  # engines raise types of their own
-            raise EngineError(f"{self.name} cannot load {path}: {error}") from error
+            raise EngineError(f"{self.name} cannot load {path}: {one_line(error)}") from error
 
 
 def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) -> Session:

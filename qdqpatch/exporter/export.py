@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qdqpatch.calibration.batching import as_tensors
+from qdqpatch.calibration.texts import check_tokenizer
 from qdqpatch.checkpoint.companions import companions_of, read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.choices import TARGETS, Cpu
@@ -120,8 +122,10 @@ def export(
         QuantizedError: If it has one, and `as_float` is set.
         ExportError: If a range is missing, a weight is NaN or infinite, the target cannot have what was asked
             for, or the file does something else than the model. Nothing is left behind.
+        DataError: If the model does not take what `batches` holds, or the tokenizer is only a name.
         CheckpointError: If the folder cannot be written.
     """
+    check_tokenizer(tokenizer)
     with held(model, source, tokenizer) as (inner, folder_of_it, its_tokenizer):
         options = ExportOptions(
             shape=shape,
@@ -135,7 +139,7 @@ def export(
             float32_outputs=float32_outputs,
             opset=opset,
             check=check,
-            batches=None if batches is None else list(batches),
+            batches=None if batches is None else _listed(batches, inner),
             tokenizer=its_tokenizer,
             source=folder_of_it,
             triton=triton,
@@ -260,6 +264,14 @@ def prepare_exports(
 
     traces = Traces()
     return [prepare_export(model, target, of_several(options, target, targets), traces) for target in targets]
+
+
+def _listed(batches: Iterable[Mapping[str, Any]], model: PreTrainedModel) -> list[dict[str, Tensor]]:
+    """Return the batches to compare on, each found to be one that the model takes."""
+    found = [dict(batch) for batch in as_tensors(batches, model)]
+    if not found:
+        raise ExportError("There is no batch to compare on. An iterator can be used only once.")
+    return found
 
 
 def _check_ranges(model: PreTrainedModel) -> None:

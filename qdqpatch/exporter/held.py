@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from qdqpatch.output.temporary import temporary_folder
 from qdqpatch.patching.wrapped import unwrapped
 
 
@@ -31,6 +31,6 @@ def held(
     if inner is model or source is not None:
         yield inner, source, tokenizer
         return
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, create_model_card=False)
+    with temporary_folder() as folder:
+        model.save_pretrained(str(folder), create_model_card=False)
         yield inner, folder, model.tokenizer if tokenizer is None else tokenizer

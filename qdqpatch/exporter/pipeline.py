@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from qdqpatch.exporter.triton import write_triton
 from qdqpatch.nn.pooling import SentenceHead
 from qdqpatch.output.manifest import read_sections
 from qdqpatch.output.record import write_record
+from qdqpatch.output.temporary import temporary_folder
 from qdqpatch.tasks.head import classifier_of
 
 CANARIES = ("A cat sat on the mat.", "How long did the detour last?", "The bridge was closed for repairs.")
@@ -91,9 +91,9 @@ class Pipeline:
         file, place = folder / self.target.file, out / self.target.file
         comparisons, operations, float_matmuls = None, None, False
         if options.check and not self.precision.is_run:
-            with tempfile.TemporaryDirectory() as exact:
-                self.target.write(graph, Path(exact) / self.target.file)
-                comparisons, float_matmuls = self._compared(Path(exact) / self.target.file, place, kept)
+            with temporary_folder() as exact:
+                self.target.write(graph, exact / self.target.file)
+                comparisons, float_matmuls = self._compared(exact / self.target.file, place, kept)
         options.say(f"Writing {self.target.file}")
         lower(graph, self.precision)
         convert_ends(graph, options.int32_inputs, options.float32_outputs)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -31,6 +29,7 @@ from qdqpatch.optimizing.engine import Place, latencies, outputs_in
 from qdqpatch.optimizing.judging import BudgetJudge, HeldBack
 from qdqpatch.optimizing.result import FLOAT, RungResult
 from qdqpatch.optimizing.rungs import RUNGS, Kind, Rung, possible
+from qdqpatch.output.temporary import temporary_folder
 from qdqpatch.packages import missing, pip_install
 from qdqpatch.patching.switch import switch_quantizers
 from qdqpatch.sensitivity import measure, search
@@ -134,9 +133,9 @@ def climb(
     started = now()
     switches = possible(material.model, material.config, rungs)
     found = Climb(settings=dict(material.settings))
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         listener.say("Exporting the float model")
-        float_session = place.write(material.model, Path(folder) / "float", True) if place.is_timed else None
+        float_session = place.write(material.model, folder / "float", True) if place.is_timed else None
         found.rungs.append(RungResult(FLOAT, now() - started, material.held.judge(material.held.expected)))
         overhead, slower = now() - started, 1.0
         for rung in rungs:
@@ -162,7 +161,7 @@ def climb(
             made = now()
             slower = max(slower, (made - begun) / max(rung.passes * material.float_pass, 1e-9))
             listener.say(f"Judging in {place.engine.name}: {rung.name}")
-            session = place.write(model, Path(folder) / f"{len(found.rungs)}")
+            session = place.write(model, folder / f"{len(found.rungs)}")
             outputs = outputs_in(session, material.task, material.held.features, material.batch_size)
             judged = material.held.judge(outputs)
             speed = _timed(float_session, session, material.model, shape)
@@ -270,12 +269,12 @@ def _distilled(
     assert model is not None
     listener.say("Distilling")
     train_ranges(model)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         fit(
             model,
             material.calibration,
             material.task.collate,
-            Path(folder),
+            folder,
             Schedule(epochs=4, lr=1e-5, batch_size=material.batch_size),
             copy.deepcopy(material.model).eval(),
             Distillation(),

@@ -24,6 +24,9 @@ from qdqpatch.spelling import spelled
 NOT_CONTENT = ("lost+found",)
 """What a disk's root has of its own."""
 
+FILES = (".onnx", ".xml")
+"""How the names of exported files end, which is no name for a folder that has them."""
+
 TORCH_WRITERS = ("PytorchStreamWriter", "inline_container", "iostream error")
 """What of torch fails, by a RuntimeError, where it cannot write."""
 
@@ -90,6 +93,11 @@ class OutputFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise CheckpointError(f"{self.given} is a file; name a folder to write to.")
+        if self.path.suffix in FILES and not self.path.exists():
+            raise CheckpointError(
+                f"{self.given} is the name of a file, and what is written is a folder with the file in it: "
+                f"leave {self.path.suffix} out."
+            )
         self.inputs.check_folder(self.given, self.path)
         clean_up(self.path.parent, self.path.name)
         clean_up(self.path)
@@ -200,28 +208,32 @@ class OutputFolder:
 
 
 @contextlib.contextmanager
-def failures_of_writing(out: str | Path) -> Iterator[None]:
+def failures_of_writing(out: str | Path, remedy: str = "") -> Iterator[None]:
     """Turn what the system and the libraries raise when something cannot be written into one line.
+
+    Args:
+        out: Where it is written.
+        remedy: What can be done, as a sentence.
 
     Raises:
         CheckpointError: If so.
     """
-    with _failures(Path(out)):
+    with _failures(Path(out), f" {remedy}" if remedy else ""):
         yield
 
 
 @contextlib.contextmanager
-def _failures(given: Path) -> Iterator[None]:
+def _failures(given: Path, remedy: str = "") -> Iterator[None]:
     try:
         yield
     except QdqError:
         raise
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot write {given}: {_reason(error)}.") from error
+        raise CheckpointError(f"Cannot write {given}: {_reason(error)}.{remedy}") from error
     except RuntimeError as error:
         if not any(name in str(error) for name in TORCH_WRITERS):
             raise
-        raise CheckpointError(f"Cannot write {given}: the disk may be full.") from error
+        raise CheckpointError(f"Cannot write {given}: the disk may be full.{remedy}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -122,6 +122,11 @@ def check_whole(model: nn.Module) -> None:
         NotQuantizedError: If it is.
     """
     if part := quantized_part(model):
+        if hasattr(model, "merge_and_unload"):
+            raise NotQuantizedError(
+                f"This {type(model).__name__} is an adapter of peft around a quantized model. Merge it "
+                "first: model = model.merge_and_unload()."
+            )
         raise NotQuantizedError(
             f"Of this {type(model).__name__} the part {part} alone was quantized. Pass that, or dequantize "
             "it and quantize the whole."

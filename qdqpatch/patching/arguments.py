@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from qdqpatch.errors import DataError, QdqError, one_line
 from qdqpatch.nn.attention import HARMLESS
@@ -124,9 +125,10 @@ def taken_by(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]
 def _check_names(model: nn.Module, batch: Mapping[str, Any], where: str) -> None:
     parameters = inspect.signature(model.forward).parameters.values()
     taken = [parameter.name for parameter in parameters if parameter.kind in _NAMED]
-    if not taken:
-        return
     takes_more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    # What wraps a model, as peft does, hands on to it what it does not name.
+    if not taken or (takes_more and not isinstance(model, PreTrainedModel)):
+        return
     for name, value in batch.items():
         if name in taken or (takes_more and (name in HANDED_ON or not isinstance(value, Tensor))):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torch import nn
@@ -52,6 +53,11 @@ def refusal(model: object) -> str:
         "Expected a transformers model such as AutoModel.from_pretrained(...) gives, not a "
         f"{type(model).__name__}."
     )
+    if isinstance(model, str | os.PathLike):
+        return (
+            "This is the name of a model, not the model. Load it first: "
+            f"AutoModel.from_pretrained({str(model)!r}), or the class with its head."
+        )
     for name in ATTRIBUTES:
         if isinstance(getattr(model, name, None), PreTrainedModel):
             return f"{expected} Of a wrapper, pass the model inside it: its attribute .{name}."

@@ -187,7 +187,13 @@ ADDS_ONLY = {"config": QDQConfig(linears=False, matmuls=False)}
     ("model", "options", "error", "message"),
     [
         (models.float_model, {"method": "best"}, ConfigError, "no calibration method 'best'"),
-        (models.float_model, {"percentile": 0.0}, ConfigError, "percentile must be above 0"),
+        (models.float_model, {"percentile": 0.0}, ConfigError, "percentile must be above 1"),
+        (
+            models.float_model,
+            {"percentile": 0.9999},
+            ConfigError,
+            r"must be above 1 and at most 100, not 0\.9999: in percent that is 99\.99\.$",
+        ),
         (models.float_model, {"weight_method": "auto"}, ConfigError, "no method 'auto' for weights"),
         (models.float_model, {"refine": -1}, ConfigError, "refine must be a positive integer, not -1"),
         (models.float_model, {"refine": True}, ConfigError, "refine must be a positive integer, not True"),

@@ -16,7 +16,7 @@ from transformers import BertModel, PreTrainedModel
 
 import qdqpatch
 from qdqpatch import QDQConfig
-from qdqpatch.errors import CheckpointError, ExportError, NotQuantizedError
+from qdqpatch.errors import CheckpointError, DataError, ExportError, NotQuantizedError
 from qdqpatch.exporter.export import export
 from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.symbolic_operators import symbolic_attention
@@ -88,6 +88,20 @@ REFUSED: list[tuple[Callable[[], PreTrainedModel], dict[str, Any], type[Exceptio
         ExportError,
         "^dtype is for TensorRT; onnxruntime gets",
     ),
+    (
+        models.calibrated,
+        {"batches": ["the cat"]},
+        DataError,
+        r"^Batch 1 is a str; each must be a mapping .* Tokenize texts first",
+    ),
+    (
+        models.calibrated,
+        {"batches": 3},
+        DataError,
+        "^Batches are a list or another iterable of them, not a int",
+    ),
+    (models.calibrated, {"batches": iter(())}, ExportError, "^There is no batch to compare on"),
+    (models.calibrated, {"tokenizer": "ckpt"}, DataError, r"pass AutoTokenizer\.from_pretrained\('ckpt'\)"),
     (models.calibrated, {"shape": (0, 8)}, ExportError, "^A batch and a sequence have at least 1"),
 ]
 
@@ -166,6 +180,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
             "is not empty, and qdqpatch did not write all that is in it: old.txt. Choose another folder",
         ),
         ("file/out", "is not a folder that you may write in"),
+        ("model.onnx", r"model\.onnx is the name of a file, .*: leave \.onnx out"),
     ):
         with pytest.raises(CheckpointError, match=message):
             export(models.calibrated(), tmp_path / name)

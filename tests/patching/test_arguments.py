@@ -83,7 +83,12 @@ def test_what_a_model_takes_passes() -> None:
         def forward(self, **batch: Any) -> Any:
             return batch
 
+    class Adapted(nn.Module):
+        def forward(self, input_ids: Any = None, task_ids: Any = None, **batch: Any) -> Any:
+            return input_ids, task_ids, batch
+
     check_arguments(Anything(), {"anything": IDS})
+    check_arguments(Adapted(), GOOD)  # as peft's do, it hands on what it does not name
     bert = models.build("BertModel")
     check_arguments(bert, GOOD | {"output_attentions": True, "num_items_in_batch": torch.tensor(3)})
     check_arguments(bert, {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 8, 8)})

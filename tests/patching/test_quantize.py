@@ -165,6 +165,20 @@ def test_a_model_of_which_a_part_was_quantized(tmp_path: Path, float_model) -> N
     quantize(model)
 
 
+def test_an_adapter_around_a_quantized_model_is_to_be_merged(tmp_path: Path, calibrated) -> None:
+    class Adapter(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.base_model = model
+
+        def merge_and_unload(self) -> nn.Module:
+            return self.base_model
+
+    adapter = Adapter(calibrated("BertForSequenceClassification"))
+    with pytest.raises(NotQuantizedError, match=r"an adapter of peft .*model = model\.merge_and_unload\(\)"):
+        qdqpatch.export(adapter, tmp_path / "out")
+
+
 def test_what_saves_more_than_the_quantized_part_is_told(tmp_path: Path, float_model) -> None:
     whole = float_model("BertForSequenceClassification")
     quantize(whole.bert)

@@ -105,7 +105,8 @@ def test_texts_come_in_many_forms(embedder: nn.Module) -> None:
         models.assert_equal(models.ranges(model), expected)
     for texts, message in (
         (Path("texts.txt"), "For a file, qdqpatch.data.text_batches"),
-        ((text for text in TEXTS), r"Batch 1 is a str; .* Texts are passed as a list, with tokenizer="),
+        ((text for text in TEXTS), r"Batch 1 is a str; .* Tokenize texts first; .* with tokenizer="),
+        (tokenizer, "another iterable of them, not a "),
         ({"text": TEXTS}, r"This is one batch, .*: pass \[batch\]"),
     ):
         with pytest.raises(DataError, match=message):
@@ -158,6 +159,10 @@ def test_refusals_name_the_attribute(embedder: nn.Module) -> None:
             UnsupportedModelError, match=r"not a Pipeline\. Of a wrapper, pass .* attribute \.model\."
         ):
             call(wrapped)
+        with pytest.raises(
+            UnsupportedModelError, match=r"Load it first: AutoModel\.from_pretrained\('my-bert'\)"
+        ):
+            call("my-bert")
     with pytest.raises(UnsupportedModelError, match=r"not a DataParallel\. .* its attribute \.module\."):
         qdqpatch.quantize(nn.DataParallel(models.float_model()))
     with pytest.raises(UnsupportedModelError, match=r"not a Compiled\. .* its attribute \._orig_mod\."):

@@ -6,7 +6,6 @@ What each rule is worth is measured by `benchmarks/export_speed.py`.
 from __future__ import annotations
 
 import importlib
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from qdqpatch.exporter.rules.qdq_quantizer import QDQActivation
 from qdqpatch.exporter.rules.quant_embedding import LookUpIntegers
 from qdqpatch.exporter.rules.sum_before_norm import SumBeforeNorm
 from qdqpatch.exporter.targets.base import ONNX_PATH, Target, write_onnx
+from qdqpatch.output.temporary import temporary_folder
 
 INTEGER_KERNELS = ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger", "DynamicQuantizeMatMul")
 FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm")
@@ -30,15 +30,19 @@ FLOAT_KERNELS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm")
 def kernels(path: Path) -> list[Kernel]:
     """Return the kernels with matmuls in the graph that ONNX Runtime makes of a file."""
     ort = importlib.import_module("onnxruntime")
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "optimized.data"
         )
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the engine's own type
+            ONNX_RUNTIME.load(path)  # raises if it is the file that the engine refuses
+            raise OSError(f"{ONNX_RUNTIME.name} failed to write there what it makes of the file") from error
         graph = ir.load(optimized).graph
         return [
             Kernel(
