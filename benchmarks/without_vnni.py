@@ -47,7 +47,8 @@ __attribute__((constructor)) static void begin(void)
     sigaction(SIGTRAP, &action, 0);
 }
 """
-"""What is preloaded. A breakpoint is one byte, `cpuid` two: the program goes on at the one that does nothing."""
+"""What is preloaded. A breakpoint is one byte, `cpuid` two: after it the program goes on at one that does
+nothing."""
 
 
 def lacking() -> str | None:

@@ -29,8 +29,9 @@ def pair_sums(weight: Tensor) -> Tensor:
         Shape `(out_features, ceil(in_features / 2))`. Where a pair's signs differ, its sum is no larger than
         either weight.
     """
-    padded = nn.functional.pad(weight, (0, weight.shape[-1] % 2))
-    return padded.unflatten(-1, (-1, 2)).sum(-1).abs()
+    padded: Tensor = nn.functional.pad(weight, (0, weight.shape[-1] % 2))
+    sums: Tensor = padded.unflatten(-1, (-1, 2)).sum(-1).abs()
+    return sums
 
 
 def pairs_fit(levels: npt.NDArray[Any]) -> bool:

@@ -13,6 +13,7 @@ from exports import calibrated, constant, export, made
 from onnx import TensorProto, helper
 
 from qdqpatch import QDQConfig
+from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.arrays import Array
 from qdqpatch.engines.sessions import ONNX_RUNTIME, OPENVINO, SATURATED
 from qdqpatch.engines.vnni import saturates
@@ -137,12 +138,17 @@ def test_whoever_measures_in_openvino_is_told(wrong: bool, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["qdqbert", "linear-only"])
-@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize("form", ["for VNNI", "without", "pairs"])
 def test_whoever_measures_a_file_for_vnni_in_onnx_runtime_is_told(
-    vnni: bool, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = calibrated(NAME, QDQConfig.preset(preset))
+    vnni = form == "for VNNI"
+    if form == "pairs":
+        recalibrate_weights(model, "pairs")
     file = export(model, tmp_path / "out", "onnxruntime", vnni=vnni, check=False).file
+    weight = ir.load(file).graph.initializers["encoder.layer.0.output.dense.weight_quantized"]
+    assert constant(weight).dtype == (np.uint8 if form == "without" else np.int8)
     for wrong in (True, False):
         monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda wrong=wrong: wrong)
         for exact in (True, False):
