@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import exported
 import models
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from qdqpatch import QDQConfig
 from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.arrays import Array
 from qdqpatch.engines.sessions import ONNX_RUNTIME, OPENVINO, SATURATED
-from qdqpatch.engines.vnni import saturates
+from qdqpatch.engines.vnni import may_saturate, saturates
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.check import LEAST_TOLERANCE
 from qdqpatch.exporter.result import Export
@@ -63,6 +64,15 @@ def test_nothing_is_known_without_the_packages(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert not saturates()
+
+
+def test_any_file_may_saturate_if_graphs_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported.write_onnx(tmp_path / "float.onnx")
+    assert not may_saturate(tmp_path / "float.onnx")
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    assert may_saturate(tmp_path / "float.onnx")
 
 
 def assume(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
