@@ -78,6 +78,9 @@ Of {partial_count} others the plan names what stays float in the layers:
 {partial}
 
 {refused}
+
+A checkpoint that brings the code of its model along (`auto_map` in its `config.json`) is of such a type too.
+Commands run that code with `--trust-remote-code` alone, and write it beside what they save.
 """
 
 

@@ -21,6 +21,7 @@ from qdqpatch.bench.loading import load
 from qdqpatch.engines.contenders import TORCH, Contender, Facts, engine_of
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import EngineError, QdqError, one_line
+from qdqpatch.patching.own_code import is_code_trusted, trusting_code
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,12 @@ def alone(contender: Contender, threads: int, shape: Shape) -> Footprint:
     Raises:
         EngineError: If that fails.
     """
-    job = {"contender": dataclasses.asdict(contender), "threads": threads, "shape": str(shape)}
+    job = {
+        "contender": dataclasses.asdict(contender),
+        "threads": threads,
+        "shape": str(shape),
+        "trusted": is_code_trusted(),
+    }
     command = [sys.executable, "-m", "qdqpatch.bench.process", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -102,7 +108,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     contender = Contender(**job["contender"] | {"facts": Facts(**job["contender"]["facts"])})
     try:
-        with _threads(contender, job["threads"]):
+        with _threads(contender, job["threads"]), trusting_code(job["trusted"]):
             footprint = measure(contender, job["threads"], Shape.parse(job["shape"]))
     except QdqError as error:
         sys.exit(one_line(error))

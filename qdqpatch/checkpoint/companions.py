@@ -64,6 +64,7 @@ class Companions:
         default_prompt: The name of the prompt that every text begins with; None for none.
         max_length: Where texts are cut, in tokens; None for as long as the model takes.
         lower_case: Whether texts are put in lower case.
+        dimensions: To how many dimensions embeddings are cut; None for all of them.
     """
 
     source: str
@@ -73,6 +74,7 @@ class Companions:
     default_prompt: str | None = None
     max_length: int | None = None
     lower_case: bool = False
+    dimensions: int | None = None
 
     def copy(self, out: Path) -> None:
         """Copy them and the tokenizer's files into a folder, whose own files stay."""
@@ -129,11 +131,10 @@ def read_companions(source: str) -> Companions:
         files |= _module_files(source, module)
     prompts, default_prompt = _prompts(source, files.get(PROMPTS))
     settings = _object(next((files[name] for name in LENGTHS if name in files), None))
-    length = settings.get("max_seq_length")
-    if length is not None and (not isinstance(length, int) or length < 1):
-        raise CheckpointError(f"max_seq_length of {source} must be a number of tokens, not {length!r}.")
+    length = _count(settings, "max_seq_length", "tokens", source)
     lower_case = settings.get("do_lower_case") is True
-    return Companions(source, modules, files, prompts, default_prompt, length, lower_case)
+    dimensions = _count(_object(files.get(PROMPTS)), "truncate_dim", "dimensions", source)
+    return Companions(source, modules, files, prompts, default_prompt, length, lower_case, dimensions)
 
 
 def companions_of(model: object) -> Companions | None:
@@ -208,6 +209,14 @@ def _module_files(source: str, module: Module) -> dict[str, str]:
             f"{' nor '.join(WEIGHTS)} is there."
         )
     return found
+
+
+def _count(settings: Mapping[str, Any], name: str, of: str, source: str) -> int | None:
+    """Return a number of at least 1; None where the settings have none."""
+    count = settings.get(name)
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise CheckpointError(f"{name} of {source} must be a number of {of}, not {count!r}.")
+    return count
 
 
 def _prompts(source: str, file: str | None) -> tuple[dict[str, str], str | None]:

@@ -166,7 +166,7 @@ def _family_names(model: PreTrainedModel) -> set[str]:
         try:
             with torch.device("meta"):
                 found: Any = auto_class
-                names |= set(found.from_config(model.config).state_dict())
+                names |= set(found.from_config(model.config, trust_remote_code=False).state_dict())
         except ValueError:  # not every family has all three
             continue
     return names

@@ -13,6 +13,7 @@ from qdqpatch.checkpoint.fitting import Request, check_fit
 from qdqpatch.checkpoint.sizes import SIZES, check_counts, check_size
 from qdqpatch.errors import CheckpointError, QdqError, one_line
 from qdqpatch.nn.names import INPUT_SCALE, ZERO_POINT
+from qdqpatch.patching.own_code import is_code_trusted
 
 STATE = ("._amax", f".{ZERO_POINT}", f".{INPUT_SCALE}")
 """How the names of what only a quantized model has end."""
@@ -113,7 +114,7 @@ def model_on_meta(
     try:
         with torch.device("meta"):
             if hasattr(model_class, "from_config"):
-                model: PreTrainedModel = model_class.from_config(config)
+                model: PreTrainedModel = model_class.from_config(config, trust_remote_code=is_code_trusted())
             else:
                 model = model_class(config)
     except QdqError:

@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor
 from qdqpatch.checkpoint.files import find_file
 from qdqpatch.errors import CheckpointError, ConfigError, one_line
 from qdqpatch.packages import require
+from qdqpatch.patching.own_code import is_code_trusted
 from qdqpatch.patching.quiet import quiet_export
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -38,6 +39,6 @@ def load_processor(source: str) -> Any:
         )
     try:
         with quiet_export():
-            return AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
+            return AutoImageProcessor.from_pretrained(source, trust_remote_code=is_code_trusted())
     except Exception as error:  # a damaged file raises whatever its reader does
         raise CheckpointError(f"Cannot load the image processor of {source}: {one_line(error)}") from error

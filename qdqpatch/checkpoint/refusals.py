@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qdqpatch.checkpoint.companions import MODULES
 from qdqpatch.errors import one_line
+from qdqpatch.spelling import spelled
 
 
 def without_config(name: str) -> str:
@@ -29,10 +30,10 @@ def unreadable(name: str, error: Exception) -> str:
         error: What transformers raised.
     """
     if "trust_remote_code" in str(error):
+        way = spelled(f"AutoModel.from_pretrained({name!r}, trust_remote_code=True)", "--trust-remote-code")
         return (
-            f"{name} is of a type that transformers does not know, and brings code of its own, which the "
-            f"commands do not run. In Python: AutoModel.from_pretrained({name!r}, trust_remote_code=True), "
-            "then qdqpatch.ptq and qdqpatch.export."
+            f"{name} is of a type that transformers does not know, and brings code of its own, which is run "
+            f"only where you trust it: {way}."
         )
     if Path(name).is_dir():
         return f"Cannot read the config of {name}: {one_line(error)}"

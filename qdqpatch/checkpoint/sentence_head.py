@@ -20,7 +20,7 @@ from qdqpatch.checkpoint.companions import (
     module_settings,
 )
 from qdqpatch.errors import CheckpointError, one_line
-from qdqpatch.nn.pooling import POOLINGS, Dense, Normalize, Pooling, SentenceHead
+from qdqpatch.nn.pooling import POOLINGS, Dense, Normalize, Pooling, SentenceHead, Truncate
 
 LEGACY_MODES = {
     "pooling_mode_cls_token": "cls",
@@ -76,6 +76,8 @@ def load_sentence_head(companions: Companions) -> SentenceHead | None:
                 f"{TRANSFORMER}, Pooling, {', '.join((*STEPS, *IDENTITIES))}, in that order."
             )
     assert pooling is not None
+    if companions.dimensions is not None:
+        steps.append(Truncate(companions.dimensions))
     return SentenceHead(pooling, steps).eval().requires_grad_(False)
 
 

@@ -23,7 +23,7 @@ from qdqpatch.config.config import QDQConfig
 from qdqpatch.errors import CheckpointError, QdqError
 from qdqpatch.patching.finite import check_finite
 from qdqpatch.patching.guard import lift
-from qdqpatch.patching.own_code import forget_code
+from qdqpatch.patching.own_code import forget_code, is_code_trusted, named_code
 from qdqpatch.patching.plan import Plan
 from qdqpatch.patching.positions import check_positions
 from qdqpatch.patching.sites import find_sites
@@ -207,7 +207,7 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
     if folder.is_dir():
         check_counts(_content(folder / "config.json"), name)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=is_code_trusted())
     except QdqError:
         raise
     except Exception as error:  # a config can hold anything, and what that raises is anything too
@@ -221,7 +221,7 @@ def open_checkpoint(name: str, task: str | None = None) -> Checkpoint:
         )
     _check_method(name, getattr(config, "quantization_config", None))
     lift(config)
-    model_class = _model_class(config, task)
+    model_class = _model_class(name, config, task)
     forget_code(config, model_class)
     return Checkpoint(name, config, model_class, task)
 
@@ -263,7 +263,10 @@ def _named_class(config: PreTrainedConfig) -> Any | None:
     return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
 
 
-def _model_class(config: PreTrainedConfig, task: str | None) -> Any:
+def _model_class(name: str, config: PreTrainedConfig, task: str | None) -> Any:
+    own = named_code(config, None if task is None else AUTO_CLASSES[task])
+    if own is not None and is_code_trusted():
+        return type(model_on_meta(getattr(transformers, own), config, name))
     named = _named_class(config)
     if task is None and named is not None:
         return named

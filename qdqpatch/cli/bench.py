@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.cli.common import progress_bar, verbosity_options
+from qdqpatch.cli.common import code_option, progress_bar, verbosity_options
 from qdqpatch.cli.options import bench_engine_option, json_option, threads_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Draw a bar chart of the latencies into FILE (.png or .svg); an earlier chart is replaced.",
 )
+@code_option
 @verbosity_options
 def command(
     models: tuple[str, ...],

@@ -211,6 +211,7 @@ def _check(values: Mapping[str, Any], given: Mapping[str, str]) -> None:
     if given.keys() & {"split", "subset"}:
         from qdqpatch.data.named import has_splits, is_hub_name
 
-        for name, fits in (("split", has_splits), ("subset", is_hub_name)):
-            if name in given and not fits(source):
-                raise click.UsageError(f"{given[name]} is for data sets on the hub, not for a file.")
+        if "split" in given and not has_splits(source):
+            raise click.UsageError("--split is for data sets on the hub, or of several splits in a folder.")
+        if "subset" in given and not is_hub_name(source):
+            raise click.UsageError("--subset is for data sets on the hub.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import logging
 import warnings
@@ -117,8 +118,8 @@ def placement_options(command: Command) -> Command:
         _placement(
             "--preset",
             type=click.Choice(list(PRESETS)),
-            help="What to quantize: everything QDQBERT does (the default), all but the residual adds, or "
-            "the Linears alone.",
+            help="What to quantize: everything QDQBERT does (the default), all but the residual adds, the "
+            "Linears alone; everything and what Linears compute, or everything in FP8, both for TensorRT.",
         ),
     ):
         with_placement = option(with_placement)
@@ -161,8 +162,32 @@ def verbosity_options(command: Command) -> Command:
                 ) from error
             except QdqError as error:
                 raise click.ClickException(str(error)) from error
+            except OSError as error:  # of a file it would be an error of ours
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise click.ClickException(f"Cannot print the result: {error.strerror}.") from error
 
     return with_console
+
+
+def code_option(command: Command) -> Command:
+    """Add --trust-remote-code, which lets the checkpoints that a command reads run their code."""
+
+    @click.option(
+        "--trust-remote-code",
+        "trusted",
+        is_flag=True,
+        help="Run the code that a checkpoint brings along for a model that transformers does not have. Do so "
+        "only if you trust it.",
+    )
+    @functools.wraps(command)
+    def with_code(trusted: bool, **arguments: Any) -> None:
+        from qdqpatch.patching.own_code import trusting_code
+
+        with trusting_code(trusted):
+            command(**arguments)
+
+    return with_code
 
 
 def progress_bar(console: Console, auto_refresh: bool = True) -> Progress:

@@ -12,7 +12,7 @@ import click
 from qdqpatch.choices import TARGETS, Cpu
 from qdqpatch.cli.calibrating import Calibration, Prepared
 from qdqpatch.cli.calibration import calibration_options
-from qdqpatch.cli.common import Placement, placement_options, task_option, verbosity_options
+from qdqpatch.cli.common import Placement, code_option, placement_options, task_option, verbosity_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.options import cpu_option
 from qdqpatch.cli.places import inputs
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     "Server.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
+@code_option
 @verbosity_options
 def command(
     ckpt: str,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.cli.common import progress_bar, verbosity_options
+from qdqpatch.cli.common import code_option, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.numbers import NOT_NEGATIVE
 from qdqpatch.cli.options import SEED, engine_option, json_option, threads_option
@@ -61,6 +61,7 @@ _option = functools.partial(click.option, cls=SectionOption)
     "it (of perplexity, if it is higher).",
 )
 @json_option
+@code_option
 @verbosity_options
 def command(
     models: tuple[str, ...],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qdqpatch.choices import OPSETS, Cpu
-from qdqpatch.cli.common import task_option, verbosity_options
+from qdqpatch.cli.common import code_option, task_option, verbosity_options
 from qdqpatch.cli.compiling import build_options, check_options, print_builds, read_builds, wanted
 from qdqpatch.cli.options import cpu_option, target_option
 from qdqpatch.cli.places import inputs
@@ -17,7 +17,6 @@ from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.cli.shapes import SHAPE
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.errors import NotQuantizedError
-from qdqpatch.spelling import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,6 +79,7 @@ if TYPE_CHECKING:
 )
 @build_options
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
+@code_option
 @verbosity_options
 def command(
     ckpt: str,
@@ -171,32 +171,5 @@ def tokenizer(ckpt: str) -> PreTrainedTokenizerBase | None:
 
 def print_export(result: Export, console: Console, taken: str = "") -> None:
     """Say what was written, how it was compared, and which matmuls stayed float."""
-    from qdqpatch.patching.folding import fold
-
-    console.print(f"Wrote {result.file}: {result.size / 1e6:.1f} MB for {result.target}{taken}.")
-    if result.operations is not None:
-        left = [operation for operation in result.operations if not operation.integer]
-        console.print(
-            f"{len(result.operations) - len(left)} of {counted(len(result.operations), 'matmul')} run as "
-            "integer kernels" + (". Float:" if left else ".")
-        )
-        for path, _, reason in fold((kernel.name, "", kernel.reason) for kernel in left):
-            console.print(f"  {path}: {reason}")
-    if result.comparisons is None:
-        console.print("Not compared with the model: --no-check.")
-    for comparison in result.comparisons or ():
-        console.print(
-            f"Compared with the model in {result.engine}: {comparison.output} differs by "
-            f"{comparison.mean:.2f} steps in the mean and {comparison.largest:.1f} at most (a step is 1/127 "
-            "of its range)"
-            + (
-                f"; {comparison.changed} of {counted(comparison.predictions, 'prediction')} differ."
-                if comparison.predictions
-                else "."
-            )
-        )
-    if result.float_matmuls:
-        console.print(
-            f"It was compared with products in fp32: {result.engine}'s integer kernels saturate on this "
-            "processor, which has no VNNI. Run the file where there is VNNI."
-        )
+    for line in result.lines(taken):
+        console.print(line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdqpatch.cli.common import placement_options, task_option, verbosity_options
+from qdqpatch.cli.common import code_option, placement_options, task_option, verbosity_options
 from qdqpatch.cli.options import json_option
 from qdqpatch.cli.places import inputs
 from qdqpatch.cli.sections import SectionCommand, SectionOption
@@ -54,6 +54,7 @@ WORST = 10
     help="Write a page with the histograms and ranges of a quantized CKPT as pictures, worst quantizers "
     "first; an earlier page is replaced.",
 )
+@code_option
 @verbosity_options
 def command(
     ckpt: str,

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-LARGEST = (2 - 2.0**-23) * 2.0**127
-"""fp32's largest number; ranges are fp32."""
+LARGEST = 3.4e38
+"""fp32's largest number, as it is written in the help; ranges are fp32."""
 
 
 class Finite(click.types.FloatParamType):

@@ -13,7 +13,7 @@ import click
 
 from qdqpatch.choices import Cpu
 from qdqpatch.cli.bar import CalibrationBar
-from qdqpatch.cli.common import Placement, placement_options, verbosity_options
+from qdqpatch.cli.common import Placement, code_option, placement_options, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.export import print_export, tokenizer
 from qdqpatch.cli.numbers import NOT_NEGATIVE
@@ -106,6 +106,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
 @_output("--float-embeddings", is_flag=True, help="Leave the embeddings' tables in float in the file.")
 @click.option("--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote.")
 @json_option
+@code_option
 @verbosity_options
 def command(
     ckpt: str,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qdqpatch.cli.common import placement_options, progress_bar, verbosity_options
+from qdqpatch.cli.common import code_option, placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.numbers import NOT_NEGATIVE
 from qdqpatch.cli.options import SEED, batch_option, json_option
@@ -81,6 +81,7 @@ _output = functools.partial(click.option, cls=SectionOption, section="Output")
     metavar="FILE",
     help="Draw the costs and what --max-drop tried into FILE (.png or .svg); an earlier chart is replaced.",
 )
+@code_option
 @verbosity_options
 def command(
     ckpt: str,

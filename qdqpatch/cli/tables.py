@@ -45,7 +45,7 @@ def print_text(text: str) -> None:
 
 def width() -> int:
     """Return the width of the terminal, by the variable COLUMNS if it is set."""
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    known = (sys.stdout is not None and sys.stdout.isatty()) or "COLUMNS" in os.environ
     return shutil.get_terminal_size().columns if known else WIDE
 
 
@@ -53,7 +53,7 @@ def _rule(length: int) -> str:
     """Return a line, of what the encoding of the output has."""
     sign = "─"
     try:
-        sign.encode(sys.stdout.encoding or "utf-8")
+        sign.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         sign = "-"
     return sign * length

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from qdqpatch.choices import METHODS, ActivationRanges, Method, WeightRanges
-from qdqpatch.cli.common import Placement, placement_options, progress_bar, verbosity_options
+from qdqpatch.cli.common import Placement, code_option, placement_options, progress_bar, verbosity_options
 from qdqpatch.cli.data import Data, data_options
 from qdqpatch.cli.numbers import NOT_NEGATIVE, POSITIVE, Number
 from qdqpatch.cli.options import EPOCHS, SEED
@@ -160,6 +160,7 @@ _calibration = functools.partial(click.option, cls=SectionOption, section="Calib
 @click.option(
     "--force", is_flag=True, help="Replace OUT if it holds what qdqpatch wrote, and an interrupted run."
 )
+@code_option
 @verbosity_options
 def command(
     ckpt: str,

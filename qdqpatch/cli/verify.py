@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qdqpatch.cli.common import verbosity_options
+from qdqpatch.cli.common import code_option, verbosity_options
 from qdqpatch.cli.options import json_option
 from qdqpatch.cli.sections import SectionCommand
 from qdqpatch.spelling import counted
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.command("verify", cls=SectionCommand)
 @click.argument("out", type=click.Path(path_type=Path))
 @json_option
+@code_option
 @verbosity_options
 def command(out: Path, as_json: bool, console: Console) -> None:
     """Run the canary texts of the folder OUT in the engines that are installed here.
@@ -40,6 +41,8 @@ def command(out: Path, as_json: bool, console: Console) -> None:
         if file.measure == "cosine":
             said = f"lowest cosine {file.worst:.5f} of {counted(count, 'text')}"
         click.echo(f"{file.file} in {file.engine}: {said}.")
+        if file.note is not None:
+            click.echo(f"  {file.engine.split()[0]} {file.note}")
         if file.exactness is not None:
             click.echo(f"  {file.exactness}")
     if changed := [file.file for file in found if file.changed]:

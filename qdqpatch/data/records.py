@@ -84,28 +84,37 @@ def _read_lines(file: TextIO) -> Iterator[Record]:
 
 def _read_csv(file: TextIO) -> Iterator[Record]:
     # Strict, because a quote that is never closed would make one text of the rest of the file.
-    return _read_rows(csv.reader(file, strict=True), ",")
+    return _read_rows(_csv_rows(file), ",")
 
 
 def _read_tsv(file: TextIO) -> Iterator[Record]:
-    return _read_rows(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), "\t")
+    rows = ((number, 1, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, start=1))
+    return _read_rows(rows, "\t")
 
 
-def _read_rows(reader: Any, delimiter: str) -> Iterator[Record]:
-    header: list[str] = []
+def _csv_rows(file: TextIO) -> Iterator[tuple[int, int, list[str] | csv.Error]]:
+    """Yield the line that each row begins on, how many lines it takes up, and its cells or what is wrong."""
+    reader = csv.reader(file, strict=True)
     while True:
         number = reader.line_num + 1
+        row: list[str] | csv.Error
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
+            row = error
+        yield number, reader.line_num - number + 1, row
+
+
+def _read_rows(rows: Iterable[tuple[int, int, list[str] | csv.Error]], delimiter: str) -> Iterator[Record]:
+    header: list[str] = []
+    for number, lines, row in rows:
+        if isinstance(row, csv.Error):
             if not header:
-                raise
-            problem = f"is not valid CSV ({error})"
-            yield Record(number, problem=problem, lines=reader.line_num - number + 1)
+                raise row
+            yield Record(number, problem=_problem(row), lines=lines)
             continue
-        lines = reader.line_num - number + 1
         if len(row) < 2 and not "".join(row).strip():
             continue
         if not header:
@@ -115,6 +124,15 @@ def _read_rows(reader: Any, delimiter: str) -> Iterator[Record]:
             yield Record(number, problem=problem, lines=lines)
         else:
             yield Record(number, dict(zip(header, row, strict=True)), lines=lines)
+
+
+def _problem(error: csv.Error) -> str:
+    if "field limit" in str(error):
+        return (
+            f"has a cell of more than {csv.field_size_limit()} characters, the most that Python's reader of "
+            "CSV takes: write the data as .tsv or .jsonl"
+        )
+    return f"is not valid CSV ({error})"
 
 
 def _checked_header(names: list[str], delimiter: str) -> list[str]:

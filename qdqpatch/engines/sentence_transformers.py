@@ -7,8 +7,9 @@ that the folder is refused, and never loaded as the float model.
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
-from typing import Any
+import shutil
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from qdqpatch.checkpoint.files import find_file
 from qdqpatch.checkpoint.weight_files import has_weights
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.contenders import TORCH
+from qdqpatch.engines.homes import IR_FOLDER, ONNX_FOLDER
 from qdqpatch.engines.models import EXPORTS
 from qdqpatch.engines.sessions import ENGINES, fixed_sizes
 from qdqpatch.engines.vnni import may_saturate, saturates
@@ -37,6 +39,9 @@ HUB = ("token", "cache_dir", "revision", "local_files_only")
 
 BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The engines by sentence-transformers' names of backends; `torch`, the default, leaves the choice to us."""
+
+
+PathT = TypeVar("PathT", bound=PurePath)
 
 
 class EngineModel(nn.Module):
@@ -58,6 +63,7 @@ class EngineModel(nn.Module):
     def __init__(self, config: PreTrainedConfig, engine: str, file: Path, threads: int | None) -> None:
         super().__init__()
         self.config = config
+        self._file = file
         self._made_of = (config, engine, file, threads)
         # Where integer kernels saturate with this file, the engine is asked for slower ones that do not.
         exact = saturates() and (engine != "onnxruntime" or may_saturate(file))
@@ -79,6 +85,20 @@ class EngineModel(nn.Module):
     def device(self) -> torch.device:
         """Where inputs are expected and outputs are put."""
         return self.get_buffer("_place").device
+
+    def save_pretrained(self, folder: str, **_: Any) -> None:
+        """Write the config and the file that runs into a folder, where this module finds them again.
+
+        Args:
+            folder: Where to.
+        """
+        self.config.save_pretrained(folder)
+        inside = self._file.parent.name
+        out = Path(folder) / (inside if inside in (ONNX_FOLDER, IR_FOLDER) else "")
+        out.mkdir(parents=True, exist_ok=True)
+        for file in (self._file, *_beside(self._file)):
+            if file.is_file() and not (out / file.name).exists():
+                shutil.copyfile(file, out / file.name)
 
     def forward(
         self,
@@ -165,16 +185,6 @@ class Transformer(_Transformer):
             )
         return EngineModel(config, engine, Path(files[engine]), threads)
 
-    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Save the model in torch; a file of an engine is copied with its folder.
-
-        Raises:
-            EngineError: If the model is in an engine.
-        """
-        if isinstance(self.model, EngineModel):
-            raise EngineError("A model in an engine is not saved by this: copy the folder that it is from.")
-        super().save(output_path, *args, **kwargs)
-
 
 def _files(source: str, file_name: str | None, hub: dict[str, Any]) -> dict[str, str]:
     """Return the exported files of a folder or a hub repository, by engine."""
@@ -183,11 +193,16 @@ def _files(source: str, file_name: str | None, hub: dict[str, Any]) -> dict[str,
         suffix = engine.suffixes[0]
         for name in EXPORTS[suffix] if file_name is None else _named(file_name, suffix):
             if file := find_file(source, name, **hub):
-                for beside in (f"{name}_data", f"{name.removesuffix('.xml')}.bin"):
-                    find_file(source, beside, **hub)  # from a hub it is downloaded
+                for beside in _beside(PurePosixPath(name)):
+                    find_file(source, str(beside), **hub)  # from a hub it is downloaded
                 found[engine.name] = file
                 break
     return found
+
+
+def _beside(file: PathT) -> tuple[PathT, PathT]:
+    """Return where an exported file may have its weights."""
+    return file.with_name(f"{file.name}_data"), file.with_suffix(".bin")
 
 
 def _named(file_name: str, suffix: str) -> tuple[str, ...]:

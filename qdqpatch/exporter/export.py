@@ -147,6 +147,7 @@ def export(
             progress=progress,
         )
         targets = target if isinstance(target, list | tuple) else [target]
+        check_together(targets)
         writers = prepare_exports(inner, targets, options)
         read = [getattr(inner, "name_or_path", None) or "", source or ""]
         output = OutputFolder.open(out, {"the checkpoint": read}, force)
@@ -254,12 +255,11 @@ def prepare_exports(
 ) -> list[Callable[[Path, Path], Export]]:
     """Prepare exports for one target or several, which share what is traced.
 
-    Errors are those of `prepare_export`, and one of targets that do not go together; so is what is returned
-    for each target. Of several, each gets the options that are for it.
+    Errors are those of `prepare_export`, and so is what is returned for each target. Of several, each gets
+    the options that are for it.
     """
     for target in targets:
         require_packages(target, options.check)
-    check_together(targets)
     from qdqpatch.exporter.tracing import Traces
 
     traces = Traces()

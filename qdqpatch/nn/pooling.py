@@ -101,6 +101,22 @@ class Normalize(nn.Module):
         return functional.normalize(vectors, p=2.0, dim=-1)
 
 
+class Truncate(nn.Module):
+    """Keeps the first dimensions of vectors, as models are trained for it by Matryoshka (arXiv 2205.13147).
+
+    Args:
+        size: How many.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Cut vectors, shape `(batch, hidden)`, to `(batch, size)`; shorter ones stay."""
+        return vectors[..., : self.size]
+
+
 class SentenceHead(nn.Module):
     """All that makes a text's embedding of its tokens' hidden states.
 

@@ -119,7 +119,7 @@ class Optimization:
         reached = ", ".join(f"{name} {one}" for name, one in lacking.figures.items()) if lacking else ""
         return f"Nothing meets {self.asked}. Nearest: {self.chosen} ({self.placement}), {reached}."
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """Return the table and the conclusion."""
         columns, rows = self.table()
         widths = [max(len(row[place]) for row in (columns, *rows)) for place in range(len(columns))]

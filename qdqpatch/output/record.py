@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def write_card(folder: Path) -> None:
     if BEGIN in before and END in before:
         head, rest = before.split(BEGIN, 1)
         before = head + rest.split(END, 1)[1]
-    part = f"{BEGIN}\n{_text(read_sections(folder))}{END}\n"
+    part = f"{BEGIN}\n{_text(read_sections(folder), _ways(folder))}{END}\n"
     file.write_text(f"{before.rstrip()}\n\n{part}".lstrip(), encoding="utf-8")
 
 
@@ -71,12 +71,30 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _text(data: Mapping[str, Any]) -> str:
+def _ways(folder: Path) -> list[str]:
+    """Return how a folder is loaded, by what is in it."""
+    ways = []
+    if any(folder.glob("model*.safetensors")):
+        ways.append("`import qdqpatch`, then `from_pretrained` of transformers")
+    modules = _read(folder / "modules.json")
+    if modules and str(modules[0].get("type", "")).startswith("qdqpatch."):
+        kind = (_read(folder / "config_sentence_transformers.json") or {}).get("model_type")
+        ways.append(f"`{kind or 'SentenceTransformer'}(FOLDER, trust_remote_code=True)`")
+    return ways
+
+
+def _read(file: Path) -> Any:
+    """Return what is in a JSON file; None where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _text(data: Mapping[str, Any], ways: Sequence[str] = ()) -> str:
     lines = [
         "## Int8",
         "",
         f"Quantized by qdqpatch, variant `{data['variant']}`; the whole record is in `qdqpatch.json`.",
         "",
+        *([f"To load it where qdqpatch is installed: {'; '.join(ways)}.", ""] if ways else []),
     ]
     if calibration := data.get("calibration"):
         settings = ", ".join(f"{name} {value}" for name, value in calibration.items() if value)

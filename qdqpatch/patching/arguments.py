@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qdqpatch.errors import DataError, QdqError, one_line
+from qdqpatch.errors import DataError, QdqError, UnsupportedModelError, one_line
 from qdqpatch.nn.attention import HARMLESS
+from qdqpatch.patching.wrapped import is_sentence_model, refusal
 from qdqpatch.spelling import counted
 
 IDS, EMBEDDED, MASK = "input_ids", "inputs_embeds", "attention_mask"
@@ -47,6 +48,7 @@ def run(model: nn.Module, batch: Mapping[str, Any], where: str = "a batch") -> A
     Raises:
         DataError: If it cannot be run, for what it was given is not what it takes; what torch or transformers
             said is the cause. A lack of memory and errors of our own are raised as they are.
+        UnsupportedModelError: If it is a model of sentence-transformers, which takes batches in another way.
     """
     try:
         return model(**batch, **by_name(model))
@@ -187,7 +189,9 @@ def _tables(model: nn.Module) -> dict[str, int]:
     return rows
 
 
-def _cannot_run(model: nn.Module, batch: Mapping[str, Any], where: str, error: Exception) -> DataError:
+def _cannot_run(model: nn.Module, batch: Mapping[str, Any], where: str, error: Exception) -> QdqError:
+    if is_sentence_model(model):
+        return UnsupportedModelError(refusal(model))
     shapes = [
         f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} ({type(value).__name__})"
         for name, value in batch.items()

@@ -19,6 +19,7 @@ from qdqpatch.patching.arguments import check_arguments
 from qdqpatch.patching.folding import Row, fold
 from qdqpatch.patching.operations import Operation, operations_of
 from qdqpatch.patching.quiet import quiet_export
+from qdqpatch.patching.wrapped import refusal, unwrapped
 from qdqpatch.spelling import counted
 
 WIDTH = 80
@@ -70,7 +71,7 @@ class Audit:
         """Return the audit as JSON-ready data."""
         return asdict(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [self.title()]
         for path, kind, operands in self.rows():
             lines += ["", *textwrap.wrap(f"{path}: {kind}", WIDTH, break_long_words=False)]
@@ -88,7 +89,8 @@ def audit(model: PreTrainedModel, batch: Mapping[str, Any]) -> Audit:
     model is only read: a copy that shares its tensors is traced by `torch.export`, in eval mode.
 
     Args:
-        model: A model, quantized or not, in any mode and on any device.
+        model: A model, quantized or not, in any mode and on any device; or a `SentenceTransformer` or
+            `CrossEncoder` with one inside.
         batch: Keyword arguments for its `forward`, as a tokenizer gives them; what is no tensor is left out.
 
     Returns:
@@ -104,11 +106,9 @@ def audit(model: PreTrainedModel, batch: Mapping[str, Any]) -> Audit:
         >>> any(miss.path.startswith("bert.") for miss in audit(model, batch).misses)
         False
     """
+    model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"Expected a transformers model, not a {type(model).__name__}. Of a pipeline or wrapper, pass "
-            "the model inside it."
-        )
+        raise UnsupportedModelError(refusal(model))
     if not isinstance(batch, Mapping):
         raise ConfigError(
             "A batch is a mapping from names to tensors, as a tokenizer gives it, not a "

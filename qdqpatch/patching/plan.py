@@ -150,7 +150,7 @@ class Plan:
             + _table(floating, ("Module", "Operation", "Reason"), self.miss_rows())
         )
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.model}: {', '.join(self.counts())}"]
         for title, rows in (("Quantized", self.site_rows()), ("Float", self.miss_rows())):
             widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]

@@ -14,6 +14,7 @@ from qdqpatch.choices import AUTO_CLASSES
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.data.vocabulary import vocabulary_problem
 from qdqpatch.errors import ConfigError
+from qdqpatch.patching.own_code import named_code
 from qdqpatch.spelling import spelled
 from qdqpatch.tasks.base import Task
 from qdqpatch.tasks.feature_extraction import FeatureExtraction
@@ -49,7 +50,8 @@ def task_of(config: PreTrainedConfig) -> type[Task[Any]]:
     Raises:
         ConfigError: If there is none for it.
     """
-    architecture = next(iter(config.architectures or []), "")
+    own = named_code(config)
+    architecture = next(iter(config.architectures or []), "") if own is None else own
     for name, suffix in _SUFFIXES.items():
         if suffix and architecture.endswith(suffix):
             return TASKS[name]

@@ -130,6 +130,9 @@ def test_bad_folders_are_refused_in_one_line(embedder: Path) -> None:
     refused("default_prompt_name in config_sent.* is 'q', which is none of its prompts: query, passage")
     write(embedder / "config_sentence_transformers.json", {"prompts": [1]})
     refused("must be texts by their names")
+    for wrong in (0, True, "8"):
+        write(embedder / "config_sentence_transformers.json", {"truncate_dim": wrong})
+        refused(f"truncate_dim of .* must be a number of dimensions, not {wrong!r}")
     write(embedder / "sentence_bert_config.json", {"max_seq_length": "long"})
     (embedder / "config_sentence_transformers.json").unlink()
     refused("must be a number of tokens, not 'long'")
@@ -149,7 +152,10 @@ def test_pooling_is_that_of_sentence_transformers(
     mask = mask.flip(1) if left else mask
     features = {"token_embeddings": states, "attention_mask": mask}
     expected = modules.Pooling(SIZE, mode)(features)["sentence_embedding"]
-    assert torch.equal(head(states, mask), torch.nn.functional.normalize(expected, dim=-1))
+    expected = torch.nn.functional.normalize(expected, dim=-1)
+    assert torch.equal(head(states, mask), expected)
+    write(folder / "config_sentence_transformers.json", {"truncate_dim": 8})
+    assert torch.equal(load_sentence_head(read_companions(str(folder)))(states, mask), expected[:, :8])
 
 
 def test_older_settings_of_pooling_are_read(tmp_path: Path) -> None:

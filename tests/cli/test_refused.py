@@ -38,7 +38,7 @@ def test_code_of_a_checkpoint_is_not_run(run, float_checkpoint: Path) -> None:
     Path("own/config.json").write_text(json.dumps(config))
     Path("own/mine.py").write_text("raise SystemExit(3)")
     result = run("convert", "own", "out")
-    assert_fails(result, "In Python: AutoModel.from_pretrained('own', trust_remote_code=True)")
+    assert_fails(result, "brings code of its own, which is run only where you trust it: --trust-remote-code.")
     assert "Do you wish" not in result.output
 
 

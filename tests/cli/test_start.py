@@ -47,6 +47,6 @@ def test_wrong_usage_imports_nothing_heavy() -> None:
 
 def test_an_exported_file_is_measured_alone_without_torch(here: Path) -> None:
     contender = dataclasses.asdict(file_contender(write_onnx(here / "a.onnx")))
-    job = json.dumps({"contender": contender, "threads": 1, "shape": "1x4"})
+    job = json.dumps({"contender": contender, "threads": 1, "shape": "1x4", "trusted": False})
     code = f"from qdqpatch.bench.process import main; sys.argv[1:] = [{job!r}]; main()"
     assert imported(code) <= {"numpy", "onnx", "onnx_ir", "onnxruntime"}

@@ -1,5 +1,7 @@
 """Tables: whole in 80 columns, whatever is in them."""
 
+import errno
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from commands import invoke
 
 from qdqpatch.bench.report import COLUMNS, NUMBERS
 from qdqpatch.cli import main
-from qdqpatch.cli.tables import table_lines
+from qdqpatch.cli.tables import table_lines, width
 
 PATH = "bert.encoder.layer.{0..11}.attention.output.add_residual_input_quantizer"
 
@@ -133,3 +135,20 @@ def test_an_encoding_that_lacks_a_sign_ends_nothing(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "-----" in result.stdout
     assert "There is no folder ./??" in narrow.invoke(main, ["inspect", "./日本"]).stderr
+
+
+def test_output_that_cannot_be_printed_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk behind a redirect; and no output at all, as of some services."""
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("qdqpatch.cli.tables.click.echo", full)
+    result = invoke("inspect", folder / "float")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "Error: Cannot print the result: No space left on device.\n",
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert table_lines(["Name", "MB"], [["a", "1.5"]], width())[1] == "─" * 9

@@ -75,6 +75,10 @@ BAD_LINES = {
     "nul.txt": (b"ok\nok\n\0\n", "1 of 3 lines left out; line 3 has a NUL character in 'text'"),
     "narrow.csv": (b"text,n\nok,1\nbad\nok,2\n", "1 of 3 lines left out; line 3 has 1 column where the"),
     "wide.tsv": (b"text\tn\nbad\t1\t2\nok\t1\nok\t1\n", "line 2 has 3 columns where the first line names 2"),
+    "long.csv": (
+        b"text\nok\n" + b"word " * 30_000 + b"\nok\n",
+        "line 3 has a cell of more than 131072 characters, the most that Python's reader of CSV takes",
+    ),
     "quote.csv": (b'text,n\nok,1\n"bad"x,2\nok,3\n', "1 of 3 lines left out; line 3 is not valid CSV"),
     "open.csv": (b'text\nok\nok\nok\n"bad\nworse\n', "2 of 5 lines left out; line 5 is not valid CSV"),
     "empty.csv": (b"text,n\nok,1\n  ,2\nok,3\n", "line 3 has nothing in 'text'"),
@@ -100,6 +104,12 @@ def test_lines_that_cannot_be_read_are_left_out_and_told_of_once(
     assert str(caught[0].message).startswith(f"{file}: ")
     assert message in str(caught[0].message)
     assert {text for text, _ in found} == {"ok"}
+
+
+def test_a_text_may_be_as_long_as_a_book(write: Write) -> None:
+    book = "word " * 30_000
+    for name, content in (("a.tsv", f"text\tn\n{book}\t1\n"), ("a.jsonl", json.dumps({"text": book}))):
+        assert [text.split() for text, _ in rows(write(name, content))] == [["word"] * 30_000]
 
 
 def test_a_named_field_may_be_missing_from_the_first_object(write: Write) -> None:

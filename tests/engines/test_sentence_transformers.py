@@ -42,7 +42,7 @@ def load(folder: Path, **options: Any) -> Any:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The files that ONNX Runtime loads, and the threads for each; and whether exact kernels are asked for."""
+    """The files that ONNX Runtime loads, and the threads for each; "exact" where that is asked for."""
     engine, calls = ENGINES["onnxruntime"], []
 
     def spy(module: Any, path: Path, threads: int | None, exact: bool) -> Session:
@@ -95,6 +95,27 @@ def test_another_file_can_be_named(name: str, folder: Path, opened: list[Any]) -
     exported.write_onnx(folder / "onnx/other.onnx")
     load(folder, model_kwargs={"file_name": name})
     assert opened == [("other.onnx", None)]
+
+
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "other.onnx"])
+def test_what_runs_is_saved_and_loads_again(
+    name: str, folder: Path, tmp_path: Path, opened: list[Any]
+) -> None:
+    exported.write_onnx(folder / name)
+    (folder / f"{name}_data").write_bytes(b"weights of a large one")
+    chosen = {"model_kwargs": {"file_name": name}}
+    model = load(folder, **chosen)
+    model.save_pretrained(str(tmp_path / "saved"))
+    model.save_pretrained(str(folder))  # where it is from
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    for place in (folder, tmp_path / "saved"):
+        again = load(place, **chosen)
+        assert torch.equal(again[0].model(ids)["logits"], model[0].model(ids)["logits"])
+        assert again.prompts == model.prompts
+        assert [type(module) for module in again] == [type(module) for module in model]
+    assert opened == [(Path(name).name, None)] * 3
+    assert (tmp_path / "saved" / f"{name}_data").is_file()
+    assert not (tmp_path / "saved" / WEIGHTS[0]).exists()
 
 
 def refused(folder: Path, error: type[QdqError], pattern: str, **options: Any) -> None:

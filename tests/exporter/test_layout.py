@@ -23,7 +23,7 @@ from qdqpatch.checkpoint.companions import read_companions
 from qdqpatch.checkpoint.sentence_head import load_sentence_head
 from qdqpatch.engines.exactness import THREADS, Exactness, exactness
 from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME
-from qdqpatch.errors import CheckpointError, ConfigError, EngineError
+from qdqpatch.errors import CheckpointError, ConfigError
 from qdqpatch.lint.graph import read_sites
 from qdqpatch.output.manifest import MANIFEST
 from qdqpatch.patching.apply import is_quantized
@@ -240,7 +240,7 @@ def test_two_targets_with_one_file_name_are_refused(root: Path) -> None:
     ],
 )
 def test_sentence_transformers(
-    options: dict[str, object], engine: str, root: Path, expected: torch.Tensor
+    options: dict[str, object], engine: str, root: Path, expected: torch.Tensor, tmp_path: Path
 ) -> None:
     library = pytest.importorskip("sentence_transformers")
     folder = str(root / "out")
@@ -252,8 +252,9 @@ def test_sentence_transformers(
         assert is_quantized(inner)
     else:
         assert type(inner).__name__ == "EngineModel"
-        with pytest.raises(EngineError, match="copy the folder that it is from"):
-            model[0].save(folder)
+        model.save_pretrained(str(tmp_path / "saved"))
+        again = library.SentenceTransformer(str(tmp_path / "saved"), device="cpu", trust_remote_code=True)
+        assert (again.encode(TEXTS) == model.encode(TEXTS)).all()
 
 
 def test_sentence_transformers_never_loads_the_float_model(root: Path, tmp_path: Path) -> None:
@@ -272,7 +273,8 @@ def test_sentence_transformers_never_loads_the_float_model(root: Path, tmp_path:
 def test_verify(root: Path) -> None:
     result = invoke("verify", root / "out")
     assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
+    notes = "computes in bfloat16"  # of OpenVINO where the processor has it
+    lines = [line for line in result.stdout.splitlines() if notes not in line]
     assert len(lines) == 4
     for line, file in zip(lines[::2], ("onnx/model.onnx", "openvino/openvino_model.xml"), strict=True):
         found = re.fullmatch(rf"{file} in \w+ [\w.-]+: lowest cosine ([\d.]+) of 3 texts\.", line)

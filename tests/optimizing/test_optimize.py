@@ -137,7 +137,7 @@ def test_in_place_as_it_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rung.within_budget for rung in found.rungs[:2]] == [None, False]
     assert len(seen["chosen by"]) == 16
     assert not seen["chosen by"] & seen["judged"]
-    assert "8 texts held back cannot resolve 0.5%" in str(found)
+    assert "8 texts held back cannot resolve 0.5%" in repr(found)
     assert model.bert.encoder.layer[0].output.dense.weight is weights
     best = climbs[-1].best
     assert best is not None

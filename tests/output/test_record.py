@@ -28,3 +28,22 @@ def test_a_file_is_for_its_target_wherever_it_was_compared(
         line for line in (tmp_path / CARD).read_text(encoding="utf-8").splitlines() if "model.onnx" in line
     )
     assert row == f"| `onnx/model.onnx` | {cell} | 1.0 | not known | not compared |"
+
+
+def test_the_card_says_how_the_folder_is_loaded(tmp_path: Path) -> None:
+    add_sections(tmp_path, variant="0", versions={})
+    write_card(tmp_path)
+    assert "To load it" not in (tmp_path / CARD).read_text(encoding="utf-8")
+    (tmp_path / "model.safetensors").touch()
+    write_card(tmp_path)
+    expected = (
+        "To load it where qdqpatch is installed: `import qdqpatch`, then `from_pretrained` of transformers"
+    )
+    assert f"\n{expected}.\n" in (tmp_path / CARD).read_text(encoding="utf-8")
+    kind = {"type": "qdqpatch.engines.sentence_transformers.Transformer"}
+    (tmp_path / "modules.json").write_text(json.dumps([kind]))
+    for settings, name in (({}, "SentenceTransformer"), ({"model_type": "CrossEncoder"}, "CrossEncoder")):
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(settings))
+        write_card(tmp_path)
+        text = (tmp_path / CARD).read_text(encoding="utf-8")
+        assert f"\n{expected}; `{name}(FOLDER, trust_remote_code=True)`.\n" in text

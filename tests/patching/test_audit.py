@@ -76,7 +76,7 @@ def test_a_quantizer_that_was_removed_or_turned_off_is_missed() -> None:
         ],
         (QUERY, "linear"): [("input", "layer_norm of encoder.layer.0.output.LayerNorm")],
     }
-    text = str(found)
+    text = repr(found)
     assert f"\n{QUERY}: linear\n  input (layer_norm of encoder.layer.#.output.LayerNorm)\n" in text
     assert max(map(len, text.splitlines())) <= 80
     assert json.loads(json.dumps(found.to_dict()))["operations"][0]["kind"] == "linear"

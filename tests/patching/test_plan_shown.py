@@ -32,7 +32,7 @@ def test_the_plan_prints_as_a_table_that_names_every_site(float_model) -> None:
 
 
 def test_columns_of_the_table_line_up(float_model) -> None:
-    lines = str(plan(float_model())).splitlines()
+    lines = repr(plan(float_model())).splitlines()  # as a prompt and a notebook show it
     quantized = lines[lines.index("Quantized") + 1 : lines.index("Float") - 1]
     operations = "linear", "query x key", "probabilities x value", "residual add"
     starts = {

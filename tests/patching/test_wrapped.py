@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import qdqpatch
+from qdqpatch import calibration
 from qdqpatch.errors import DataError, UnsupportedModelError
 from qdqpatch.patching.apply import is_quantized
 
@@ -144,6 +145,16 @@ def test_a_cross_encoder(tmp_path: Path) -> None:
     assert qdqpatch.ptq(reranker, pairs, method="max") is reranker
     assert is_quantized(reranker.transformers_model)
     assert abs(reranker.predict(pairs) - before).max() < 0.1
+
+
+def test_steps_are_told_the_model_inside(embedder: nn.Module) -> None:
+    qdqpatch.ptq(embedder, TEXTS, method="max")
+    batch = dict(embedder.tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    inside = r"not a SentenceTransformer\. .* its attribute \.transformers_model\."
+    for step in (calibration.shift, calibration.collect, calibration.correct_biases):
+        with pytest.raises(UnsupportedModelError, match=inside):
+            step(embedder, [batch])
+    assert str(qdqpatch.audit(embedder, batch)) == str(qdqpatch.audit(embedder.transformers_model, batch))
 
 
 def test_refusals_name_the_attribute(embedder: nn.Module) -> None:
