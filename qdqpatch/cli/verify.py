@@ -27,7 +27,8 @@ def command(out: Path, as_json: bool, console: Console) -> None:
 
     OUT is what export, convert --export or optimize wrote; its qdqpatch.json has a few texts, and what the
     model made of them. The exit code is 1 where a file makes something else of them: on another processor,
-    or in another version of an engine.
+    or in another version of an engine. Files that were taken away, and those whose engine is not installed,
+    are left out.
     """
     from qdqpatch.engines.canaries import verify
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from qdqpatch.checkpoint.tokenizer import load_tokenizer
 from qdqpatch.engines.exactness import Exactness, exactness
+from qdqpatch.engines.homes import home_of
 from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME
 from qdqpatch.errors import CheckpointError, EngineError
 from qdqpatch.output.manifest import MANIFEST, foreign, read_sections
@@ -82,10 +83,16 @@ class Verified:
 def verify(folder: Path) -> list[Verified]:
     """Run the canary texts of a folder in the engines that its files are for.
 
+    Args:
+        folder: What was written; the folder `onnx` or `openvino` in it, or a file there, stands for it. Files
+            that were taken away, and those whose engine is not installed, are left out.
+
     Raises:
-        CheckpointError: If there is no such folder, no record in it, or no canary texts in that.
+        CheckpointError: If there is no such folder, no record in it, no file of those that the record names,
+            or no canary texts in it.
         EngineError: If none of the engines is installed, or one fails.
     """
+    folder = home_of(folder) if folder.exists() else folder
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}.")
     record = read_sections(folder)
@@ -94,13 +101,18 @@ def verify(folder: Path) -> list[Verified]:
         raise CheckpointError(
             f"{folder} has no exported file that its {MANIFEST} tells of: write one with qdqpatch export."
         )
+    there = {file: entry for file, entry in exports.items() if (folder / file).is_file()}
+    if not there:
+        raise CheckpointError(
+            f"{folder} has none of the files that its {MANIFEST} tells of: {', '.join(exports)}."
+        )
     canaries = record.get("canaries")
     if not canaries:
         raise CheckpointError(
             f"{folder} has no canary texts in its {MANIFEST}: they are written with embedders and "
             "classifiers that have a tokenizer and take any shape. Export it once more to get them."
         )
-    wanted = {file: ENGINES.get(entry["target"], ONNX_RUNTIME) for file, entry in exports.items()}
+    wanted = {file: ENGINES.get(entry["target"], ONNX_RUNTIME) for file, entry in there.items()}
     installed = {file: engine for file, engine in wanted.items() if engine.version is not None}
     if not installed:
         packages = pip_install(*dict.fromkeys(engine.package for engine in wanted.values()))

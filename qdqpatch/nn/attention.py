@@ -131,7 +131,8 @@ def require_known(
     if unknown:
         raise UnsupportedModelError(
             f"{type(module).__name__} passes {', '.join(unknown)} to its attention, which the quantized one "
-            f"does not know. Leave the matmuls float: {float_matmuls()}."
+            "does not know. If it is from your batch, leave it out there; if it is the model's own, leave "
+            f"the matmuls float: {float_matmuls()}."
         )
 
 

@@ -28,6 +28,9 @@ SEPARATORS = ("|", ";", ",", None)
 MARKS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 """What says whether a label is there, in lower case; the last two as data frames write them."""
 
+SHOWN = 20
+"""Of more labels than this, messages name so many."""
+
 LISTED = re.compile(r"""'([^']*)'|"([^"]*)"|([^\s,'"]+)""")
 """A part of a list that is written as a text, as data frames write it: quoted or not."""
 
@@ -125,8 +128,9 @@ def class_numbers(places: Mapping[str, str], names: Mapping[int, str]) -> dict[s
     as_numbers = {text: number for text in places if (number := _whole(text)) is not None and number in names}
     for text, where in places.items():
         if text not in as_names and text not in as_numbers:
-            shown = ", ".join(f"{number} ({names[number]})" for number in sorted(names)[:20])
-            raise DataError(f"{where} has the label {text!r}; the model's are {shown}.")
+            shown = ", ".join(f"{number} ({names[number]})" for number in sorted(names)[:SHOWN])
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise DataError(f"{where} has the label {text!r}; the model's are {shown}{more}.")
     named, numbered = len(as_names) == len(places), len(as_numbers) == len(places)
     if named and numbered and as_names != as_numbers:
         text = next(text for text in places if as_names[text] != as_numbers[text])

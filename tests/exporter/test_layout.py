@@ -305,6 +305,20 @@ def test_verify_finds_drift(root: Path, tmp_path: Path) -> None:
     assert "There is no folder" in invoke("verify", root / "nothing").stderr
 
 
+def test_verify_goes_by_the_files_that_are_there(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "out", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/openvino")
+    for place in ("out", "out/onnx", "out/onnx/model.onnx"):
+        result = invoke("verify", tmp_path / place, "--json")
+        assert result.exit_code == 0, result.output
+        assert [found["file"] for found in json.loads(result.stdout)] == ["onnx/model.onnx"]
+    shutil.rmtree(tmp_path / "out/onnx")
+    message = (
+        "has none of the files that its qdqpatch.json tells of: onnx/model.onnx, openvino/openvino_model.xml."
+    )
+    assert message in invoke("verify", tmp_path / "out").stderr
+
+
 def test_verify_tells_a_changed_file_from_drift(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "out", tmp_path / "out")
     path = tmp_path / "out/onnx/model.onnx"

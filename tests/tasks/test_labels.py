@@ -45,6 +45,13 @@ def test_names_that_look_like_numbers(values: tuple, expected: list[int] | None)
         assert read(*values, id2label=STARS) == expected
 
 
+def test_of_many_labels_some_are_named() -> None:
+    with pytest.raises(
+        DataError, match=r"the model's are 0 \(intent 0\), .*, 19 \(intent 19\) and 130 more\.$"
+    ):
+        read("refund", id2label={number: f"intent {number}" for number in range(150)})
+
+
 def test_what_may_be_either_is_refused() -> None:
     with pytest.raises(
         DataError, match="line 1, has the label '1', which can be the name of label 0 or the "
