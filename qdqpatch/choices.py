@@ -16,7 +16,7 @@ Method = Literal["max", "percentile", "mse", "entropy", "auto"]
 DEFAULT_PERCENTILE = 99.99
 """How many percent of the magnitudes a range takes in unless another share is asked for."""
 
-WeightMethod = Literal["max", "mse"]
+WeightMethod = Literal["max", "mse", "pairs"]
 """How that of a weight does."""
 
 ActivationRanges = Literal["frozen", "lsq", "clip"]
@@ -38,6 +38,7 @@ GPU_RUNNERS = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt
 """What exported files can be benchmarked in on an NVIDIA GPU."""
 
 METHODS: tuple[str, ...] = get_args(Method)
+WEIGHT_METHODS: tuple[str, ...] = get_args(WeightMethod)
 TARGETS: tuple[str, ...] = get_args(Target)
 CPUS: tuple[str, ...] = get_args(Cpu)
 RUNNERS: tuple[str, ...] = get_args(Runner)

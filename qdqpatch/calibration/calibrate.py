@@ -51,7 +51,7 @@ def calibrate(
         percentile: The share of the magnitudes that are not clipped, in percent. Another one than the default
             means the method `"percentile"`, where no other is named.
         padding_aware: Whether positions that the attention mask hides are left out.
-        weight_method: How the ranges of weights are chosen: `"max"` or `"mse"`.
+        weight_method: How the ranges of weights are chosen: `"max"`, `"mse"` or `"pairs"` (`weight_ranges`).
         tokenizer: The model's, for texts; that of a `SentenceTransformer` is known.
 
     Returns:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 from numpy.typing import NDArray
 
 from qdqpatch.calibration.searches import entropy, float8, mse, percentile
-from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, Method, WeightMethod
+from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, WEIGHT_METHODS, Method
 from qdqpatch.errors import ConfigError
 
 PERCENTILES = (99.0, 99.9, 99.99, 99.999)
@@ -32,8 +30,8 @@ def check_method(method: str, share: float) -> None:
 
 def check_weight_method(method: str) -> None:
     """Raise a `ConfigError` if there is no such method for weights."""
-    if method not in get_args(WeightMethod):
-        known = ", ".join(f'"{name}"' for name in get_args(WeightMethod))
+    if method not in WEIGHT_METHODS:
+        known = ", ".join(f'"{name}"' for name in WEIGHT_METHODS)
         raise ConfigError(f"There is no method {method!r} for weights; there are {known}.")
 
 

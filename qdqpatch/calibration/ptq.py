@@ -93,7 +93,8 @@ def ptq(
         method: How the ranges of activations are chosen, as `qdqpatch.calibrate` takes it.
         percentile: For `"percentile"`, the share of the magnitudes that are not clipped, in percent.
         padding_aware: Whether positions that the attention mask hides are left out.
-        weight_method: How the ranges of weights are chosen: `"max"` or `"mse"`.
+        weight_method: How the ranges of weights are chosen: `"max"`, `"mse"`, or `"pairs"`, for processors
+            without VNNI (`qdqpatch.calibration.weight_ranges`).
         smooth: Whether outlier channels of values, queries and keys are rescaled away first
             (`qdqpatch.calibration.smooth`).
         shift: Whether channels of values and LayerNorms are moved around zero first

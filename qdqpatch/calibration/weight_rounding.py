@@ -7,12 +7,14 @@ together. That needs one pass over the data and a Cholesky factor of H for each 
 
 What counts as x is the quantized input, as the file's integers have it: that is what the weight is
 multiplied by. The range of the weight stays, so its levels do; columns of the largest inputs come first,
-while all others can still make up for them.
+while all others can still make up for them. Where no pair of levels is too large for kernels that saturate
+(`qdqpatch/nn/pairs.py`), none becomes so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +27,7 @@ from qdqpatch.calibration.undo import restored_if_raised
 from qdqpatch.errors import CalibrationError, ConfigError
 from qdqpatch.nn.learned import WeightTrackingQuantizer
 from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.pairs import LIMIT, pairs_fit
 from qdqpatch.nn.quantizer import TensorQuantizer
 from qdqpatch.patching.apply import check_have_ranges, enabled_quantizers
 
@@ -159,7 +162,10 @@ def _rounded(linear: QuantLinear, moments: Tensor) -> Tensor:
     order = moments.diagonal().argsort(descending=True)
     ranges = amax.expand_as(weight)[:, order]
     found = torch.empty_like(weight)
-    found[:, order] = _compensated(weight[:, order], moments[order][:, order], quantizer, ranges)
+    pairs = None
+    if quantizer.num_bits == 8 and pairs_fit(quantizer.integers(weight).cpu().numpy()):
+        pairs = _Pairs(LIMIT * amax / quantizer.levels, _partners(order))
+    found[:, order] = _compensated(weight[:, order], moments[order][:, order], quantizer, ranges, pairs)
     errors = [
         ((error @ moments) * error).sum(1)
         for error in ((found - weight).double(), (nearest - weight).double())
@@ -167,7 +173,38 @@ def _rounded(linear: QuantLinear, moments: Tensor) -> Tensor:
     return torch.where((errors[0] < errors[1])[:, None], found, nearest)
 
 
-def _compensated(weight: Tensor, moments: Tensor, quantizer: TensorQuantizer, ranges: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Pairs:
+    """What keeps the sums of pairs of levels small.
+
+    Attributes:
+        limit: What the two weights may add up to, shape `(out_features, 1)` or 0-dim.
+        partners: For each column the other one of its pair; its own number if it has none.
+    """
+
+    limit: Tensor
+    partners: list[int]
+
+    def clip(self, values: Tensor, column: int, rounded: Tensor) -> Tensor:
+        """Return a column's values, clipped to what the partner leaves if it is rounded already."""
+        partner = self.partners[column]
+        if partner >= column:
+            return values
+        other = rounded[:, partner : partner + 1]
+        return values.clamp(-self.limit - other, self.limit - other)
+
+
+def _partners(order: Tensor) -> list[int]:
+    """Return for each position in an order of columns the position of the other column of its pair."""
+    positions = torch.empty_like(order)
+    positions[order] = torch.arange(len(order), device=order.device)
+    partners: list[int] = positions[(order ^ 1).where(order ^ 1 < len(order), order)].tolist()
+    return partners
+
+
+def _compensated(
+    weight: Tensor, moments: Tensor, quantizer: TensorQuantizer, ranges: Tensor, pairs: _Pairs | None = None
+) -> Tensor:
     """Return the weight rounded column by column, each making up for the errors of those before it."""
     size = len(moments)
     damped = moments + DAMPING * moments.diagonal().mean() * torch.eye(
@@ -181,7 +218,8 @@ def _compensated(weight: Tensor, moments: Tensor, quantizer: TensorQuantizer, ra
         errors = torch.empty_like(left[:, start:end])
         for column in range(start, end):
             values = left[:, column : column + 1]
-            result[:, column : column + 1] = quantizer.quantized(values, ranges[:, column : column + 1])
+            fitting = values if pairs is None else pairs.clip(values, column, result)
+            result[:, column : column + 1] = quantizer.quantized(fitting, ranges[:, column : column + 1])
             error = (values - result[:, column : column + 1]) / factor[column, column]
             left[:, column:end] -= error * factor[column, column:end]
             errors[:, column - start : column - start + 1] = error

@@ -14,6 +14,7 @@ from qdqpatch.nn.fake_quantize import absolute_max
 from qdqpatch.nn.learned import WeightTrackingQuantizer
 from qdqpatch.nn.linear import QuantEmbedding, QuantLinear
 from qdqpatch.nn.names import WEIGHT
+from qdqpatch.nn.pairs import pair_sums
 from qdqpatch.nn.quantizer import TensorQuantizer
 
 STEPS = 64
@@ -28,9 +29,10 @@ def weight_ranges(model: PreTrainedModel, method: WeightMethod = "max") -> dict[
 
     Args:
         model: A quantized model.
-        method: `"max"`, the largest magnitude, or `"mse"`, the range with the smallest mean squared error
-            of the weights; each per channel where the quantizer is. A range that follows its weight in
-            training is the largest magnitude in any case.
+        method: `"max"`, the largest magnitude; `"mse"`, the range with the smallest mean squared error of the
+            weights; or `"pairs"`, the smallest that clips nothing and keeps the sums of products of uint8 and
+            int8 from saturating without VNNI (`qdqpatch/nn/pairs.py`). Each is per channel where the
+            quantizer is. A range that follows its weight in training is the largest magnitude in any case.
 
     Raises:
         CalibrationError: If a weight is NaN or infinite.
@@ -45,8 +47,13 @@ def weight_ranges(model: PreTrainedModel, method: WeightMethod = "max") -> dict[
                 raise CalibrationError(
                     f"{path} saw NaN or infinity, so it has no range. Check weights and inputs."
                 )
-            is_own = method == "max" or isinstance(quantizer, WeightTrackingQuantizer)
-            ranges[path] = amax if is_own else _least_squares(weight, amax, quantizer)
+            if isinstance(quantizer, WeightTrackingQuantizer):
+                pass
+            elif method == "mse":
+                amax = _least_squares(weight, amax, quantizer)
+            elif method == "pairs" and isinstance(module, QuantLinear) and quantizer.num_bits == 8:
+                amax = _fitting_pairs(weight, amax)
+            ranges[path] = amax
     return ranges
 
 
@@ -70,6 +77,14 @@ def _least_squares(weight: Tensor, largest: Tensor, quantizer: TensorQuantizer) 
     for offset in range(-STRIDE + 1, STRIDE):
         attempt((centre + offset).clamp(1, STEPS))
     return largest * best_step / STEPS
+
+
+def _fitting_pairs(weight: Tensor, largest: Tensor) -> Tensor:
+    """Return the range in which the levels of no pair add up to more than 127, before they are rounded."""
+    if largest.dim() and largest.shape[1] != 1:  # one per column: no integer kernel takes that
+        return largest
+    sums = pair_sums(weight.to(largest.dtype))
+    return torch.maximum(largest, sums.amax(1, keepdim=True) if largest.dim() else sums.amax())
 
 
 def recalibrate_weights(model: Model, method: WeightMethod = "max") -> Model:

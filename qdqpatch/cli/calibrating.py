@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qdqpatch.choices import Method
+from qdqpatch.choices import Cpu, Method, WeightMethod
 from qdqpatch.cli.bar import CalibrationBar
 from qdqpatch.data.stored import is_stored
 from qdqpatch.errors import CheckpointError
@@ -46,6 +47,7 @@ class Calibration:
     prompt: str | None
     method: Method
     percentile: float
+    weight_method: WeightMethod | None
     fuse_inputs: bool
     fuse_qkv: bool
     clip_gelu: float | None
@@ -57,6 +59,20 @@ class Calibration:
     tune: int
     round_weights: bool
     correct_biases: bool
+
+    def for_files(self, targets: Sequence[str], cpu: Cpu | None) -> Calibration:
+        """Return the options with the ranges of weights that suit files best, unless they were asked for.
+
+        Args:
+            targets: The engines that files are written for.
+            cpu: What will run them; None for this machine.
+        """
+        if self.weight_method is not None or not targets:
+            return self
+        from qdqpatch.exporter.asked import weight_method_for
+
+        wanted = {weight_method_for(target, cpu) for target in targets}
+        return dataclasses.replace(self, weight_method="pairs" if "pairs" in wanted else "max")
 
     def prepare(self, ckpt: str, companions: Companions, console: Console) -> Prepared | PreparedImages:
         """Read the tokenizer and the texts, and return what calibrates the model with them.
@@ -136,6 +152,7 @@ class Calibration:
         settings = {
             "method": self.method,
             "percentile": self.percentile if self.method == "percentile" else None,
+            "weight_method": self.weight_method or "max",
             "samples": samples,
             "seed": self.seed,
             "max_length": max_length,
@@ -181,6 +198,7 @@ class Calibration:
                 batches,
                 method=self.method,
                 percentile=self.percentile,
+                weight_method=self.weight_method or "max",
                 smooth=self.smooth,
                 shift=self.shift,
                 smooth_inputs=self.smooth_inputs,

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS
+from qdqpatch.choices import DEFAULT_PERCENTILE, METHODS, WEIGHT_METHODS
 from qdqpatch.cli.calibrating import Calibration
 from qdqpatch.cli.common import Command
 from qdqpatch.cli.numbers import LARGEST, Number
@@ -84,6 +84,13 @@ OPTIONS = (
         show_default=True,
         type=Number(1, 100, min_open=True),
         help="How many percent of the values a range takes in; sets --method percentile.",
+    ),
+    _option(
+        "--weight-method",
+        type=click.Choice(WEIGHT_METHODS),
+        help="How ranges of weights follow. max: up to the largest; mse: the least squared error; pairs: as "
+        "much wider than max as the faster kernels of processors without VNNI need to be exact.  [default: "
+        "pairs if a file for such a processor is exported, else max]",
     ),
     _option(
         "--fuse-inputs",

@@ -111,6 +111,8 @@ def command(
     source.check_weights(fresh_head=True)
     if source.quantization is None and (shortfall := plan.shortfall()):
         console.print(f"Warning: {shortfall}")
+    if calibration is not None:
+        calibration = calibration.for_files(targets, cpu)
     set_ranges = None if calibration is None else calibration.prepare(ckpt, companions, console)
     with console.status(f"Loading {ckpt}"):
         model, missing = source.load(fresh_head=True)

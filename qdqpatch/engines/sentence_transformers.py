@@ -23,7 +23,7 @@ from qdqpatch.engines.contenders import TORCH
 from qdqpatch.engines.homes import IR_FOLDER, ONNX_FOLDER
 from qdqpatch.engines.models import EXPORTS
 from qdqpatch.engines.sessions import ENGINES, fixed_sizes
-from qdqpatch.engines.vnni import saturates
+from qdqpatch.engines.vnni import may_saturate, saturates
 from qdqpatch.errors import CheckpointError, ConfigError, DataError, EngineError
 from qdqpatch.spelling import spelled
 
@@ -65,8 +65,9 @@ class EngineModel(nn.Module):
         self.config = config
         self._file = file
         self._made_of = (config, engine, file, threads)
-        # Where integer kernels saturate, the engine is asked for those that do not.
-        self._session = ENGINES[engine].load(file, threads, exact=saturates())
+        # Where integer kernels saturate with this file, the engine is asked for slower ones that do not.
+        exact = saturates() and (engine != "onnxruntime" or may_saturate(file))
+        self._session = ENGINES[engine].load(file, threads, exact=exact)
         if any(fixed_sizes(self._session.inputs)):
             raise CheckpointError(
                 f"{file} takes one shape alone, and sentence-transformers gives batches of any: export it "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.engines.telemetry import no_telemetry
-from qdqpatch.engines.vnni import has_signed_products, saturates
+from qdqpatch.engines.vnni import may_saturate, saturates
 from qdqpatch.errors import EngineError, one_line
 from qdqpatch.packages import missing, require
 
@@ -189,7 +189,7 @@ def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) ->
             for value in session.get_inputs()
         ),
         lambda inputs: dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True)),
-        _saturated=lambda: not exact and saturates() and has_signed_products(path),
+        _saturated=lambda: not exact and saturates() and may_saturate(path),
     )
 
 

@@ -42,18 +42,22 @@ def saturates() -> bool:
     return int(found.item()) != 2 * PAIRS * 255 * 127
 
 
-def has_signed_products(path: Path) -> bool:
-    """Return whether ONNX Runtime multiplies uint8 by int8 in a file, which `saturates` is about.
+def may_saturate(path: Path) -> bool:
+    """Return whether ONNX Runtime multiplies uint8 by int8 in a file, and sums of that may be too large.
 
-    Raises:
-        ImportError: If onnx_ir is not installed.
+    Returns:
+        True also where onnx_ir is not installed, and nothing is known.
     """
-    import onnx_ir as ir  # comes with an extra, and so does what reads graphs
+    try:
+        import onnx_ir as ir  # comes with an extra, and so does what reads graphs
+    except ImportError:
+        return True
 
     from qdqpatch.lint.operands import INPUTS, read_operands
 
     return any(
-        [operand.dtype for operand in read_operands(node)] == ["uint8", "int8"]
+        (first.dtype, second.dtype) == ("uint8", "int8") and not second.fits_pairs
         for node in ir.load(path).graph.all_nodes()
         if node.op_type in INPUTS
+        for first, second in [read_operands(node)]
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from qdqpatch.choices import CPUS, OPSETS
+from qdqpatch.choices import CPUS, OPSETS, WeightMethod
 from qdqpatch.engines.shapes import Shape
 from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError, QuantizedError
@@ -75,6 +75,19 @@ def of_several(options: ExportOptions, target: str, targets: Sequence[str]) -> E
     others = {*targets} - {target}
     foreign = {name for other in others for name in OPTIONS_OF[other] if name not in OPTIONS_OF[target]}
     return replace(options, **{name: getattr(DEFAULTS, name) for name in foreign})
+
+
+def weight_method_for(target: str, cpu: str | None) -> WeightMethod:
+    """Return how the ranges of weights are chosen for a file: `"pairs"` where products saturate.
+
+    Args:
+        target: The engine.
+        cpu: What will run the file, one of `CPUS`; None for this machine.
+    """
+    if target == "tensorrt":
+        return "max"
+    saturating = saturates() if cpu is None else cpu == "avx2"
+    return "pairs" if saturating else "max"
 
 
 def check_is_float(model: PreTrainedModel, float_weights: bool, int8_embeddings: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
 from qdqpatch.lint.sites import Operand
 from qdqpatch.lint.walk import VIEWS, behind_views, is_constant, readers_of, value_of
+from qdqpatch.nn.pairs import pairs_fit
 
 INPUTS: dict[str, tuple[tuple[int, int | None], tuple[int, int | None]]] = {
     "MatMul": ((0, None), (1, None)),
@@ -112,7 +114,17 @@ def integer_operand(integers: ir.Value, zero_point: ir.Value | None, constant: b
         elif quantize is not None and quantize.op_type == "QuantizeLinear":
             given = quantize.attributes.get_int("output_dtype", 0)
             dtype = ir.DataType(given) if given else _zero_point(value_of(quantize, 2))[0]
-    return Operand(dtype.name.lower(), constant, number, _count_readers(integers))
+    operand = Operand(dtype.name.lower(), constant, number, _count_readers(integers))
+    return replace(operand, fits_pairs=constant and dtype == ir.DataType.INT8 and _fits_pairs(integers))
+
+
+def _fits_pairs(weight: ir.Value) -> bool:
+    """Say whether the pairs of a weight's levels fit, shape `(..., in_features, out_features)`."""
+    tensor = _tensor(weight)
+    try:
+        return tensor is not None and len(tensor.shape) > 1 and pairs_fit(tensor.numpy().swapaxes(-1, -2))
+    except (OSError, ValueError):  # it is in a file of its own, which is not there
+        return False
 
 
 def _zero_point(value: ir.Value | None) -> tuple[ir.DataType, int | None]:

@@ -24,6 +24,7 @@ class Operand:
         stored: How the file holds a quantized weight.
         by_input: Whether a weight has a scale for each input, where outputs are meant to have them.
         half: Whether DequantizeLinear gives float16 or bfloat16.
+        fits_pairs: Whether it is a weight of int8, read as such, whose products with uint8 never saturate.
     """
 
     dtype: str | None = None
@@ -35,6 +36,7 @@ class Operand:
     stored: Literal["float", "integer"] = "integer"
     by_input: bool = False
     half: bool = False
+    fits_pairs: bool = False
 
 
 @dataclass(frozen=True)

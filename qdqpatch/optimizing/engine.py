@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.bench.inputs import make_inputs
 from qdqpatch.bench.measure import interleave
+from qdqpatch.choices import WeightMethod
 from qdqpatch.data.arrays import Arrays
 from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.models import facts_of
@@ -19,7 +20,7 @@ from qdqpatch.engines.sessions import ENGINES, ONNX_RUNTIME, Engine, Session
 from qdqpatch.engines.shapes import Shape, cut
 from qdqpatch.errors import EngineError
 from qdqpatch.evaluation.predicting import engine_run, predict
-from qdqpatch.exporter.asked import are_exact
+from qdqpatch.exporter.asked import are_exact, weight_method_for
 from qdqpatch.exporter.export import prepare_export, require_packages
 from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.packages import require
@@ -72,6 +73,11 @@ class Place:
     def is_timed(self) -> bool:
         """Whether the engine's speed is that of the target."""
         return self.target == self.engine.name
+
+    @property
+    def weight_method(self) -> WeightMethod:
+        """How the ranges of weights are chosen for what will run the files."""
+        return weight_method_for(self.target, self.options.get("cpu"))
 
     def write(self, model: PreTrainedModel, folder: Path, as_float: bool = False) -> Session:
         """Export a model without comparing it, and load the file."""

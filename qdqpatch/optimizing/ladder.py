@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from qdqpatch.calibration.observing import HELD_BACK
 from qdqpatch.calibration.ptq import ptq
+from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.config.config import QDQConfig
 from qdqpatch.distributed import from_first, share
 from qdqpatch.engines.sessions import Session
@@ -280,7 +281,7 @@ def _distilled(
             step=lambda done, total, loss: listener.step(done, total),
             head=material.head,
         )
-    return freeze_ranges(model)
+    return recalibrate_weights(freeze_ranges(model), settings.get("weight_method", "max"))
 
 
 Step = Callable[[Material, PreTrainedModel | None, Mapping[str, Any], CalibrationListener], PreTrainedModel]

@@ -179,7 +179,9 @@ def search_best(
     if math.isinf(judge.judge(expected).shortfall):
         raise ConfigError("The float model gives NaN for the texts held back: check its weights.")
     float_pass = per_sequence * len(own)
-    given = {"fuse_inputs": True} if placement.fuse_inputs else {}  # whatever is quantized
+    given: dict[str, Any] = {"fuse_inputs": True} if placement.fuse_inputs else {}  # whatever is quantized
+    if place.weight_method != "max":
+        given["weight_method"] = place.weight_method
     material = Material(model, task, own, texts.choosing, judge, chosen, batch_size, float_pass, head, given)
     left = None if seconds is None else seconds - spent
     found = climb(material, place, left, shape, listener)

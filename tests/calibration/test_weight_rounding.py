@@ -11,6 +11,7 @@ from qdqpatch import QDQConfig, calibrate, quantize
 from qdqpatch.calibration import round_weights, weight_rounding
 from qdqpatch.errors import CalibrationError, ConfigError, NotQuantizedError
 from qdqpatch.nn.linear import QuantLinear
+from qdqpatch.nn.pairs import pairs_fit
 from qdqpatch.patching.apply import named_quantizers
 
 DATA = [models.inputs(seed=seed, length=length) for seed, length in ((2, 8), (3, 6), (4, 8))]
@@ -91,6 +92,31 @@ def test_it_is_the_least_squares_solution_for_the_columns_that_are_left(
         left[:, rest] -= torch.outer(error, torch.linalg.solve(damped[rest, rest], damped[rest, column]))
     found = weight_rounding._compensated(weight, moments, quantizer, quantizer.amax.expand_as(weight))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("method", ["max", "pairs"])
+def test_pairs_that_fit_stay_so(method: str) -> None:
+    config = QDQConfig.preset("linear-only")
+    model = calibrate(quantize(models.float_model("BertModel"), config), DATA, "max", weight_method=method)
+    before = {path: linear.weight.detach().clone() for path, linear in linears(model).items()}
+    round_weights(model, DATA)
+    fits = {}
+    for path, linear in linears(model).items():
+        levels = linear._weight_quantizer.integers(linear.weight).detach()
+        nearest = linear._weight_quantizer.integers(before[path])
+        assert not torch.equal(levels, nearest), path
+        fits[path] = pairs_fit(levels.numpy())
+    assert all(fits.values()) if method == "pairs" else not any(fits.values())
+
+
+def test_a_column_takes_what_its_partner_leaves() -> None:
+    order = torch.tensor([2, 1, 3, 0, 4])  # 4 has no partner
+    assert weight_rounding._partners(order) == [2, 3, 0, 1, 4]
+    pairs = weight_rounding._Pairs(torch.tensor([[8.0], [16.0]]), [1, 0])
+    rounded = torch.tensor([[6.0, 0.0], [-6.0, 0.0]])
+    values = torch.tensor([[5.0], [-11.0]])
+    assert pairs.clip(values, 0, rounded) is values
+    assert pairs.clip(values, 1, rounded).tolist() == [[2.0], [-10.0]]
 
 
 def test_padding_is_no_data() -> None:

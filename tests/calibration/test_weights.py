@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qdqpatch import QDQConfig, calibrate, quantize
-from qdqpatch.calibration.weights import STEPS, weight_ranges
+from qdqpatch.calibration.weights import STEPS, recalibrate_weights, weight_ranges
 from qdqpatch.errors import CalibrationError
+from qdqpatch.nn.linear import QuantEmbedding
+from qdqpatch.nn.pairs import pairs_fit
 from qdqpatch.patching.apply import named_quantizers
 
 DENSE = "encoder.layer.0.intermediate.dense"
@@ -138,6 +140,35 @@ def test_calibrate_sets_them_and_leaves_the_weights_alone() -> None:
         if path not in expected
     )
     assert any(not torch.equal(by_maximum[path], amax) for path, amax in expected.items())
+
+
+@pytest.mark.parametrize("axis", ["0", "none"])
+def test_pairs_get_the_smallest_range_that_fits_them(axis: str) -> None:
+    model = with_weights(f"*_weight_quantizer=axis:{axis}")
+    maxima, found = weight_ranges(model), weight_ranges(model, "pairs")
+    recalibrate_weights(model, "pairs")
+    wider = 0
+    for path, amax in found.items():
+        module = model.get_submodule(path.rpartition(".")[0])
+        if isinstance(module, QuantEmbedding):
+            assert torch.equal(amax, maxima[path]), path
+            continue
+        weight, quantizer = module.weight.detach(), module._weight_quantizer
+        assert torch.equal(quantizer.amax, amax), path
+        assert pairs_fit(quantizer.integers(weight).numpy()), path
+        sums = (weight[:, 0::2] + weight[:, 1::2]).abs()  # no Linear here has an odd number of inputs
+        largest = sums.amax(1, keepdim=True) if axis == "0" else sums.amax()
+        assert torch.equal(amax, torch.maximum(maxima[path], largest)), path
+        wider += int((amax > maxima[path]).sum())
+        if (amax > 1.02 * maxima[path]).any():  # 128 levels would do where 127 are asked for
+            quantizer.load_range(maxima[path])
+            assert not pairs_fit(quantizer.integers(weight).numpy()), path
+    assert wider
+
+
+def test_pairs_of_few_bits_always_fit() -> None:
+    model = with_weights("*_weight_quantizer=num_bits:7")
+    models.assert_equal(weight_ranges(model, "pairs"), weight_ranges(model))
 
 
 def test_weight_quantizers_that_are_off_have_no_range() -> None:

@@ -1,7 +1,9 @@
 """What tests of the commands share: tiny checkpoints and data, made once and only read."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import models
 import pytest
@@ -9,7 +11,9 @@ from checkpoints import SENTENCES, write_checkpoint, write_tokenizer
 from click.testing import CliRunner, Result
 from commands import invoke
 
+from qdqpatch.calibration import Statistics
 from qdqpatch.cli import main
+from qdqpatch.listening import CalibrationListener
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +52,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `ptq` is called with, the batches read twice as lists; nothing is run."""
+    calls: dict[str, Any] = {}
+
+    def record(model: object, batches: Any, listener: CalibrationListener, **options: object) -> None:
+        calls.update(options, batches=list(batches), again=list(batches), count=len(batches))
+        listener.collected(Statistics({}))
+
+    monkeypatch.setattr(sys.modules["qdqpatch.calibration.ptq"], "ptq", record)
+    return calls

@@ -19,10 +19,8 @@ from rich.console import Console
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import qdqpatch
-from qdqpatch.calibration import Statistics
 from qdqpatch.cli import main
 from qdqpatch.cli.bar import CalibrationBar
-from qdqpatch.listening import CalibrationListener
 
 TEXTS = [f"{'the cat ' * (i % 5)}sat on a mat{'s' * (i % 2)}" for i in range(40)]
 
@@ -42,19 +40,6 @@ def convert(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return CliRunner().invoke(main, ["convert", str(checkpoint), "out", *map(str, options)])
 
     return convert
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `ptq` is called with, the batches read twice as lists; nothing is run."""
-    calls: dict[str, Any] = {}
-
-    def record(model: object, batches: Any, listener: CalibrationListener, **options: object) -> None:
-        calls.update(options, batches=list(batches), again=list(batches), count=len(batches))
-        listener.collected(Statistics({}))
-
-    monkeypatch.setattr(sys.modules["qdqpatch.calibration.ptq"], "ptq", record)
-    return calls
 
 
 def assert_fails_without_a_trace(result: Result, *fragments: str, code: int = 1) -> None:
@@ -291,7 +276,7 @@ def test_help_has_a_section_for_calibration(convert) -> None:
         *("--calib", "--text-column", "--text-pair-column", "--split", "--subset", "--samples", "--seed"),
         *("--max-length", "--prompt"),
     ]
-    assert found["Calibration"][:3] == ["--method", "--percentile", "--fuse-inputs"]
+    assert found["Calibration"][:3] == ["--method", "--percentile", "--weight-method"]
     assert found["Running"] == ["--batch-size"]
     assert "--force" in found["Options"]
 

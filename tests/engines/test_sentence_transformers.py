@@ -41,12 +41,12 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None]]:
-    """The files that ONNX Runtime loads, and the threads for each."""
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The files that ONNX Runtime loads, and the threads for each; "exact" where that is asked for."""
     engine, calls = ENGINES["onnxruntime"], []
 
     def spy(module: Any, path: Path, threads: int | None, exact: bool) -> Session:
-        calls.append((path.name, threads))
+        calls.append((path.name, threads, *(["exact"] if exact else [])))
         return engine._open(module, path, threads, exact)
 
     monkeypatch.setitem(ENGINES, "onnxruntime", dataclasses.replace(engine, _open=spy))
@@ -64,6 +64,17 @@ def test_a_file_is_loaded_once_with_the_threads_asked_for(folder: Path, opened: 
     assert opened == [("model.onnx", 1)] * 2
     assert model.device == torch.device("cpu")
     assert model.to("meta").device == torch.device("meta")
+
+
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("in_file", [True, False])
+def test_slower_kernels_are_for_files_that_saturate_here(
+    here: bool, in_file: bool, folder: Path, opened: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qdqpatch.engines.sentence_transformers.saturates", lambda: here)
+    monkeypatch.setattr("qdqpatch.engines.sentence_transformers.may_saturate", lambda file: in_file)
+    load(folder)
+    assert opened == [("model.onnx", None, *(["exact"] if here and in_file else []))]
 
 
 def test_files_are_of_the_revision_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

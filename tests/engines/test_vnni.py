@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import exported
 import models
 import numpy as np
 import onnx_ir as ir
@@ -13,9 +14,10 @@ from exports import calibrated, constant, export, made
 from onnx import TensorProto, helper
 
 from qdqpatch import QDQConfig
+from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.arrays import Array
 from qdqpatch.engines.sessions import ONNX_RUNTIME, OPENVINO, SATURATED
-from qdqpatch.engines.vnni import saturates
+from qdqpatch.engines.vnni import may_saturate, saturates
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.check import LEAST_TOLERANCE
 from qdqpatch.exporter.result import Export
@@ -62,6 +64,15 @@ def test_nothing_is_known_without_the_packages(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert not saturates()
+
+
+def test_any_file_may_saturate_if_graphs_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported.write_onnx(tmp_path / "float.onnx")
+    assert not may_saturate(tmp_path / "float.onnx")
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    assert may_saturate(tmp_path / "float.onnx")
 
 
 def assume(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +148,17 @@ def test_whoever_measures_in_openvino_is_told(wrong: bool, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["qdqbert", "linear-only"])
-@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize("form", ["for VNNI", "without", "pairs"])
 def test_whoever_measures_a_file_for_vnni_in_onnx_runtime_is_told(
-    vnni: bool, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = calibrated(NAME, QDQConfig.preset(preset))
+    vnni = form == "for VNNI"
+    if form == "pairs":
+        recalibrate_weights(model, "pairs")
     file = export(model, tmp_path / "out", "onnxruntime", vnni=vnni, check=False).file
+    weight = ir.load(file).graph.initializers["encoder.layer.0.output.dense.weight_quantized"]
+    assert constant(weight).dtype == (np.uint8 if form == "without" else np.int8)
     for wrong in (True, False):
         monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda wrong=wrong: wrong)
         for exact in (True, False):

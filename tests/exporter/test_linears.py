@@ -130,6 +130,23 @@ def test_without_vnni_the_weights_levels_are_stored_as_uint8(unsigned: bool, per
     np.testing.assert_allclose(found, expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_without_vnni_pairs_of_levels_that_fit_stay_signed(fits: bool) -> None:
+    module = model()
+    quantizer = module["dense"]._weight_quantizer
+    with torch.no_grad():
+        first = 0.5 if fits else 0.51  # of 127 levels: 64 and 64, or 65 and 65
+        module["dense"].weight.copy_(torch.tensor([first, first, -1.0, 0.3] * 2))
+    levels = quantizer.integers(module["dense"].weight).detach().numpy()
+    usual, offset = (
+        rewritten(LINEAR, module, (IntegerLinear(offset=value),)).graph.node("dense").inputs
+        for value in (False, True)
+    )
+    assert constant(offset[1]).dtype == constant(offset[5]).dtype == (np.int8 if fits else np.uint8)
+    assert (constant(offset[1]).astype(int) - constant(offset[5])).tolist() == levels.T.tolist()
+    assert constant(offset[3]).tolist() == constant(usual[3]).tolist()
+
+
 def test_signed_levels_are_stored_128_higher() -> None:
     module = model()
     integers = {}

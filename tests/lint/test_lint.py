@@ -121,6 +121,11 @@ def test_a_file_for_processors_without_vnni_has_unsigned_keys_and_values(lint) -
 
     assert found(signed_at) == []
     assert found(signed_at[1:]) == ["unsigned-key-value"]
+    first, weight = sites[signed_at[0]].operands
+    small = dataclasses.replace(weight, fits_pairs=True)
+    sites = [*sites]
+    sites[signed_at[0]] = dataclasses.replace(sites[signed_at[0]], operands=(first, small))
+    assert found(signed_at[1:]) == []
 
 
 def test_openvino_takes_levels_from_0_up_on_the_left_alone(lint) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+import onnx
 import pytest
 import tiny_tasks
 import torch
@@ -72,7 +73,12 @@ def test_the_folder_is_ready_to_serve(optimized: tuple[Path, str]) -> None:
     assert record["optimization"]["rungs"][1]["figures"]["cosine"] > 0.995
     assert record["exports"]["onnx/model.onnx"]["cpu"] == "avx2"
     assert len(record["data"]["sha256"]) == 64
-    assert record["calibration"] == {"samples": 48, "seed": 0, "max_length": 12}
+    assert record["calibration"] == {
+        "weight_method": "pairs", "samples": 48, "seed": 0, "max_length": 12
+    }  # fmt: skip
+    weights = onnx.load(out / "onnx/model.onnx").graph.initializer
+    types = {weight.data_type for weight in weights if "layer" in weight.name and "quantized" in weight.name}
+    assert types == {onnx.TensorProto.INT8}
     assert "cosine of at least 0.995 and top-10 kept of at least 95, met." in (out / "README.md").read_text(
         encoding="utf-8"
     )

@@ -31,7 +31,7 @@ class IntegerAttention:
 
     Attributes:
         offset: Whether keys and values are uint8 too, 128 higher, for processors without VNNI: their products
-            of uint8 and int8 saturate (`qdqpatch.saturation`).
+            of uint8 and int8 saturate (`qdqpatch/engines/vnni.py`).
     """
 
     offset: bool = False

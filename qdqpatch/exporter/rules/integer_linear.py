@@ -19,6 +19,7 @@ from qdqpatch.exporter.rules.qdq_linear import QDQLinear, scaled_input
 from qdqpatch.exporter.symbolic_operators import DOMAIN, LINEAR
 from qdqpatch.nn.linear import QuantLinear
 from qdqpatch.nn.names import INPUT, WEIGHT
+from qdqpatch.nn.pairs import pairs_fit
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class IntegerLinear:
     """A Linear with both quantizers on; others are left to `QDQLinear`.
 
     Attributes:
-        offset: Whether to store the weight as uint8, 128 higher, for processors without VNNI: their products
-            of uint8 and int8 saturate (`qdqpatch.saturation`).
+        offset: Whether the file is for processors without VNNI, whose products of uint8 and int8 saturate: a
+            weight with a pair of levels too large for them is stored as uint8 then, 128 higher, for which
+            there is a slower kernel that does not.
     """
 
     offset: bool = False
@@ -46,7 +48,8 @@ class IntegerLinear:
         inputs = activation_grid(linear._input_quantizer, f"{name}.{INPUT}")
         weights, integers = weight_grid(linear._weight_quantizer, linear.weight, f"{name}.{WEIGHT}")
         stored = integers.T
-        if self.offset and not weights.unsigned:
+        offset = self.offset and (weights.unsigned or not pairs_fit(integers))
+        if offset and not weights.unsigned:
             stored = (stored.astype(np.int16) + 128).astype(np.uint8)
         tensor = scaled_input(rewriter, node, linear)
         assert tensor is not None
@@ -56,7 +59,7 @@ class IntegerLinear:
         product = multiply(
             rewriter,
             (quantize_before_moves(rewriter, tensor, inputs, offset=True), inputs, True),
-            (rewriter.constant(stored, f"{name}.weight_quantized"), weights, self.offset),
+            (rewriter.constant(stored, f"{name}.weight_quantized"), weights, offset),
             bias,
             name,
         )

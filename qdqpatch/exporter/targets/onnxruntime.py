@@ -79,7 +79,7 @@ TARGET = Target(
 
 
 def target(vnni: bool = True, cpu: str | None = None) -> Target:
-    """Return the target, or the one whose right operands are uint8: exact on any processor, but slower.
+    """Return the target, or the one that is exact on any processor: uint8 where int8 could saturate.
 
     Args:
         vnni: Whether processors multiply uint8 by int8 exactly.

@@ -9,9 +9,9 @@ from qdqpatch.lint.sites import Operand, Site, operand_names
 
 
 def is_for_vnni(sites: Sequence[Site]) -> bool:
-    """Say whether a weight is signed: none is in a file for processors without VNNI, which would saturate."""
+    """Say whether a weight's products may saturate: none's do in a file for processors without VNNI."""
     weights = [site.operands[1] for site in sites if site.operation == "linear" and site.is_int8]
-    return not weights or any(weight.dtype != "uint8" for weight in weights)
+    return not weights or any(weight.dtype != "uint8" and not weight.fits_pairs for weight in weights)
 
 
 def check(site: Site) -> str | None:
