@@ -15,7 +15,7 @@ from qdqpatch.evaluation.bootstrap import difference, interval
 from qdqpatch.evaluation.predicting import predict, torch_run
 from qdqpatch.sensitivity.cost import meaning, rows_of
 from qdqpatch.sensitivity.subject import Subject
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, form, spelled
 from qdqpatch.tasks.agreement import UNCHANGED
 from qdqpatch.tasks.head import predictions
 from qdqpatch.tasks.metrics import Metric, mean
@@ -58,9 +58,11 @@ class MetricJudge:
         self.name, self.reference = metric.name, metric.value
         self.higher_is_better = metric.higher_is_better
         if not self.reference:
+            count = len(subject.examples)
+            these = f"{form(count, 'this', 'these')} {counted(count, 'example')}"
             raise ConfigError(
-                f"The float model's {self.name} on these {len(subject.examples)} examples is 0, of which "
-                "nothing can be a percentage. Check that model and data belong together, or take more "
+                f"The float model's {self.name} on {these} is 0, of which nothing can be a percentage. Check "
+                "that model and data belong together, or take more "
                 f"examples{spelled('', ' (--samples)')}."
             )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.errors import ConfigError
+from qdqpatch.spelling import counted
 from qdqpatch.tasks.head import MEASURES, Meaning, divergence, predictions
 from qdqpatch.tasks.metrics import Correlation, Metric, Ratio
 
@@ -72,7 +73,7 @@ def _correlation(pairs: Sequence[tuple[Tensor, Tensor]]) -> Metric:
     other = torch.cat([reference for _, reference in pairs]).numpy()
     if (other == other[0]).all():
         raise ConfigError(
-            f"The model to compare with gives the same score for all {len(other)} sequences, so that nothing "
-            "can be told. Check that model and data belong together."
+            f"The model to compare with gives the same score for all of {counted(len(other), 'sequence')}, "
+            "so that nothing can be told. Check that model and data belong together."
         )
     return Correlation(CORRELATION, own, other)

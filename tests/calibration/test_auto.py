@@ -17,7 +17,7 @@ from qdqpatch.calibration.observing import first_rows
 from qdqpatch.errors import CalibrationError
 from qdqpatch.patching.apply import named_quantizers
 
-CANDIDATES = [("max", 0.1), ("mse", 0.1), ("entropy", 0.1)] + [
+CANDIDATES = [("max", 50.0), ("mse", 50.0), ("entropy", 50.0)] + [
     ("percentile", share) for share in (99.0, 99.9, 99.99, 99.999)
 ]
 LAYER = "encoder.layer.0"

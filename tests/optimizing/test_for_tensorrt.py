@@ -1,7 +1,6 @@
 """`optimize` for TensorRT: one range for what reads a tensor, and nothing timed."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -15,6 +14,7 @@ from transformers import AutoModel
 import qdqpatch
 from qdqpatch.calibration.shared_inputs import readers
 from qdqpatch.errors import ConfigError
+from qdqpatch.exporter.result import Export
 from qdqpatch.optimizing import ladder
 from qdqpatch.optimizing.budget import Judged
 from qdqpatch.optimizing.optimize import optimize
@@ -62,15 +62,13 @@ def test_for_tensorrt_nothing_is_timed(tmp_path: Path, monkeypatch: pytest.Monke
     best = qdqpatch.quantize(AutoModel.from_pretrained(tmp_path / "emb"))
     found.take(RungResult("ranges", 1.0, Judged({figure.name: figure}, 0.0, 0.0)), best, {})
     monkeypatch.setattr("qdqpatch.optimizing.optimize.climb", lambda *arguments: found)
-    written = SimpleNamespace(
-        file=tmp_path / "out/onnx/model.onnx", operations=None, comparisons=[], size=1e6
-    )
-    vars(written).update(target="tensorrt", float_matmuls=False)
+    out = tmp_path / "out"
+    written = Export(out, out / "onnx/model.onnx", "tensorrt", 10**6, None, [], None)
     monkeypatch.setattr(
         "qdqpatch.exporter.export.prepare_export", lambda *arguments: lambda folder, out: written
     )
     options = ("--data", tmp_path / "texts.txt", "--target", "tensorrt")
-    result = invoke("optimize", tmp_path / "emb", tmp_path / "out", *options)
+    result = invoke("optimize", tmp_path / "emb", out, *options)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("tensorrt (qdqbert), judged in onnxruntime ")

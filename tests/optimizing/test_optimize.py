@@ -237,7 +237,7 @@ def test_what_the_float_model_gives_tells_nothing(monkeypatch: pytest.MonkeyPatc
     options: dict[str, Any] = {"tokenizer": tiny_tasks.tokenizer()}
     model = models.build(HEAD, num_labels=1).eval()
     model.classifier.weight.data.zero_()
-    with pytest.raises(ConfigError, match="gives the same score for all 8 sequences"):
+    with pytest.raises(ConfigError, match="gives the same score for all of 8 sequences"):
         qdqpatch.optimize(model, distinct_texts(24), **options)
     model = models.build(HEAD).eval()
     model.classifier.bias.data[0] = torch.nan
