@@ -6,13 +6,22 @@ from pathlib import Path
 
 from qdqpatch.checkpoint.companions import MODULES
 from qdqpatch.errors import one_line
-from qdqpatch.spelling import spelled
+from qdqpatch.spelling import counted, spelled
+
+ROUTES = "router_config.json"
+"""What sentence-transformers writes of a model with a transformer for queries and another for documents."""
 
 
 def without_config(name: str) -> str:
     """Say that a folder is no checkpoint, and where in it there is one."""
     folder = Path(name)
     text = f"{name} has no config.json, so it is not a transformers checkpoint."
+    if (folder / ROUTES).is_file():
+        routes = sorted(config.parent.name for config in folder.glob("*_Transformer/config.json"))
+        return (
+            f"{text} It routes texts to {counted(len(routes), 'transformer')}: name one of them, such as "
+            f"{folder / routes[0] if routes else folder}."
+        )
     if (folder / MODULES).is_file():
         return (
             f"{text} An older sentence-transformers wrote its transformer into a folder of its own: save "

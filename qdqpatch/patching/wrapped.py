@@ -36,6 +36,7 @@ def unwrapped(model: Any) -> Any:
     if is_sentence_model(model):
         inner = getattr(model, INSIDE)
         if isinstance(inner, PreTrainedModel):
+            _check_alone(model)
             return inner
         kind = "none" if inner is None else f"a {type(inner).__name__}"
         raise UnsupportedModelError(
@@ -45,6 +46,23 @@ def unwrapped(model: Any) -> Any:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(refusal(model))
     return model
+
+
+def _check_alone(model: nn.Module) -> None:
+    """Find out that there is one transformers model in it, not one for queries and another for documents.
+
+    Raises:
+        UnsupportedModelError: If there are several.
+    """
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if isinstance(module, PreTrainedModel) and not any(path.startswith(f"{outer}.") for outer in found):
+            found.append(path)
+    if len(found) > 1:
+        raise UnsupportedModelError(
+            f"This {type(model).__name__} has {len(found)} transformers models. Pass them one by one: "
+            f"{', '.join(f'model.get_submodule({path!r})' for path in found)}."
+        )
 
 
 def refusal(model: object) -> str:

@@ -1,5 +1,6 @@
 """The verbs on what people hold: models of sentence-transformers, and texts."""
 
+import copy
 from pathlib import Path
 
 import models
@@ -12,7 +13,8 @@ from transformers import PreTrainedModel
 
 import qdqpatch
 from qdqpatch import calibration
-from qdqpatch.errors import DataError, UnsupportedModelError
+from qdqpatch.checkpoint.source import open_checkpoint
+from qdqpatch.errors import CheckpointError, DataError, UnsupportedModelError
 from qdqpatch.patching.apply import is_quantized
 
 CONFIG = {"prompts": {"query": "a "}, "default_prompt_name": "query"}
@@ -145,6 +147,26 @@ def test_a_cross_encoder(tmp_path: Path) -> None:
     assert qdqpatch.ptq(reranker, pairs, method="max") is reranker
     assert is_quantized(reranker.transformers_model)
     assert abs(reranker.predict(pairs) - before).max() < 0.1
+
+
+def test_of_two_models_inside_none_is_left_out(embedder: nn.Module, tmp_path: Path) -> None:
+    """As where queries and documents have encoders of their own."""
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    second = copy.deepcopy(embedder[0])
+    routes = modules.Router.for_query_document([embedder[0]], [second])
+    model = pytest.importorskip("sentence_transformers").SentenceTransformer(modules=[routes], device="cpu")
+    with pytest.raises(
+        UnsupportedModelError, match=r"has 2 transformers models\. .*\('0\.sub_modules\.query\.0"
+    ):
+        qdqpatch.quantize(model)
+    assert not is_quantized(model)
+    model.save_pretrained(str(tmp_path / "routed"))
+    with pytest.raises(
+        CheckpointError, match=r"routes texts to 2 transformers: .*routed/document_0_Transformer\.$"
+    ):
+        open_checkpoint(str(tmp_path / "routed"))
+    routes = modules.Router.for_query_document([embedder[0]], [embedder[0]])
+    qdqpatch.quantize(type(model)(modules=[routes], device="cpu"))
 
 
 def test_steps_are_told_the_model_inside(embedder: nn.Module) -> None:
