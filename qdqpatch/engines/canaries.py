@@ -52,8 +52,8 @@ class Verified:
         changed: Whether the file is another one than what was written.
         note: What else there is to know of how the engine computes here; None for nothing.
         precision: What it computes in where the file says fp32.
-        saturates: Whether sums of the file's products are known to be too large for this processor's kernels,
-            which few texts need not show. Of OpenVINO nothing is known; its note says what can be.
+        saturates: Whether sums of the file's products may be too large for this processor's kernels, which
+            few texts need not show.
     """
 
     file: str
@@ -152,7 +152,7 @@ def verify(folder: Path) -> list[Verified]:
                 file in changed,
                 session.note,
                 session.precision,
-                engine is ONNX_RUNTIME and session.saturated,
+                session.saturated,
             )
         )
     return found
