@@ -1,12 +1,12 @@
 """How fast exported int8 BERT-base runs, beside fp32 and beside what other tools make of the same model.
 
-    python benchmarks/export_speed.py [--ours]
+    python benchmarks/export_speed.py [--tables onnxruntime openvino rules operators] [--ours]
 
 All files of an engine run in one process in turn: one run to warm the caches that another contender's
 weights have emptied, then three timed ones. BERT-base has random weights, which cost as much as trained ones.
 The floor is the time of the Linears' integer GEMMs alone, in ONNX Runtime. Then one rule after the other is
-taken from the targets, and the engines' profilers say where the time goes. `--ours` is the tables of the
-engines alone, without the peers. "Smoothed" is with factors for the channels of all that Linears and residual
+taken from the targets, and the engines' profilers say where the time goes. `--tables` chooses, and `--ours`
+leaves the peers out. "Smoothed" is with factors for the channels of all that Linears and residual
 adds read, as `--smooth-inputs --smooth-residuals` finds on a model with outliers.
 """
 
@@ -22,17 +22,17 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import peers
 import profiles
 import torch
 from common import BERT_BASE, Row, in_turn, prepare, quiet, show, surroundings
-from onnx import TensorProto, helper, numpy_helper
+from gemm_floor import gemm_seconds
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 import qdqpatch
 from qdqpatch.calibration.residual_smoothing import operands_to_smooth
 from qdqpatch.engines.sessions import ONNX_RUNTIME
+from qdqpatch.exporter.asked import weight_method_for
 from qdqpatch.exporter.export import prepare_export
 from qdqpatch.exporter.options import ExportOptions
 from qdqpatch.exporter.rules import push_quantize
@@ -47,6 +47,7 @@ from qdqpatch.exporter.tracing import Traces
 from qdqpatch.nn.linear import QuantLinear
 
 SHAPES = ((1, 128), (8, 128), (1, 384))
+COLUMNS = ("", *(f"{batch}x{length}" for batch, length in SHAPES))
 ROUNDS = 7
 THREADS = 2
 SETTINGS = {
@@ -67,31 +68,14 @@ Runs = Mapping[str, Callable[[], object]]
 def main() -> None:
     """Make every contender's file, and print a table for each engine and one for the rules."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--ours", action="store_true")
-    ours = parser.parse_args().ours
+    arguments = parser.parse_args()
     prepare()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files = make_files(BERT_BASE, folder, with_peers=not ours)
-        columns = ("", *(f"{batch}x{length}" for batch, length in SHAPES))
-        rows = compare(files.onnxruntime, onnxruntime_run)
-        if ours:
-            show("ONNX Runtime", (*columns, TO_PEERS), rows)
-            show("OpenVINO, static shape", (*columns, TO_PEERS), compare(files.openvino, openvino_run))
-            print(f"{surroundings()}, {THREADS} threads")
-            return
-        floor = [f"{seconds * 1e3:.1f} ms" for seconds in map(gemm_seconds, SHAPES)]
-        show("ONNX Runtime", (*columns, TO_PEERS), [*rows, ("floor: the Linears' int8 GEMMs", *floor, "")])
-        show("OpenVINO, static shape", (*columns, TO_PEERS), compare(files.openvino, openvino_run))
-        for title, without, run in (
-            ("ONNX Runtime, without a rule", files.onnxruntime_without, onnxruntime_run),
-        ):
-            show(title, columns, [row[:-1] for row in compare(without, run, first=ALL)])
-        for title, found in (
-            ("ONNX Runtime, per operator", [profile(files, shape, "onnxruntime") for shape in SHAPES]),
-            ("OpenVINO, per operator", [profile(files, shape, "openvino") for shape in SHAPES]),
-        ):
-            show(title, columns, profile_rows(found))
+        files = make_files(BERT_BASE, Path(name), not arguments.ours, "rules" in arguments.tables)
+        for table in arguments.tables:
+            TABLES[table](files)
     versions = (f"{engine} {importlib.metadata.version(engine)}" for engine in ("onnxruntime", "openvino"))
     print(f"{surroundings()}, {', '.join(versions)}, {THREADS} threads")
 
@@ -109,8 +93,10 @@ class Files:
     onnxruntime_without: dict[str, Path]
 
 
-def make_files(config: BertConfig, folder: Path, with_peers: bool = True) -> Files:
-    """Export one model in all ways, and in the peers' too unless told otherwise."""
+def make_files(
+    config: BertConfig, folder: Path, with_peers: bool = True, without_rules: bool = True
+) -> Files:
+    """Export one model in all ways, and in the peers' and with a rule less too unless told otherwise."""
     torch.manual_seed(0)
     model, feed = BertForSequenceClassification(config).eval(), feed_of(config, 2, 32)
     floating = float_file(model, folder / "fp32.onnx", feed)
@@ -126,11 +112,12 @@ def make_files(config: BertConfig, folder: Path, with_peers: bool = True) -> Fil
         qdqpatch.quantize(model, qdqpatch.QDQConfig.preset(preset))
         if SMOOTHED in name:
             multiply(model)
-        qdqpatch.calibrate(model, [tensors(feed)], method="max")
+        weights = weight_method_for("onnxruntime", None)
+        qdqpatch.calibrate(model, [tensors(feed)], method="max", weight_method=weights)
         traces = Traces()
         files.onnxruntime[name] = file_of(model, folder / f"{name}-onnxruntime", "onnxruntime", traces)
         files.openvino[name] = file_of(model, folder / f"{name}-openvino", "openvino", traces)
-        if name == "qdqpatch" and with_peers:
+        if name == "qdqpatch" and without_rules:
             files.onnxruntime_without[ALL] = files.onnxruntime[name]
             export_without(model, folder, files, traces)
     return files
@@ -197,6 +184,39 @@ def without_a_rule() -> dict[str, tuple[tuple[RewriteRule, ...], ...]]:
         "Sum before LayerNormalization": (tuple(expand), ()),
         PUSH: (tuple(expand), tuple(last)),
     }
+
+
+def show_onnxruntime(files: Files) -> None:
+    """Print how fast ONNX Runtime runs every contender's file, and the floor."""
+    floor = [f"{gemm_seconds(BERT_BASE, shape, THREADS, ROUNDS) * 1e3:.1f} ms" for shape in SHAPES]
+    rows = compare(files.onnxruntime, onnxruntime_run)
+    show("ONNX Runtime", (*COLUMNS, TO_PEERS), [*rows, ("floor: the Linears' int8 GEMMs", *floor, "")])
+
+
+def show_openvino(files: Files) -> None:
+    """Print how fast OpenVINO runs them."""
+    show("OpenVINO, static shape", (*COLUMNS, TO_PEERS), compare(files.openvino, openvino_run))
+
+
+def show_rules(files: Files) -> None:
+    """Print how fast ONNX Runtime runs our file with a rule less."""
+    rows = compare(files.onnxruntime_without, onnxruntime_run, first=ALL)
+    show("ONNX Runtime, without a rule", COLUMNS, [row[:-1] for row in rows])
+
+
+def show_operators(files: Files) -> None:
+    """Print where the time of our file goes in both engines."""
+    for title, engine in (("ONNX Runtime", "onnxruntime"), ("OpenVINO", "openvino")):
+        found = [profile(files, shape, engine) for shape in SHAPES]
+        show(f"{title}, per operator", COLUMNS, profile_rows(found))
+
+
+TABLES = {
+    "onnxruntime": show_onnxruntime,
+    "openvino": show_openvino,
+    "rules": show_rules,
+    "operators": show_operators,
+}
 
 
 def compare(
@@ -269,43 +289,6 @@ def feed_of(config: BertConfig, batch: int, length: int) -> Feed:
     """Return inputs without padding."""
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (batch, length))
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-
-
-def gemm_seconds(shape: tuple[int, int]) -> float:
-    """Return the seconds of the integer GEMMs of all Linears at a shape, each measured by itself."""
-    rows, hidden, wide = shape[0] * shape[1], BERT_BASE.hidden_size, BERT_BASE.intermediate_size
-    runs = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for inner, outer in ((hidden, hidden), (hidden, wide), (wide, hidden)):
-            path = Path(folder) / f"{inner}-{outer}.onnx"
-            _gemm(path, rows, inner, outer)
-            session = ONNX_RUNTIME.load(path, THREADS)
-            feed = {"a": np.random.default_rng(0).integers(0, 255, (rows, inner), np.uint8)}
-            runs[inner, outer] = lambda session=session, feed=feed: session.run(feed)
-        medians = in_turn({str(key): run for key, run in runs.items()}, ROUNDS)
-    square, up, down = medians.values()
-    return BERT_BASE.num_hidden_layers * (4 * square + up + down)
-
-
-def _gemm(path: Path, rows: int, inner: int, outer: int) -> None:
-    weight = np.random.default_rng(0).integers(-127, 127, (inner, outer), np.int8)
-    constants = {"b": weight, "scale": np.float32(0.01), "az": np.uint8(128), "bz": np.int8(0)}
-    graph = helper.make_graph(
-        [
-            helper.make_node(
-                "MatMulIntegerToFloat",
-                ["a", "b", "scale", "scale", "az", "bz"],
-                ["y"],
-                domain="com.microsoft",
-            )
-        ],
-        "gemm",
-        [helper.make_tensor_value_info("a", TensorProto.UINT8, [rows, inner])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, outer])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
 
 
 if __name__ == "__main__":

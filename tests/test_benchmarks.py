@@ -206,7 +206,7 @@ def test_speed_of_exported_models(benchmark_module, monkeypatch, tmp_path):
         found = export_speed.profile(files, (1, 8), engine)
         assert any(operator.startswith(slowest) for operator in found)
         assert export_speed.profile_rows([found])[-1][0] == "milliseconds in all"
-    assert export_speed.gemm_seconds((1, 8)) > 0
+    assert export_speed.gemm_seconds(tiny, (1, 8), 1, 1) > 0
 
 
 def test_every_rule_of_onnx_runtime_is_left_out_once(benchmark_module):

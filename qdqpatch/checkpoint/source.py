@@ -264,10 +264,11 @@ def _named_class(config: PreTrainedConfig) -> Any | None:
 
 
 def _model_class(name: str, config: PreTrainedConfig, task: str | None) -> Any:
-    own = named_code(config, None if task is None else AUTO_CLASSES[task])
+    named = _named_class(config)
+    auto_class = AUTO_CLASSES[task or "feature-extraction"]
+    own = named_code(config) if task is None else None
+    if own is None and (task is not None or named is None):
+        own = named_code(config, auto_class)
     if own is not None and is_code_trusted():
         return type(model_on_meta(getattr(transformers, own), config, name))
-    named = _named_class(config)
-    if task is None and named is not None:
-        return named
-    return getattr(transformers, AUTO_CLASSES[task or "feature-extraction"])
+    return named if task is None and named is not None else getattr(transformers, auto_class)

@@ -52,6 +52,8 @@ class Verified:
         changed: Whether the file is another one than what was written.
         note: What else there is to know of how the engine computes here; None for nothing.
         precision: What it computes in where the file says fp32.
+        saturates: Whether sums of the file's products may be too large for this processor's kernels, which
+            few texts need not show.
     """
 
     file: str
@@ -62,6 +64,7 @@ class Verified:
     changed: bool
     note: str | None = None
     precision: str = "float32"
+    saturates: bool = False
 
     @property
     def worst(self) -> float:
@@ -73,7 +76,7 @@ class Verified:
         """Whether it computes something else than it did."""
         least = LEAST_IN_BFLOAT16 if self.precision == "bfloat16" else LEAST_COSINE
         beyond = self.worst < least if self.measure == "cosine" else self.worst > MOST_APART
-        return beyond or self.changed or not np.isfinite(self.worst)
+        return beyond or self.changed or self.saturates or not np.isfinite(self.worst)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""
@@ -149,6 +152,7 @@ def verify(folder: Path) -> list[Verified]:
                 file in changed,
                 session.note,
                 session.precision,
+                session.saturated,
             )
         )
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qdqpatch.data.arrays import Array, Arrays
 from qdqpatch.engines.telemetry import no_telemetry
-from qdqpatch.engines.vnni import may_saturate, saturates
+from qdqpatch.engines.vnni import may_saturate, may_saturate_in_openvino, saturates
 from qdqpatch.errors import EngineError, one_line
 from qdqpatch.packages import missing, require
 
@@ -195,16 +195,16 @@ def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) ->
 
 def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) -> Session:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    float_matmuls = exact and saturates()
+    core = openvino.Core()
+    model = core.read_model(path)
+    saturated = saturates() and may_saturate_in_openvino(model)
+    float_matmuls = exact and saturated
     if exact:
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     if float_matmuls:
         settings["LP_TRANSFORMS_MODE"] = False  # leaves FakeQuantize and MatMul as they stand in the file
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    core = openvino.Core()
-    model = core.read_model(path)
-    is_quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
     compiled = core.compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
 
@@ -224,7 +224,7 @@ def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) 
         run,
         _dtype(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
         float_matmuls,
-        lambda: is_quantized and not float_matmuls and saturates(),
+        lambda: saturated and not float_matmuls,
     )
 
 

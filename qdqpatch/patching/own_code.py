@@ -40,13 +40,13 @@ def named_code(config: PreTrainedConfig, auto_class: str | None = None) -> str |
     Args:
         config: The config.
         auto_class: The Auto class that is wanted; None for that of the class that the checkpoint was saved
-            from, or else `AutoModel`.
+            from.
     """
     named = getattr(config, WHERE, None) or {}
     if auto_class is None:
         saved = next(iter(config.architectures or []), None)
         of_it = (auto for auto, place in named.items() if str(place).rpartition(".")[2] == saved)
-        auto_class = next(of_it, "AutoModel")
+        auto_class = next(of_it, None)
     return auto_class if auto_class in named else None
 
 

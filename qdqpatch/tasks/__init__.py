@@ -50,8 +50,7 @@ def task_of(config: PreTrainedConfig) -> type[Task[Any]]:
     Raises:
         ConfigError: If there is none for it.
     """
-    own = named_code(config)
-    architecture = next(iter(config.architectures or []), "") if own is None else own
+    architecture = named_code(config) or next(iter(config.architectures or []), "")
     for name, suffix in _SUFFIXES.items():
         if suffix and architecture.endswith(suffix):
             return TASKS[name]

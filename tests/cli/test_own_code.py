@@ -84,9 +84,16 @@ def test_it_is_run_where_it_is_trusted(own: Path) -> None:
 
 
 def test_its_task_is_that_of_the_head_that_it_names(own: Path) -> None:
-    for task, found in ((None, "MyClassifier"), ("feature-extraction", "MyModel")):
+    config = json.loads((own / "config.json").read_text())
+    for saved, task, found in (
+        ("MyClassifier", None, "MyClassifier"),
+        ("MyClassifier", "feature-extraction", "MyModel"),
+        ("BertForSequenceClassification", None, "BertForSequenceClassification"),
+    ):
+        (own / "config.json").write_text(json.dumps(config | {"architectures": [saved]}))
         result = invoke("inspect", own, TRUST, *(() if task is None else ("--task", task)))
-        assert f"{found}: 20 operations quantized" in result.stdout
+        assert f"{found}: 20 operations quantized" in result.stdout, result.output
+    (own / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"trust it: AutoModel\.from_pretrained\('own', trust_remote"):
         open_checkpoint("own")
     result = invoke("eval", own, "--data", "texts.txt", TRUST)

@@ -22,6 +22,12 @@ def test_how_far_logits_are_is_said_in_percent(monkeypatch: pytest.MonkeyPatch) 
     assert result.stdout == "onnx/model.onnx in onnxruntime 1: logits of 2 texts differ by at most 1.01%.\n"
 
 
+def test_sums_that_saturate_are_drift_however_near_a_few_texts_are() -> None:
+    near = Verified("model.onnx", "onnxruntime 1", "cosine", (0.997,), None, changed=False)
+    assert not near.drifts
+    assert dataclasses.replace(near, saturates=True).drifts
+
+
 def test_bfloat16_of_the_engine_is_no_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said instead: the machine that wrote the file computes so itself."""
     near = Verified("a.xml", "openvino 1", "cosine", (0.989,), None, changed=False)

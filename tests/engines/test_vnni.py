@@ -147,6 +147,19 @@ def test_whoever_measures_in_openvino_is_told(wrong: bool, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("preset", "wrong"), [("linear-only", False), ("no-residual", True)])
+def test_in_openvino_pairs_make_linears_exact_and_attention_is_not(
+    preset: str, wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = recalibrate_weights(calibrated(NAME, QDQConfig.preset(preset)), "pairs")
+    assume(True, monkeypatch)
+    result = export(model, tmp_path / "out", "openvino")
+    assert result.float_matmuls == wrong
+    assert OPENVINO.load(result.file).saturated == wrong
+    assert not OPENVINO.load(result.file, exact=True).saturated
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["qdqbert", "linear-only"])
 @pytest.mark.parametrize("form", ["for VNNI", "without", "pairs"])
 def test_whoever_measures_a_file_for_vnni_in_onnx_runtime_is_told(

@@ -283,6 +283,19 @@ def test_verify(root: Path) -> None:
     assert re.fullmatch(r"  batch 16 = batch 1: yes, padded = not padded: yes, \d threads = 1: yes", lines[1])
 
 
+@pytest.mark.parametrize("in_file", [True, False])
+def test_verify_finds_files_that_saturate_here(
+    root: Path, in_file: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda: True)
+    monkeypatch.setattr("qdqpatch.engines.sessions.may_saturate", lambda path: in_file)
+    monkeypatch.setattr("qdqpatch.engines.sessions.may_saturate_in_openvino", lambda model: False)
+    result = invoke("verify", root / "out")
+    assert result.exit_code == int(in_file)
+    if in_file:
+        assert result.stderr.startswith("Error: onnx/model.onnx of "), result.output
+
+
 def test_verify_finds_drift(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "out", tmp_path / "out")
     file = tmp_path / "out" / MANIFEST

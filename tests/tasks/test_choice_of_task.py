@@ -39,6 +39,14 @@ def test_head_tells_the_task(architecture: str, name: str) -> None:
     assert task_of(BertConfig(architectures=[architecture])) is TASKS[name]
 
 
+def test_a_class_of_its_own_has_the_task_that_it_is_named_for() -> None:
+    config = BertConfig(architectures=["Mine"])
+    config.auto_map = {"AutoModel": "mine.Base", "AutoModelForMaskedLM": "mine.Mine"}
+    assert task_of(config) is TASKS["fill-mask"]
+    config.architectures = ["BertForTokenClassification"]
+    assert task_of(config) is TASKS["token-classification"]
+
+
 @pytest.mark.parametrize("architecture", sorted((models.HEADS | models.CHANGES).keys() - COVERED))
 def test_heads_without_a_task(architecture: str) -> None:
     architecture = architecture.split()[0]
