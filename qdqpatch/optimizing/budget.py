@@ -85,8 +85,10 @@ class Budget:
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
-            raise ConfigError(f"max_drop must be a number of at least 0, not {self.max_drop}.")
+        if self.max_drop is None:
+            return
+        if not isinstance(self.max_drop, int | float) or not 0 <= self.max_drop < math.inf:
+            raise ConfigError(f"max_drop must be a number of at least 0, not {self.max_drop!r}.")
 
     def judge(
         self, closeness: Sequence[Metric], labels: Sequence[Metric] = (), reference: Sequence[Metric] = ()

@@ -36,8 +36,9 @@ def test_a_drop_of_labels_or_of_agreement() -> None:
     assert list(judged.figures) == ["accuracy"]
     assert judged.shortfall == pytest.approx(100 / 9 - 5)
     assert Budget("classes", 12.0).judge(close, [own], [reference]).passes
-    with pytest.raises(ConfigError, match="max_drop must be a number of at least 0, not -1"):
-        Budget("classes", -1)
+    for wrong in (-1, "1"):
+        with pytest.raises(ConfigError, match=f"max_drop must be a number of at least 0, not {wrong!r}"):
+            Budget("classes", wrong)
 
 
 def test_masked_words_are_judged_by_their_perplexity() -> None:
