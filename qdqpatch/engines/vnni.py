@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from qdqpatch.nn.pairs import pairs_fit
-
 VIEWS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze"})
 """OpenVINO's operations that move values."""
 
@@ -96,5 +94,7 @@ def _fits_pairs(product: Any) -> bool:
     weight = _source(product, 1, SCALED)
     if weight.get_type_name() != "Constant" or weight.get_element_type().get_type_name() != "i8":
         return False
+    from qdqpatch.nn.pairs import pairs_fit  # only here, for torch comes with it
+
     levels = weight.data
     return pairs_fit(levels if product.get_attributes()["transpose_b"] else levels.swapaxes(-1, -2))
