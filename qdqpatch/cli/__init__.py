@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
 @click.version_option(qdqpatch.__version__, prog_name="qdqpatch")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Turn Hugging Face BERTs into int8 ones that TensorRT, ONNX Runtime and OpenVINO run fast.
+    """Turn Hugging Face encoders into int8 ones that TensorRT, ONNX Runtime and OpenVINO run fast.
 
     CKPT is a folder that save_pretrained wrote, or the name of a model on the Hugging Face hub.
 

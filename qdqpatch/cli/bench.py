@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from qdqpatch.bench.report import Benchmark
 
 
-@click.command("bench", cls=SectionCommand)
+@click.command(
+    "bench", cls=SectionCommand, short_help="Measure latency, throughput, size and memory side by side."
+)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @bench_engine_option
 @click.option(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qdqpatch.tasks.metrics import Metric
 
 
-@click.command("convert", cls=SectionCommand)
+@click.command("convert", cls=SectionCommand, short_help="Quantize a checkpoint, calibrate it and save it.")
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
 @task_option

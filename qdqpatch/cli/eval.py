@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _option = functools.partial(click.option, cls=SectionOption)
 
 
-@click.command("eval", cls=SectionCommand)
+@click.command("eval", cls=SectionCommand, short_help="Compare metrics of models on the same data.")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @data_options
 @_option(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qdqpatch.exporter.result import Export
 
 
-@click.command("export", cls=SectionCommand)
+@click.command("export", cls=SectionCommand, short_help="Write a calibrated checkpoint for an engine.")
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
 @target_option(help="The engine: the numbers are the same for each, the graph is what it runs fast.")

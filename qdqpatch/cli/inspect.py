@@ -30,7 +30,9 @@ WORST = 10
 """So many quantizers are listed unless all are asked for."""
 
 
-@click.command("inspect", cls=SectionCommand)
+@click.command(
+    "inspect", cls=SectionCommand, short_help="Show what would be quantized, what stays float, and why."
+)
 @click.argument("ckpt")
 @task_option
 @placement_options

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from qdqpatch.lint.sites import Site
 
 
-@click.command("lint", cls=SectionCommand)
+@click.command(
+    "lint", cls=SectionCommand, short_help="Show what keeps an engine from computing a file in int8."
+)
 @click.argument("file", metavar="FILE.onnx", type=click.Path(path_type=Path))
 @click.option(
     "--target", type=click.Choice(TARGETS), required=True, help="The engine that is to run the file."

@@ -53,7 +53,9 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
     return float(found[1]) * UNITS[found[2]]
 
 
-@click.command("optimize", cls=SectionCommand)
+@click.command(
+    "optimize", cls=SectionCommand, short_help="Make the best int8 model for an engine and a budget."
+)
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
 @target_option(

@@ -70,8 +70,8 @@ target_option = functools.partial(
 cpu_option = click.option(
     "--cpu",
     type=click.Choice(CPUS),
-    help="What will run a file for ONNX Runtime: x86 with VNNI or without (avx2), or Arm; the default is "
-    "this machine. For avx2 all integers are uint8: exact everywhere, but slower where there is VNNI.",
+    help="What will run the file: x86 with VNNI or without (avx2), or Arm; the default is this machine. A "
+    "file for avx2 is exact everywhere, but slower where there is VNNI.",
 )
 
 SPLIT_HELP = "The split of a data set that has some.  [default: train; for eval, validation]"

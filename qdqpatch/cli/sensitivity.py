@@ -38,7 +38,7 @@ _mixing = functools.partial(click.option, cls=SectionOption, section="Mixed prec
 _output = functools.partial(click.option, cls=SectionOption, section="Output")
 
 
-@click.command("sensitivity", cls=SectionCommand)
+@click.command("sensitivity", cls=SectionCommand, short_help="Find the parts of a model to leave in float.")
 @click.argument("ckpt")
 @placement_options
 @data_options

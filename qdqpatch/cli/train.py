@@ -32,7 +32,7 @@ _ranges = functools.partial(click.option, cls=SectionOption, section="Quantizati
 _calibration = functools.partial(click.option, cls=SectionOption, section="Calibration", show_default=True)
 
 
-@click.command("train", cls=SectionCommand)
+@click.command("train", cls=SectionCommand, short_help="Train the int8 form of a checkpoint.")
 @click.argument("ckpt")
 @click.argument("out", type=click.Path(path_type=Path))
 @data_options

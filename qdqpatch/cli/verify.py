@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-@click.command("verify", cls=SectionCommand)
+@click.command(
+    "verify", cls=SectionCommand, short_help="See that a folder's files compute what they should here."
+)
 @click.argument("out", type=click.Path(path_type=Path))
 @json_option
 @code_option

@@ -86,9 +86,9 @@ def export(
         shape: Batch and sequence length, if the file shall take no other; None for any.
         float_weights: For TensorRT: store the weights in fp32 and quantize them in the graph.
         cpu: What will run the file: `vnni` (x86 with VNNI), `avx2` (x86 without) or `arm`. For ONNX Runtime
-            weights, keys and values are uint8 for `avx2`: the same levels, exact on every processor, but
-            slower where products of uint8 and int8 are exact. OpenVINO's file is the same for all. None for
-            this machine.
+            keys, values and weights with large pairs of levels (`qdqpatch/nn/pairs.py`) are uint8 for
+            `avx2`: the same levels, exact on every processor, but slower where products of uint8 and int8
+            are. OpenVINO's file is the same for all. None for this machine.
         vnni: The same for ONNX Runtime: whether products of uint8 and int8 are exact where the file runs, as
             they are with VNNI and on Arm.
         as_float: Write a model that is not quantized, such as the float one to compare an int8 file with.
