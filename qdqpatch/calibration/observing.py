@@ -187,9 +187,7 @@ def nothing_seen(path: str, was_reached: bool, batches: int) -> CalibrationError
             f"{spelled('the batches, or pass padding_aware=False', 'the texts')}."
         )
     return CalibrationError(
-        f"{path} saw no tensor in {counted(batches, 'batch', 'batches')}: their inputs do not reach it. "
-        "Add the inputs it needs "
-        "(encoder_hidden_states for cross-attention, global_attention_mask for Longformer, entity_ids for "
-        "LUKE), or turn it off with "
-        f"{spelled('an override', '--override')}."
+        f"{path} saw no tensor in {counted(batches, 'batch', 'batches')}: their inputs do not reach it. Add "
+        "the inputs it needs (encoder_hidden_states for cross-attention, global_attention_mask for "
+        f"Longformer, entity_ids for LUKE), or turn it off with {spelled('an override', '--override')}."
     )

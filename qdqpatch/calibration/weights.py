@@ -47,11 +47,10 @@ def weight_ranges(model: PreTrainedModel, method: WeightMethod = "max") -> dict[
                 raise CalibrationError(
                     f"{path} saw NaN or infinity, so it has no range. Check weights and inputs."
                 )
-            if isinstance(quantizer, WeightTrackingQuantizer):
-                pass
-            elif method == "mse":
+            wanted = "max" if isinstance(quantizer, WeightTrackingQuantizer) else method
+            if wanted == "mse":
                 amax = _least_squares(weight, amax, quantizer)
-            elif method == "pairs" and isinstance(module, QuantLinear) and quantizer.num_bits == 8:
+            elif wanted == "pairs" and isinstance(module, QuantLinear) and quantizer.num_bits == 8:
                 amax = _fitting_pairs(weight, amax)
             ranges[path] = amax
     return ranges

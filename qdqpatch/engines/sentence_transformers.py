@@ -22,8 +22,9 @@ from qdqpatch.data.lengths import config_limit
 from qdqpatch.engines.contenders import TORCH
 from qdqpatch.engines.homes import IR_FOLDER, ONNX_FOLDER
 from qdqpatch.engines.models import EXPORTS
+from qdqpatch.engines.saturation import may_saturate
 from qdqpatch.engines.sessions import ENGINES, fixed_sizes
-from qdqpatch.engines.vnni import may_saturate, saturates
+from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import CheckpointError, ConfigError, DataError, EngineError
 from qdqpatch.spelling import spelled
 

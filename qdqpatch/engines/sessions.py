@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qdqpatch.data.arrays import Array, Arrays
+from qdqpatch.engines.saturation import may_saturate, may_saturate_in_openvino
 from qdqpatch.engines.telemetry import no_telemetry
-from qdqpatch.engines.vnni import may_saturate, may_saturate_in_openvino, saturates
+from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import EngineError, one_line
 from qdqpatch.packages import missing, require
 
@@ -195,17 +196,15 @@ def _open_onnxruntime(ort: Any, path: Path, threads: int | None, exact: bool) ->
 
 def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) -> Session:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    core = openvino.Core()
-    model = core.read_model(path)
-    saturated = saturates() and may_saturate_in_openvino(model)
-    float_matmuls = exact and saturated
+    float_matmuls = exact and saturates() and may_saturate_in_openvino(path)
     if exact:
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     if float_matmuls:
         settings["LP_TRANSFORMS_MODE"] = False  # leaves FakeQuantize and MatMul as they stand in the file
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    compiled = core.compile_model(model, "CPU", settings)
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(inputs: Arrays) -> dict[str, Array]:
@@ -224,7 +223,7 @@ def _open_openvino(openvino: Any, path: Path, threads: int | None, exact: bool) 
         run,
         _dtype(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
         float_matmuls,
-        lambda: saturated and not float_matmuls,
+        lambda: not float_matmuls and saturates() and may_saturate_in_openvino(path),
     )
 
 

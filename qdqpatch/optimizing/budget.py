@@ -131,8 +131,7 @@ class Budget:
         if self.max_drop is None and KEPT in asked - set(figures) and COSINE in figures:
             return (
                 f"{counted(examples, 'text')} held back cannot tell how many neighbours are kept, which "
-                f"takes {LEAST}: "
-                "only the cosine was judged. Give more texts."
+                f"takes {LEAST}: only the cosine was judged. Give more texts."
             )
         shares = [100 - gate.limit for gate in GATES[self.meaning] if gate.figure == UNCHANGED]
         if not shares or RELATIVE in figures:  # cosines, scores and perplexities are no counts
@@ -142,8 +141,7 @@ class Budget:
             return None
         return (
             f"{counted(examples, 'text')} held back cannot resolve {percent:g}%: one of them is "
-            f"{100 / examples:.2g}%. "
-            "Give more texts."
+            f"{100 / examples:.2g}%. Give more texts."
         )
 
     def asked(self, figures: Iterable[str]) -> str:

@@ -55,8 +55,7 @@ def divide(examples: Sequence[Any], held_back: int | None, samples: int | None, 
     if len(examples) < LEAST:
         raise CalibrationError(
             f"{counted(len(examples), 'text')} cannot be divided into some to calibrate with and some to "
-            "judge on: give "
-            f"at least {LEAST}, better some hundred."
+            f"judge on: give at least {LEAST}, better some hundred."
         )
     count = min(HELD_BACK, len(examples) // 3) if held_back is None else held_back
     if not 0 < count < len(examples):

@@ -84,8 +84,7 @@ def check_arguments(model: nn.Module, batch: Mapping[str, Any], where: str = "Th
     if shape[-1] > limit:
         raise DataError(
             f"{where} has sequences of {counted(shape[-1], 'token')}, and the model has positions for "
-            f"{limit}: tokenize "
-            f"with truncation=True, max_length={limit}."
+            f"{limit}: tokenize with truncation=True, max_length={limit}."
         )
     mask = batch.get(MASK)
     if not isinstance(mask, Tensor) or mask.dim() != len(shape) or "past_key_values" in batch:

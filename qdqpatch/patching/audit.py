@@ -47,8 +47,7 @@ class Audit:
         """Return the result in one line."""
         return (
             f"{self.model}: {counted(len(self.operations), 'operation')} on the path, {len(self.misses)} "
-            "of them with "
-            "float operands"
+            "of them with float operands"
         )
 
     def rows(self) -> list[Row]:

@@ -16,8 +16,9 @@ from onnx import TensorProto, helper
 from qdqpatch import QDQConfig
 from qdqpatch.calibration.weights import recalibrate_weights
 from qdqpatch.data.arrays import Array
+from qdqpatch.engines.saturation import may_saturate
 from qdqpatch.engines.sessions import ONNX_RUNTIME, OPENVINO, SATURATED
-from qdqpatch.engines.vnni import may_saturate, saturates
+from qdqpatch.engines.vnni import saturates
 from qdqpatch.errors import ExportError
 from qdqpatch.exporter.check import LEAST_TOLERANCE
 from qdqpatch.exporter.result import Export
@@ -134,6 +135,20 @@ def test_openvino_is_compared_without_kernels_that_saturate(
     assert not OPENVINO.load(result.file).float_matmuls
     assume(False, monkeypatch)
     assert not OPENVINO.load(result.file, exact=True).float_matmuls
+
+
+def test_nobody_is_asked_of_products_before_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe takes ONNX Runtime, whose memory would count as OpenVINO's where that is measured."""
+
+    file = made("Linears alone", "openvino").result.file
+
+    def probe() -> bool:
+        raise AssertionError("It was asked.")
+
+    monkeypatch.setattr("qdqpatch.engines.sessions.saturates", probe)
+    session = OPENVINO.load(file, threads=1)
+    with pytest.raises(AssertionError, match="asked"):
+        assert session.saturated
 
 
 @pytest.mark.parametrize("wrong", [True, False])

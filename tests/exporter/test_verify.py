@@ -33,7 +33,7 @@ def test_verify_finds_files_that_saturate_here(
 ) -> None:
     monkeypatch.setattr("qdqpatch.engines.sessions.saturates", lambda: True)
     monkeypatch.setattr("qdqpatch.engines.sessions.may_saturate", lambda path: in_file)
-    monkeypatch.setattr("qdqpatch.engines.sessions.may_saturate_in_openvino", lambda model: False)
+    monkeypatch.setattr("qdqpatch.engines.sessions.may_saturate_in_openvino", lambda path: False)
     result = invoke("verify", root / "out")
     assert result.exit_code == int(in_file)
     if in_file:

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qdqpatch.engines.homes import IR_FOLDER
+from qdqpatch.engines.openvino_graph import source_of
 from qdqpatch.engines.sessions import OPENVINO
 from qdqpatch.engines.telemetry import no_telemetry
 from qdqpatch.exporter.kernels import Kernel
@@ -22,8 +23,6 @@ from qdqpatch.exporter.targets.base import Target, write_onnx
 IR_FILE = f"{IR_FOLDER}/openvino_model.xml"
 KERNELS = ("FullyConnected", "MatMul", "Subgraph")
 """Layer types that hold matmuls; a Subgraph can be a whole attention."""
-
-VIEWS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def write(model: ir.Model, file: Path) -> None:
@@ -77,9 +76,7 @@ def _shifted(model: Any) -> set[str]:
 
 def _lowest_level(node: Any, operand: int) -> int | None:
     """Return the lowest level of a computed operand, counted from that of 0; None of another operand."""
-    before = node.input_value(operand).get_node()
-    while before.get_type_name() in VIEWS:
-        before = before.input_value(0).get_node()
+    before = source_of(node, operand)
     if before.get_type_name() != "FakeQuantize":
         return None
     tensor, low, high = (before.input_value(place).get_node() for place in (0, 3, 4))
