@@ -108,7 +108,7 @@ def own_environment() -> dict[str, str]:
 
 
 def dynamic(material: Material) -> Path:
-    """ONNX Runtime's `quantize_dynamic` of torch's own export, with sentence-transformers' settings."""
+    """ONNX Runtime's `quantize_dynamic` of torch's own export."""
     feed = {name: tensor.numpy() for name, tensor in material.batches[0].items()}
     return quantized(float_file(embedders.load(material.checkpoint), material.folder / "traced.onnx", feed))
 
@@ -119,7 +119,7 @@ def dynamic_of_ours(material: Material) -> Path:
 
 
 def quantized(file: Path) -> Path:
-    """Quantize a file dynamically, with the operators that optimum has ONNX Runtime quantize."""
+    """Quantize a file dynamically, per channel: Linears and embeddings."""
     from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
 
     out = file.with_name(f"dynamic-{file.name}")

@@ -240,8 +240,7 @@ def _print(found: Optimization, shape: Shape) -> None:
     columns, rows = found.table()
     title = (
         f"{found.target} ({found.placement}), judged in {found.engine} on "
-        f"{counted(found.held_back, 'text')}, "
-        f"calibrated with {found.calibrated}; "
+        f"{counted(found.held_back, 'text')}, calibrated with {found.calibrated}; "
     )
     timed = f"ms and speed at {shape}, beside float in the same engine"
     print_text(title + (timed if "ms" in columns else "not timed, which takes a GPU"))

@@ -85,8 +85,7 @@ class AttentionMatmuls:
             if found != len(pairs):
                 return (
                     f"{cls.__name__}.{method} does not call transformers' attention interface, and has "
-                    f"{counted(found, 'matrix product')} where the rule needs "
-                    f"{len(pairs)}"
+                    f"{counted(found, 'matrix product')} where the rule needs {len(pairs)}"
                 )
         return ""
 

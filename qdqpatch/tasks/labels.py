@@ -63,8 +63,7 @@ def label_columns(
         if len(chosen) != len(names):
             raise DataError(
                 f"{counted(len(chosen), 'column of labels is', 'columns of labels are')} named, and the "
-                f"model has {counted(len(names), 'label')}: "
-                f"{', '.join(names)}."
+                f"model has {counted(len(names), 'label')}: {', '.join(names)}."
             )
         return chosen
     by_lower = {name.lower(): name for name in row.fields}

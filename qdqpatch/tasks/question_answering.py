@@ -77,8 +77,7 @@ class QuestionAnswering(Task[Question]):
         if self._room < 4:
             raise ConfigError(
                 f"Windows of {counted(self.max_length, 'token')}, {special} of them special ones, are too "
-                "short for a "
-                "question and its paragraph."
+                "short for a question and its paragraph."
             )
 
     def read(self, source: DataSource, labelled: bool = True) -> list[Question]:
