@@ -55,6 +55,8 @@ def joined(command: str | None) -> Iterator[None]:
         store, rank, processes = next(rendezvous("env://"))
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
+        if backend == "gloo":
+            dist.barrier()  # one that left before the others are connected would end them with an error
     except (RuntimeError, ValueError) as error:
         raise click.ClickException(f"The processes do not find each other: {one_line(error)}") from error
     try:
